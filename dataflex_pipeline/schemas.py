@@ -1,0 +1,84 @@
+"""The Parquet schemas: every column with its unit and meaning as field metadata."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = "1"
+
+
+def column(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = True) -> pa.Field:
+    """Return a field that carries its meaning (and unit) as metadata."""
+    return pa.field(name, kind, nullable=nullable, metadata={"description": meaning})
+
+
+ROW = column("row", pa.int64(), "position of the row in the prepared pool, from 0", nullable=False)
+ROW_ID = column("row_id", pa.string(), "content hash of the row (hex)", nullable=False)
+VALID = column("valid", pa.bool_(), "whether the row can be used here", nullable=False)
+REASON = column("reason", pa.string(), "why the row is not valid; null where it is")
+
+MESSAGE = pa.struct(
+    [
+        column("role", pa.string(), "system, user, assistant, tool"),
+        column("content", pa.string(), "text of the message"),
+    ]
+)
+
+PREPARED = pa.schema(
+    [
+        ROW,
+        ROW_ID,
+        column("source", pa.string(), "name of the data set that the row came from", nullable=False),
+        column("messages", pa.list_(MESSAGE), "the conversation", nullable=False),
+        column("input_ids", pa.list_(pa.int32()), "token ids after the chat template and truncation"),
+        column("labels", pa.list_(pa.int32()), "token ids that carry loss, -100 elsewhere; length of input_ids"),
+        column("n_tokens", pa.int32(), "tokens in input_ids", nullable=False),
+        column("n_response_tokens", pa.int32(), "tokens that carry loss", nullable=False),
+        VALID,
+        REASON,
+    ]
+)
+"""Columns of every prepared data set; a target adds ``group``, and ``original_*`` columns follow."""
+
+GROUP = column("group", pa.string(), "target group that the row belongs to", nullable=False)
+
+SCORES = pa.schema(
+    [
+        ROW,
+        ROW_ID,
+        column("score", pa.float64(), "the method's score, higher is better; null where not valid"),
+        VALID,
+        REASON,
+    ]
+)
+"""First columns of every score table; the method's own columns follow."""
+
+PROBABILITIES = pa.schema(
+    [
+        ROW,
+        ROW_ID,
+        column("probability", pa.float64(), "sampling probability; sums to 1 over valid rows", nullable=False),
+    ]
+)
+
+INDEX = pa.schema(
+    [
+        column("position", pa.int64(), "training position within the round, from 0", nullable=False),
+        ROW,
+        ROW_ID,
+        column("weight", pa.float32(), "loss weight of this position; mean 1 over the round", nullable=False),
+        column("probability", pa.float64(), "probability that the row was drawn with", nullable=False),
+        column("score", pa.float64(), "score of the row; null for the warm-up"),
+    ]
+)
+
+LOSSES = pa.schema(
+    [
+        ROW,
+        ROW_ID,
+        column("loss", pa.float64(), "mean negative log-likelihood of the response, nats per token"),
+        column("n_tokens", pa.int32(), "response tokens that the mean is over", nullable=False),
+        VALID,
+        REASON,
+    ]
+)
