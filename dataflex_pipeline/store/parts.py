@@ -1,0 +1,239 @@
+"""A table as a folder of Parquet parts: written part by part, resumed, complete with its manifest.
+
+A part holds a contiguous range of rows, is written atomically and carries the table's fingerprint in
+its footer. The manifest is written last and lists every part; a table is complete when its manifest
+is there. Nothing in a part depends on the number of processes or on what else was computed when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dataflex_pipeline import __version__
+from dataflex_pipeline.errors import CorruptError
+from dataflex_pipeline.schemas import SCHEMA_VERSION
+from dataflex_pipeline.store.atomic import TEMPORARY, atomic_file, read_json, write_json
+from dataflex_pipeline.store.fingerprint import FINGERPRINT_KEY, INGREDIENTS_KEY, canonical, digest
+
+MANIFEST = "manifest.json"
+ROW_GROUP = 65536
+
+
+def footer(ingredients: Mapping[str, Any], extra: Mapping[str, str] | None = None) -> dict[bytes, bytes]:
+    """Return the file metadata that every table of a run carries."""
+    notes = {
+        FINGERPRINT_KEY: digest(ingredients).encode(),
+        INGREDIENTS_KEY: canonical(ingredients).encode(),
+        b"dataflex.schema_version": SCHEMA_VERSION.encode(),
+        b"dataflex.version": __version__.encode(),
+    }
+    return notes | {f"dataflex.{key}".encode(): value.encode() for key, value in (extra or {}).items()}
+
+
+def read_footer(path: Path) -> dict[bytes, bytes]:
+    """Return the file metadata of a Parquet file.
+
+    Raises:
+        CorruptError: the file is truncated or not Parquet.
+    """
+    try:
+        return dict(pq.read_schema(path).metadata or {})
+    except (pa.ArrowInvalid, OSError) as error:
+        raise corrupt(path, str(error).splitlines()[0]) from error
+
+
+def corrupt(path: Path, found: str) -> CorruptError:
+    """Return the error for a table file that is not what this program wrote."""
+    return CorruptError(
+        f"{path} cannot be read: {found}",
+        "It was written whole by this program, so something else changed, replaced or truncated it.",
+        "Delete that file (a missing part is made again), or start over with --overwrite.",
+    )
+
+
+def part_name(number: int) -> str:
+    """Return the file name of a part."""
+    return f"part-{number:05d}.parquet"
+
+
+class PartsWriter:
+    """Writes a parted table; parts already there with the same fingerprint count as done.
+
+    Args:
+        folder: the table's folder, made when missing.
+        schema: columns of every part.
+        ingredients: what the table is made from; its digest is the table's fingerprint.
+
+    Raises:
+        CorruptError: a part on disk is truncated or carries another fingerprint.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema, ingredients: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.ingredients = dict(ingredients)
+        self.fingerprint = digest(ingredients)
+        self.schema = schema.with_metadata(footer(ingredients))
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f"*{TEMPORARY}"):
+            leftover.unlink()
+        self.done: frozenset[int] = frozenset(self._scan())
+
+    def _scan(self) -> Iterator[int]:
+        for path in sorted(self.folder.glob("part-*.parquet")):
+            check_fingerprint(path, self.fingerprint)
+            yield int(path.stem.removeprefix("part-"))
+
+    def write(self, number: int, table: pa.Table) -> None:
+        """Write one part atomically; columns are cast to the schema."""
+        whole = table.select(self.schema.names).cast(self.schema).replace_schema_metadata(self.schema.metadata)
+        with atomic_file(self.folder / part_name(number)) as temporary:
+            pq.write_table(whole, temporary, compression="zstd", row_group_size=ROW_GROUP)
+        self.done |= {number}
+
+    def finish(self, n_parts: int, summary: Mapping[str, Any]) -> PartedTable:
+        """Check that parts 0..n_parts-1 are there and write the manifest.
+
+        Args:
+            n_parts: how many parts the table has.
+            summary: plain values worth keeping beside the table (counts, seconds, notices).
+        """
+        missing = sorted(set(range(n_parts)) - self.done)
+        if missing or len(self.done) != n_parts:
+            raise CorruptError(
+                f"{self.folder} has parts {sorted(self.done)[:5]}... where {n_parts} were expected "
+                f"(missing: {missing[:5]}).",
+                "A table is complete only with exactly its own parts.",
+                "Run the same command again; if it stays, use --overwrite.",
+            )
+        parts = []
+        start = 0
+        for number in range(n_parts):
+            path = self.folder / part_name(number)
+            rows = pq.read_metadata(path).num_rows
+            parts.append({"file": path.name, "start": start, "rows": rows, "bytes": path.stat().st_size})
+            start += rows
+        write_json(
+            self.folder / MANIFEST,
+            {
+                "fingerprint": self.fingerprint,
+                "ingredients": self.ingredients,
+                "parts": parts,
+                "rows": start,
+                "schema_version": SCHEMA_VERSION,
+                "summary": dict(summary),
+                "version": __version__,
+            },
+        )
+        return PartedTable.open(self.folder)
+
+
+def check_fingerprint(path: Path, fingerprint: str) -> None:
+    """Raise CorruptError unless the Parquet file carries exactly this fingerprint."""
+    found = read_footer(path).get(FINGERPRINT_KEY, b"").decode()
+    if found != fingerprint:
+        raise corrupt(path, f"it belongs to another table (fingerprint {found or 'none'}, expected {fingerprint})")
+
+
+class PartedTable:
+    """A complete parted table, read part by part in row order.
+
+    Attributes:
+        folder: where it is. schema: its columns. n_rows: rows over all parts.
+        fingerprint, ingredients, summary: from the manifest.
+        starts: first row of every part, then n_rows. [n_parts + 1]
+    """
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.fingerprint: str = manifest["fingerprint"]
+        self.ingredients: dict[str, Any] = manifest["ingredients"]
+        self.summary: dict[str, Any] = manifest["summary"]
+        self.n_rows: int = manifest["rows"]
+        self.files = [folder / part["file"] for part in manifest["parts"]]
+        self.starts = [part["start"] for part in manifest["parts"]] + [self.n_rows]
+        self.schema: pa.Schema = pq.read_schema(self.files[0])
+
+    @property
+    def n_parts(self) -> int:
+        """Number of parts."""
+        return len(self.files)
+
+    @classmethod
+    def is_complete(cls, folder: Path) -> bool:
+        """Whether the folder holds a finished table."""
+        return (folder / MANIFEST).is_file()
+
+    @classmethod
+    def open(cls, folder: Path) -> PartedTable:
+        """Open a finished table.
+
+        Raises:
+            CorruptError: no manifest, or a part is missing, of another size, truncated or foreign.
+        """
+        if not cls.is_complete(folder):
+            raise CorruptError(
+                f"{folder} has no {MANIFEST}.",
+                "The table was never finished, so its rows cannot be trusted to be all there.",
+                "Run the command that makes it again; finished parts are kept.",
+            )
+        manifest = read_json(folder / MANIFEST)
+        for part in manifest["parts"]:
+            path = folder / part["file"]
+            if not path.is_file():
+                raise corrupt(path, "the manifest names it and it is missing")
+            if path.stat().st_size != part["bytes"]:
+                raise corrupt(path, f"{path.stat().st_size} bytes where the manifest says {part['bytes']}")
+            check_fingerprint(path, manifest["fingerprint"])
+        return cls(folder, manifest)
+
+    def part(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one part, whole."""
+        try:
+            return pq.read_table(self.files[number], columns=list(columns) if columns is not None else None)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise corrupt(self.files[number], str(error).splitlines()[0]) from error
+
+    def blocks(self, columns: Sequence[str] | None = None, max_rows: int = 65536) -> Iterator[pa.RecordBatch]:
+        """Yield record batches of at most ``max_rows`` rows in row order, never holding more than one part."""
+        names = list(columns) if columns is not None else None
+        for path in self.files:
+            try:
+                with pq.ParquetFile(path) as parquet:
+                    yield from parquet.iter_batches(max_rows, columns=names)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise corrupt(path, str(error).splitlines()[0]) from error
+
+    def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Gather rows by number, in the order given, repeats allowed.
+
+        Args:
+            rows: row numbers. [n] int64
+            columns: columns to read.
+
+        Returns:
+            A table of n rows. Only parts that hold a wanted row are read, one at a time.
+        """
+        wanted, inverse = np.unique(rows, return_inverse=True)
+        pieces = []
+        for number, (start, stop) in enumerate(zip(self.starts[:-1], self.starts[1:], strict=True)):
+            inside = wanted[(wanted >= start) & (wanted < stop)] - start
+            if len(inside):
+                pieces.append(self.part(number, columns).take(pa.array(inside)))
+        if not pieces:
+            return self.schema.empty_table().select(list(columns))
+        return pa.concat_tables(pieces).take(pa.array(inverse))
+
+    def sum(self, name: str, where: str | None = None) -> int:
+        """Return the sum of an integer column, over rows where the boolean column ``where`` is true."""
+        total = 0
+        for block in self.blocks([name] if where is None else [name, where]):
+            kept = block if where is None else block.filter(block.column(where))
+            total += pc.sum(kept.column(name)).as_py() or 0
+        return total
