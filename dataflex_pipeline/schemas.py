@@ -31,7 +31,9 @@ PREPARED = pa.schema(
         column("source", pa.string(), "name of the data set that the row came from", nullable=False),
         column("messages", pa.list_(MESSAGE), "the conversation", nullable=False),
         column("input_ids", pa.list_(pa.int32()), "token ids after the chat template and truncation"),
-        column("labels", pa.list_(pa.int32()), "token ids that carry loss, -100 elsewhere; length of input_ids"),
+        column(
+            "labels", pa.list_(pa.int32()), "token ids that carry loss, -100 elsewhere; length of input_ids"
+        ),
         column("n_tokens", pa.int32(), "tokens in input_ids", nullable=False),
         column("n_response_tokens", pa.int32(), "tokens that carry loss", nullable=False),
         VALID,
@@ -57,7 +59,9 @@ PROBABILITIES = pa.schema(
     [
         ROW,
         ROW_ID,
-        column("probability", pa.float64(), "sampling probability; sums to 1 over valid rows", nullable=False),
+        column(
+            "probability", pa.float64(), "sampling probability; sums to 1 over valid rows", nullable=False
+        ),
     ]
 )
 

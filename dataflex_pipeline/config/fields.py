@@ -42,16 +42,23 @@ class Config(BaseModel):
     trust_remote_code: bool = key(
         False, "run Python code that comes with a hub model; only for models that you trust", "run", "model"
     )
-    finetuning_type: Literal["lora", "full"] = key("lora", "train a LoRA adapter or all weights", "run", "model")
+    finetuning_type: Literal["lora", "full"] = key(
+        "lora", "train a LoRA adapter or all weights", "run", "model"
+    )
     lora_rank: int = key(8, "LoRA rank r", "run", "model", ge=1)
     lora_alpha: int | None = key(None, "LoRA alpha; by default twice the rank", "run", "model", ge=1)
     lora_dropout: float = key(0.0, "dropout inside LoRA during training", "run", "model", ge=0.0, lt=1.0)
     lora_target: str = key(
         "all", "all (every linear layer but the head), or comma-separated module names", "run", "model"
     )
-    bf16: bool = key(False, "load and train in bfloat16; on a CPU this becomes fp32, and says so", "run", "model")
+    bf16: bool = key(
+        False, "load and train in bfloat16; on a CPU this becomes fp32, and says so", "run", "model"
+    )
     attn_implementation: str | None = key(
-        None, "attention kernel for transformers (eager, sdpa, flash_attention_2); by default its choice", "run", "model"
+        None,
+        "attention kernel for transformers (eager, sdpa, flash_attention_2); by default its choice",
+        "run",
+        "model",
     )
 
     # data
@@ -64,17 +71,26 @@ class Config(BaseModel):
     eval_dataset: str | None = key(None, "the target set, given like dataset", "run", "data")
     dataset_dir: str = key("data", "folder of dataset_info.json and of bare data set names", "run", "data")
     template: str | None = key(
-        None, "chat template by name (dataflex methods --templates lists them); by default the tokenizer's own", "run", "data"
+        None,
+        "chat template by name (dataflex methods --templates lists them); by default the tokenizer's own",
+        "run",
+        "data",
     )
     default_system: str | None = key(None, "system prompt for rows that have none", "run", "data")
     cutoff_len: int = key(2048, "tokens kept of a row; what is over is cut at the end", "run", "data", ge=2)
     max_samples: int | None = key(None, "rows taken of each data set, from its start", "run", "data", ge=1)
     mask_history: bool = key(False, "loss on the last assistant turn only", "run", "data")
     data_columns: dict[str, str] = key(
-        {}, "names of the columns where they are not the usual ones (prompt, query, response, messages, ...)", "run", "data"
+        {},
+        "names of the columns where they are not the usual ones (prompt, query, response, messages, ...)",
+        "run",
+        "data",
     )
     data_tags: dict[str, str] = key(
-        {}, "sharegpt tags where they are not the usual ones (role_tag, content_tag, user_tag, ...)", "run", "data"
+        {},
+        "sharegpt tags where they are not the usual ones (role_tag, content_tag, user_tag, ...)",
+        "run",
+        "data",
     )
     eval_group_column: str | None = key(
         None, "column of the target set that names each row's group; by default its data set", "run", "data"
@@ -82,18 +98,30 @@ class Config(BaseModel):
     preprocessing_num_workers: int | None = key(
         None, "processes that tokenize; by default one per core, at most 8", "runtime", "data", ge=1
     )
-    dataloader_num_workers: int = key(0, "worker processes of the training data loader", "runtime", "data", ge=0)
+    dataloader_num_workers: int = key(
+        0, "worker processes of the training data loader", "runtime", "data", ge=0
+    )
 
     # rounds
     warmup_step: int = key(20, "optimizer steps of the warm-up (round 0)", "run", "rounds", ge=1)
     update_step: int = key(20, "optimizer steps of every round", "run", "rounds", ge=1)
-    update_times: int = key(5, "rounds after the warm-up; the horizon of the learning-rate schedule", "run", "rounds", ge=1)
-    component_name: str = key("loss", "the method that scores the pool: dataflex methods lists them", "selection", "rounds")
+    update_times: int = key(
+        5, "rounds after the warm-up; the horizon of the learning-rate schedule", "run", "rounds", ge=1
+    )
+    component_name: str = key(
+        "loss", "the method that scores the pool: dataflex methods lists them", "selection", "rounds"
+    )
     components_cfg_file: str | None = key(
-        None, "YAML file with every method's parameters; by default the shipped components.yaml", "selection", "rounds"
+        None,
+        "YAML file with every method's parameters; by default the shipped components.yaml",
+        "selection",
+        "rounds",
     )
     methods: dict[str, dict[str, Any]] = key(
-        {}, "parameters of methods, over those of components_cfg_file: {loss: {focus: low}}", "selection", "rounds"
+        {},
+        "parameters of methods, over those of components_cfg_file: {loss: {focus: low}}",
+        "selection",
+        "rounds",
     )
 
     # selection
@@ -103,19 +131,32 @@ class Config(BaseModel):
     num_samples: int | None = key(
         None, "rows to select; by default update_step x global_batch", "selection", "selection", ge=1
     )
-    fraction: float | None = key(None, "share of the valid rows to select", "selection", "selection", gt=0.0, le=1.0)
-    token_budget: int | None = key(None, "tokens to select, counted over whole rows", "selection", "selection", ge=1)
+    fraction: float | None = key(
+        None, "share of the valid rows to select", "selection", "selection", gt=0.0, le=1.0
+    )
+    token_budget: int | None = key(
+        None, "tokens to select, counted over whole rows", "selection", "selection", ge=1
+    )
     replacement: bool | None = key(
-        None, "draw with replacement; by default the method's own parameter, else without", "selection", "selection"
+        None,
+        "draw with replacement; by default the method's own parameter, else without",
+        "selection",
+        "selection",
     )
     weights: Literal["uniform", "importance", "probability"] = key(
         "uniform", "loss weight of a selected row", "selection", "selection"
     )
     source_quotas: dict[str, float] = key(
-        {}, "share of the selected rows per source, {name: share}; the shares sum to at most 1", "selection", "selection"
+        {},
+        "share of the selected rows per source, {name: share}; the shares sum to at most 1",
+        "selection",
+        "selection",
     )
     disable_shuffling: bool = key(
-        False, "keep the order of selection (best or first drawn first) instead of a seeded shuffle", "selection", "selection"
+        False,
+        "keep the order of selection (best or first drawn first) instead of a seeded shuffle",
+        "selection",
+        "selection",
     )
 
     # training
@@ -123,21 +164,28 @@ class Config(BaseModel):
     gradient_accumulation_steps: int = key(1, "forward passes per optimizer step", "run", "training", ge=1)
     learning_rate: float = key(1e-4, "peak learning rate", "run", "training", gt=0.0)
     lr_scheduler_type: str = key("cosine", "learning-rate schedule over the whole horizon", "run", "training")
-    warmup_ratio: float = key(0.0, "share of the horizon over which the learning rate rises", "run", "training", ge=0.0, le=1.0)
+    warmup_ratio: float = key(
+        0.0, "share of the horizon over which the learning rate rises", "run", "training", ge=0.0, le=1.0
+    )
     weight_decay: float = key(0.0, "AdamW weight decay", "run", "training", ge=0.0)
     adam_beta1: float = key(0.9, "AdamW beta1", "run", "training", ge=0.0, lt=1.0)
     adam_beta2: float = key(0.999, "AdamW beta2", "run", "training", ge=0.0, lt=1.0)
     adam_epsilon: float = key(1e-8, "AdamW epsilon", "run", "training", gt=0.0)
     max_grad_norm: float = key(1.0, "gradient clipping; 0: off", "run", "training", ge=0.0)
     gradient_checkpointing: bool = key(False, "recompute activations to save memory", "runtime", "training")
-    seed: int = key(42, "the one seed; every consumer derives its own stream from it", "run", "training", ge=0)
+    seed: int = key(
+        42, "the one seed; every consumer derives its own stream from it", "run", "training", ge=0
+    )
     logging_steps: int = key(5, "steps between two lines of the training log", "runtime", "training", ge=1)
     save_steps: int | None = key(
         None, "steps between checkpoints inside a round; by default only its end", "runtime", "training", ge=1
     )
     plot_loss: bool = key(False, "write a PNG of the training loss after every round", "runtime", "training")
     report_to: str = key(
-        "none", "none, tensorboard, wandb, swanlab, mlflow or trackio; several comma-separated", "runtime", "training"
+        "none",
+        "none, tensorboard, wandb, swanlab, mlflow or trackio; several comma-separated",
+        "runtime",
+        "training",
     )
     run_name: str | None = key(None, "name shown by the tracker of report_to", "runtime", "training")
     use_swanlab: bool = key(False, "the same as report_to: swanlab", "runtime", "training")
@@ -146,27 +194,51 @@ class Config(BaseModel):
     swanlab_run_name: str | None = key(None, "SwanLab experiment name", "runtime", "training")
     swanlab_mode: str | None = key(None, "SwanLab mode: cloud or local", "runtime", "training")
     swanlab_logdir: str | None = key(None, "folder of SwanLab's own logs", "runtime", "training")
-    swanlab_api_key: str | None = key(None, "SwanLab key (never written to disk)", "runtime", "training", repr=False)
-    swanlab_lark_webhook_url: str | None = key(None, "Lark webhook (never written to disk)", "runtime", "training", repr=False)
-    swanlab_lark_secret: str | None = key(None, "Lark secret (never written to disk)", "runtime", "training", repr=False)
+    swanlab_api_key: str | None = key(
+        None, "SwanLab key (never written to disk)", "runtime", "training", repr=False
+    )
+    swanlab_lark_webhook_url: str | None = key(
+        None, "Lark webhook (never written to disk)", "runtime", "training", repr=False
+    )
+    swanlab_lark_secret: str | None = key(
+        None, "Lark secret (never written to disk)", "runtime", "training", repr=False
+    )
     deepspeed: str | None = key(None, "DeepSpeed configuration file (JSON)", "runtime", "training")
-    ddp_timeout: int = key(1800, "seconds after which a silent process group gives up", "runtime", "training", ge=1)
+    ddp_timeout: int = key(
+        1800, "seconds after which a silent process group gives up", "runtime", "training", ge=1
+    )
 
     # evaluation on the target
-    per_device_eval_batch_size: int = key(8, "rows per process when evaluating", "runtime", "evaluation", ge=1)
-    eval_strategy: Literal["no", "steps", "epoch"] = key(
-        "no", "evaluate on the target: no, every eval_steps, or at the end of each round (epoch)", "run", "evaluation"
+    per_device_eval_batch_size: int = key(
+        8, "rows per process when evaluating", "runtime", "evaluation", ge=1
     )
-    eval_steps: int | None = key(None, "steps between evaluations; by default logging_steps", "run", "evaluation", ge=1)
-    metric_for_best_model: str = key("eval_loss", "metric that names the best checkpoint", "run", "evaluation")
+    eval_strategy: Literal["no", "steps", "epoch"] = key(
+        "no",
+        "evaluate on the target: no, every eval_steps, or at the end of each round (epoch)",
+        "run",
+        "evaluation",
+    )
+    eval_steps: int | None = key(
+        None, "steps between evaluations; by default logging_steps", "run", "evaluation", ge=1
+    )
+    metric_for_best_model: str = key(
+        "eval_loss", "metric that names the best checkpoint", "run", "evaluation"
+    )
     greater_is_better: bool | None = key(
         None, "whether a larger metric is better; by default not for a loss", "run", "evaluation"
     )
     load_best_model_at_end: bool = key(
-        False, "keep the best checkpoint in best/ for export; scoring always takes the last", "run", "evaluation"
+        False,
+        "keep the best checkpoint in best/ for export; scoring always takes the last",
+        "run",
+        "evaluation",
     )
     early_stopping_steps: int | None = key(
-        None, "evaluations without improvement after which the run ends, counted over rounds", "run", "evaluation", ge=1
+        None,
+        "evaluations without improvement after which the run ends, counted over rounds",
+        "run",
+        "evaluation",
+        ge=1,
     )
     early_stopping_min_delta: float = key(
         0.0, "least improvement that counts for early stopping", "run", "evaluation", ge=0.0
@@ -175,14 +247,20 @@ class Config(BaseModel):
     # scoring
     device: str = key("auto", "auto, cpu, cuda, cuda:N or mps", "runtime", "scoring")
     score_batch_tokens: int = key(16384, "padded tokens per scoring batch", "runtime", "scoring", ge=1)
-    rows_per_part: int = key(1024, "rows per part of a feature: the unit of resume", "runtime", "scoring", ge=1)
+    rows_per_part: int = key(
+        1024, "rows per part of a feature: the unit of resume", "runtime", "scoring", ge=1
+    )
 
     # where
     runs_dir: str = key("runs", "folder that holds the runs", "runtime", "run folder")
-    output_dir: str | None = key(None, "the run folder itself; by default runs_dir/<run name>", "runtime", "run folder")
+    output_dir: str | None = key(
+        None, "the run folder itself; by default runs_dir/<run name>", "runtime", "run folder"
+    )
     export_dir: str | None = key(None, "folder that export writes to", "runtime", "run folder")
     export_size: int = key(5, "GB per exported weight file", "runtime", "run folder", ge=1)
-    export_device: Literal["cpu", "auto"] = key("cpu", "device that export merges on", "runtime", "run folder")
+    export_device: Literal["cpu", "auto"] = key(
+        "cpu", "device that export merges on", "runtime", "run folder"
+    )
 
     @property
     def horizon(self) -> int:

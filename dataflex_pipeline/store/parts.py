@@ -92,7 +92,9 @@ class PartsWriter:
 
     def write(self, number: int, table: pa.Table) -> None:
         """Write one part atomically; columns are cast to the schema."""
-        whole = table.select(self.schema.names).cast(self.schema).replace_schema_metadata(self.schema.metadata)
+        whole = (
+            table.select(self.schema.names).cast(self.schema).replace_schema_metadata(self.schema.metadata)
+        )
         with atomic_file(self.folder / part_name(number)) as temporary:
             pq.write_table(whole, temporary, compression="zstd", row_group_size=ROW_GROUP)
         self.done |= {number}
@@ -138,7 +140,9 @@ def check_fingerprint(path: Path, fingerprint: str) -> None:
     """Raise CorruptError unless the Parquet file carries exactly this fingerprint."""
     found = read_footer(path).get(FINGERPRINT_KEY, b"").decode()
     if found != fingerprint:
-        raise corrupt(path, f"it belongs to another table (fingerprint {found or 'none'}, expected {fingerprint})")
+        raise corrupt(
+            path, f"it belongs to another table (fingerprint {found or 'none'}, expected {fingerprint})"
+        )
 
 
 class PartedTable:

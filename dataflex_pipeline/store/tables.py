@@ -1,0 +1,132 @@
+"""A table as one Parquet file (scores, probabilities, index), written and read as a stream of blocks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataflex_pipeline.store.atomic import atomic_file
+from dataflex_pipeline.store.fingerprint import FINGERPRINT_KEY
+from dataflex_pipeline.store.parts import ROW_GROUP, corrupt, footer, read_footer
+
+
+class BlockTable(Protocol):
+    """What can be read in row order, block by block: a TableFile or a PartedTable."""
+
+    n_rows: int
+    schema: pa.Schema
+
+    def blocks(
+        self, columns: Sequence[str] | None = None, max_rows: int = ROW_GROUP
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield record batches of at most ``max_rows`` rows, in row order."""
+
+
+class TableFile:
+    """A finished single-file table.
+
+    Attributes:
+        path: the file. schema: its columns. n_rows: its rows. metadata: the ``dataflex.*`` notes of its
+            footer. fingerprint: of what it was made from.
+
+    Raises:
+        CorruptError: the file is truncated or not Parquet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        raw = read_footer(path)
+        self.schema: pa.Schema = pq.read_schema(path)
+        self.n_rows: int = pq.read_metadata(path).num_rows
+        self.fingerprint = raw.get(FINGERPRINT_KEY, b"").decode()
+        prefix = b"dataflex."
+        self.metadata = {
+            key.removeprefix(prefix).decode(): value.decode()
+            for key, value in raw.items()
+            if key.startswith(prefix)
+        }
+
+    def blocks(
+        self, columns: Sequence[str] | None = None, max_rows: int = ROW_GROUP
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield record batches of at most ``max_rows`` rows, in row order, one row group in memory."""
+        try:
+            with pq.ParquetFile(self.path) as parquet:
+                yield from parquet.iter_batches(
+                    max_rows, columns=list(columns) if columns is not None else None
+                )
+        except (pa.ArrowInvalid, OSError) as error:
+            raise corrupt(self.path, str(error).splitlines()[0]) from error
+
+
+@contextlib.contextmanager
+def table_writer(
+    final: Path, schema: pa.Schema, ingredients: Mapping[str, Any], notes: Mapping[str, str] | None = None
+) -> Iterator[Callable[[pa.RecordBatch | pa.Table], None]]:
+    """Yield a function that appends blocks; the file appears under its name only when all went well.
+
+    Args:
+        final: where the table will be.
+        schema: its columns; blocks are cast to it.
+        ingredients: what it is made from; digest and text go into the footer.
+        notes: further footer entries, each stored under ``dataflex.<key>``. The mapping is read at the
+            end, so that counts found while writing can be put into it.
+    """
+    with (
+        atomic_file(final) as temporary,
+        pq.ParquetWriter(temporary, schema.with_metadata(footer(ingredients)), compression="zstd") as writer,
+    ):
+
+        def write(block: pa.RecordBatch | pa.Table) -> None:
+            table = pa.Table.from_batches([block]) if isinstance(block, pa.RecordBatch) else block
+            whole = table.select(schema.names).cast(schema).replace_schema_metadata(writer.schema.metadata)
+            writer.write_table(whole, row_group_size=ROW_GROUP)
+
+        yield write
+        writer.add_key_value_metadata({f"dataflex.{key}": value for key, value in (notes or {}).items()})
+
+
+def zip_blocks(
+    *sources: tuple[BlockTable, Sequence[str]], max_rows: int = ROW_GROUP
+) -> Iterator[tuple[pa.RecordBatch, ...]]:
+    """Read several tables over the same rows side by side.
+
+    Args:
+        sources: pairs of a table and the columns wanted of it; all tables have the same number of rows,
+            in the same order, whatever the sizes of their parts.
+        max_rows: rows per block; every block but the last has exactly that many.
+
+    Yields:
+        One record batch per source, all over the same rows.
+
+    Raises:
+        ValueError: the tables differ in their number of rows.
+    """
+    counts = {table.n_rows for table, _ in sources}
+    if len(counts) > 1:
+        raise ValueError(f"tables of different lengths cannot be read side by side: {sorted(counts)}")
+    yield from zip(
+        *(_rechunk(table.blocks(columns, max_rows), max_rows) for table, columns in sources), strict=True
+    )
+
+
+def _rechunk(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    held: list[pa.RecordBatch] = []
+    n_held = 0
+    for batch in batches:
+        while n_held + batch.num_rows >= rows:
+            need = rows - n_held
+            held.append(batch.slice(0, need))
+            yield pa.concat_batches(held)
+            batch = batch.slice(need)
+            held, n_held = [], 0
+        if batch.num_rows:
+            held.append(batch)
+            n_held += batch.num_rows
+    if held:
+        yield pa.concat_batches(held)
