@@ -1,8 +1,29 @@
-"""All that an extension subclasses: Feature, Method, Need, and the small protocols around them."""
+"""All that an extension subclasses: Feature, Method, Need, and the small protocols around them.
+
+The way of a score: a *feature* is one costly array per row, computed once, cached and shared; a *method*
+names the features it needs and does cheap arithmetic on them, block by block, twice:
+
+    begin(tables) -> state          once, may read whole feature tables as a stream
+    score(block, state)             feature blocks -> score columns
+    fit(scores) -> fitted           once, may read the finished score table as a stream
+    weigh(block, fitted)            score blocks -> unnormalised sampling weights
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+Split = Literal["pool", "target"]
+Strategy = Literal["sample", "top_k", "round_robin"]
 
 
 class Progress(Protocol):
@@ -35,3 +56,163 @@ class Silent:
 
     def say(self, line: str) -> None:
         """Do nothing."""
+
+
+class BlockTable(Protocol):
+    """What can be read in row order, block by block."""
+
+    n_rows: int
+    schema: pa.Schema
+
+    def blocks(self, columns: Sequence[str] | None = None, max_rows: int = 65536) -> Iterator[pa.RecordBatch]:
+        """Yield record batches of at most ``max_rows`` rows, in row order."""
+
+
+class Params(BaseModel):
+    """Parameters of a method or feature; a subclass declares them as fields with defaults and meaning."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Need:
+    """One feature table that a method asks for.
+
+    Attributes:
+        feature: name of the feature.
+        split: over the pool or over the target.
+        checkpoint: the round whose checkpoint the feature is computed with; None where it needs none.
+        params: the feature's own parameters.
+    """
+
+    feature: str
+    split: Split = "pool"
+    checkpoint: int | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a method knows about the selection that it scores for.
+
+    Attributes:
+        round: 1..update_times; the model at hand is the checkpoint of ``round - 1``.
+        update_times: rounds in the horizon.
+        seed: the method's own stream for this round.
+        say: prints one line and keeps it in the table's metadata.
+    """
+
+    round: int
+    update_times: int
+    seed: int
+    say: Callable[[str], None] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The same rows of the pool and of every needed feature over it, side by side.
+
+    Attributes:
+        pool: columns named by the method's ``pool_columns``, with row, row_id, valid, reason.
+        features: one record batch per pool need, by the name that ``needs`` gave it.
+    """
+
+    pool: pa.RecordBatch
+    features: Mapping[str, pa.RecordBatch]
+
+    def column(self, need: str, name: str) -> np.ndarray:
+        """Return a feature column as an array, nulls as NaN. [rows]"""
+        values: np.ndarray = self.features[need].column(name).to_numpy(zero_copy_only=False)
+        return values
+
+
+class Method(ABC):
+    """Scores the pool and turns scores into sampling weights. One subclass per file.
+
+    Class attributes:
+        summary: one line for ``dataflex methods``. source: where the method comes from.
+        version: raised when the numbers change for the same input.
+        Params: its parameters. columns: its own score columns, after the common ones.
+        pool_columns: columns of the prepared pool that ``score`` reads.
+        default_strategy: how ``select`` draws when nothing else is set.
+    """
+
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    version: ClassVar[int] = 1
+    Params: ClassVar[type[Params]] = Params
+    columns: ClassVar[tuple[pa.Field, ...]] = ()
+    pool_columns: ClassVar[tuple[str, ...]] = ()
+    default_strategy: ClassVar[Strategy] = "sample"
+
+    def __init__(self, params: Any) -> None:
+        self.params = params
+
+    def needs(self, selection: Selection) -> Mapping[str, Need]:
+        """Return the features to have at hand, each under a name of the method's choice."""
+        return {}
+
+    def begin(self, tables: Mapping[str, BlockTable], selection: Selection) -> Any:
+        """Look at whole feature tables before the first block; what it returns goes to ``score``."""
+        return None
+
+    @abstractmethod
+    def score(self, block: Block, state: Any) -> Mapping[str, np.ndarray]:
+        """Return ``score`` (higher is better, float64) and the own columns for one block. [rows] each.
+
+        Rows that are not valid in the pool or in a feature get null whatever is returned for them.
+        """
+
+    def fit(self, scores: BlockTable, selection: Selection) -> Any:
+        """Look at the finished score table; what it returns goes to ``weigh``."""
+        return None
+
+    @abstractmethod
+    def weigh(self, block: pa.RecordBatch, fitted: Any) -> np.ndarray:
+        """Return unnormalised sampling weights, at least 0, for one block of the score table. [rows]"""
+
+
+@dataclass(frozen=True)
+class FeatureInput:
+    """What a feature is computed from.
+
+    Attributes:
+        table: the prepared rows of the split.
+        fingerprint: of that table.
+        checkpoint: folder of the checkpoint, with its fingerprint; None where the feature needs none.
+    """
+
+    table: BlockTable
+    fingerprint: str
+    checkpoint: Path | None
+    checkpoint_fingerprint: str | None
+
+
+class Feature(ABC):
+    """One costly table over the rows of a split: computed part by part, cached, shared by methods.
+
+    Class attributes:
+        version: raised when the numbers change for the same input.
+        schema: its columns, beginning with row and row_id.
+        input_columns: columns of the prepared rows that ``compute`` reads.
+        Params: its parameters.
+    """
+
+    version: ClassVar[int] = 1
+    schema: ClassVar[pa.Schema]
+    input_columns: ClassVar[tuple[str, ...]]
+    Params: ClassVar[type[Params]] = Params
+
+    def __init__(self, params: Any, config: Any) -> None:
+        self.params = params
+        self.config = config
+
+    def ingredients(self) -> dict[str, Any]:
+        """Return settings beyond the parameters that change the numbers (precision and the like)."""
+        return {}
+
+    @abstractmethod
+    def open(
+        self, given: FeatureInput, progress: Progress
+    ) -> AbstractContextManager[Callable[[pa.Table], pa.Table]]:
+        """Load what is needed once; yield a function from the rows of one part to the feature of them."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,7 @@ def file_digest(path: Path) -> str:
 
 def file_state(path: Path) -> list[int]:
     """Return [size in bytes, modification time in ns]: a cheap hint that a file did not change."""
-    status = os.stat(path)
+    status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
 

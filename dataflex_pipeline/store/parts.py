@@ -99,6 +99,10 @@ class PartsWriter:
             pq.write_table(whole, temporary, compression="zstd", row_group_size=ROW_GROUP)
         self.done |= {number}
 
+    def read(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """Read columns of a part that is done."""
+        return pq.read_table(self.folder / part_name(number), columns=list(columns))
+
     def finish(self, n_parts: int, summary: Mapping[str, Any]) -> PartedTable:
         """Check that parts 0..n_parts-1 are there and write the manifest.
 
@@ -205,7 +209,7 @@ class PartedTable:
             raise corrupt(self.files[number], str(error).splitlines()[0]) from error
 
     def blocks(self, columns: Sequence[str] | None = None, max_rows: int = 65536) -> Iterator[pa.RecordBatch]:
-        """Yield record batches of at most ``max_rows`` rows in row order, never holding more than one part."""
+        """Yield record batches of at most ``max_rows`` rows in row order, one part at a time."""
         names = list(columns) if columns is not None else None
         for path in self.files:
             try:
@@ -213,6 +217,15 @@ class PartedTable:
                     yield from parquet.iter_batches(max_rows, columns=names)
             except (pa.ArrowInvalid, OSError) as error:
                 raise corrupt(path, str(error).splitlines()[0]) from error
+
+    def rows(self, start: int, stop: int, columns: Sequence[str]) -> pa.Table:
+        """Read rows start..stop-1; only the parts that hold them are read."""
+        pieces = []
+        for number, (first, end) in enumerate(zip(self.starts[:-1], self.starts[1:], strict=True)):
+            if first < stop and end > start:
+                inside = self.part(number, columns)
+                pieces.append(inside.slice(max(start - first, 0), min(stop, end) - max(start, first)))
+        return pa.concat_tables(pieces) if pieces else self.schema.empty_table().select(list(columns))
 
     def take(self, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Gather rows by number, in the order given, repeats allowed.

@@ -5,26 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.store.atomic import atomic_file
 from dataflex_pipeline.store.fingerprint import FINGERPRINT_KEY
 from dataflex_pipeline.store.parts import ROW_GROUP, corrupt, footer, read_footer
-
-
-class BlockTable(Protocol):
-    """What can be read in row order, block by block: a TableFile or a PartedTable."""
-
-    n_rows: int
-    schema: pa.Schema
-
-    def blocks(
-        self, columns: Sequence[str] | None = None, max_rows: int = ROW_GROUP
-    ) -> Iterator[pa.RecordBatch]:
-        """Yield record batches of at most ``max_rows`` rows, in row order."""
 
 
 class TableFile:

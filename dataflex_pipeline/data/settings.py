@@ -1,0 +1,40 @@
+"""What decides the rows of a prepared data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Row = dict[str, object]
+"""One row of a source: column name -> plain value (text, number, bool, None, list, mapping)."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Settings of a pool or a target; everything but ``workers`` is part of the fingerprint.
+
+    Attributes:
+        datasets: names or paths as the user gave them, in order.
+        dataset_dir: folder that holds ``dataset_info.json`` and files named without their folder.
+        template: name of a chat template; None for the tokenizer's own.
+        cutoff_len: longest row, in tokens; the end of longer rows is cut off.
+        max_samples: only the first so many rows of each data set; None for all.
+        mask_history: labels on the last assistant turn only.
+        columns: role of columns, like the ``columns`` of an entry of ``dataset_info.json``.
+        tags: keys and role names of conversations, like its ``tags``.
+        default_system: system prompt of rows that have none; None for what the template says.
+        group_column: column of a target that names the group; None for the source's name.
+        workers: processes that tokenise.
+    """
+
+    datasets: tuple[str, ...]
+    dataset_dir: str
+    template: str | None
+    cutoff_len: int
+    max_samples: int | None
+    mask_history: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    default_system: str | None = None
+    group_column: str | None = None
+    workers: int = 1

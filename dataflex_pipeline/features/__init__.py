@@ -1,0 +1,1 @@
+"""The costly tables over the rows: one file per feature, computed part by part, cached and shared."""

@@ -1,0 +1,228 @@
+"""The losses of rows: mean negative log-likelihood of the response tokens, in nats per token.
+
+    l_i = (1 / T_i) sum over t with labels_t != -100, t >= 1, of -log p(labels_t | tokens before t)
+
+T_i counts those tokens. Rows are batched by length under a budget of padded tokens, and logits are made
+only where there is a label: a hook on the output embedding keeps just those hidden states, so whatever
+a model does to its logits afterwards (scaling, soft-capping) still happens. Log-probabilities are taken
+in float32, sums in float64; dropout is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from dataflex_pipeline.api import Feature, FeatureInput, Progress
+from dataflex_pipeline.schemas import LOSSES
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+IGNORED = -100
+LOGIT_ELEMENTS = 1 << 28
+"""Logits per batch at most (1 GiB in float32), for large vocabularies."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Token sequences of different lengths, end to end.
+
+    Attributes:
+        ids, labels: all tokens of all rows. [total]
+        starts: where each row begins, then total. [rows + 1]
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> Sequences:
+        """Take ``input_ids`` and ``labels`` of prepared rows."""
+        ids = rows.column("input_ids").combine_chunks()
+        labels = rows.column("labels").combine_chunks()
+        starts = ids.offsets.to_numpy()
+        first, last = starts[0], starts[-1]
+        own = labels.offsets.to_numpy()
+        return cls(
+            ids.values.to_numpy()[first:last], labels.values.to_numpy()[own[0] : own[-1]], starts - first
+        )
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row. [rows]"""
+        return np.diff(self.starts)
+
+    def n_labels(self) -> np.ndarray:
+        """Return the predicted tokens per row: labels at positions 1 and later. [rows]"""
+        counted = (self.labels != IGNORED).astype(np.int64)
+        nonempty = self.starts[:-1][self.lengths > 0]
+        counted[nonempty] = 0  # position 0 has nothing before it to be predicted from
+        total = np.concatenate([[0], np.cumsum(counted)])
+        return total[self.starts[1:]] - total[self.starts[:-1]]
+
+
+def length_batches(
+    lengths: np.ndarray, n_labels: np.ndarray, max_tokens: int, max_labels: int
+) -> list[np.ndarray]:
+    """Group rows of similar length so that no batch exceeds the budgets; a row over them stands alone.
+
+    Args:
+        lengths: tokens per row. [rows] n_labels: predicted tokens per row. [rows]
+        max_tokens: padded tokens per batch. max_labels: predicted tokens per batch.
+
+    Returns:
+        Row numbers per batch, longest rows first.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches: list[np.ndarray] = []
+    begin, labels = 0, 0
+    for position, row in enumerate(order):
+        widest = int(lengths[order[begin]])
+        too_wide = widest * (position - begin + 1) > max_tokens
+        too_many = labels + int(n_labels[row]) > max_labels
+        if position > begin and (too_wide or too_many):
+            batches.append(order[begin:position])
+            begin, labels = position, 0
+        labels += int(n_labels[row])
+    batches.append(order[begin:])
+    return batches
+
+
+@contextmanager
+def logits_only_at(model: PreTrainedModel) -> Iterator[Callable[[torch.Tensor], None]]:
+    """Make the model's logits only at chosen positions while the context lasts.
+
+    Yields:
+        A function that takes the boolean mask [B, T] of wanted positions for the next forward call. The
+        logits of that call have the shape [1, wanted, V], in row-major order of the mask.
+    """
+    wanted: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]  # [B, T, H]
+        return (hidden[wanted[0]].unsqueeze(0), *args[1:])  # [1, wanted, H]
+
+    def choose(mask: torch.Tensor) -> None:
+        wanted[:] = [mask]
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        yield choose
+    finally:
+        handle.remove()
+
+
+def padded(sequences: Sequences, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pad rows on the right to a common length.
+
+    Returns:
+        ids (padding 0), labels (padding -100) and the attention mask, int64. [B, T] each.
+    """
+    lengths = sequences.lengths[rows]
+    filled = np.arange(lengths.max(initial=1)) < lengths[:, None]
+    ids = np.zeros(filled.shape, dtype=np.int64)
+    labels = np.full(filled.shape, IGNORED, dtype=np.int64)
+    spans = [slice(sequences.starts[row], sequences.starts[row + 1]) for row in rows]
+    ids[filled] = np.concatenate([sequences.ids[span] for span in spans])
+    labels[filled] = np.concatenate([sequences.labels[span] for span in spans])
+    return ids, labels, filled.astype(np.int64)
+
+
+def batch_loss_sums(
+    model: PreTrainedModel, choose: Callable[[torch.Tensor], None], sequences: Sequences, rows: np.ndarray
+) -> np.ndarray:
+    """Return the summed negative log-likelihood (nats) of each row of one batch. [B] float64"""
+    import torch
+
+    ids, labels, attention = (torch.from_numpy(array).to(model.device) for array in padded(sequences, rows))
+    mask = torch.zeros_like(attention, dtype=torch.bool)
+    mask[:, :-1] = labels[:, 1:] != IGNORED  # position t predicts token t + 1
+    if not bool(mask.any()):
+        return np.zeros(len(rows))
+    choose(mask)
+    logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[0]  # [wanted, V]
+    targets = labels[:, 1:][mask[:, :-1]]  # [wanted]
+    nll = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    owner = mask.nonzero()[:, 0].cpu().numpy()  # [wanted] row inside the batch
+    return np.bincount(owner, weights=nll.double().cpu().numpy(), minlength=len(rows))
+
+
+def mean_losses(
+    model: PreTrainedModel, choose: Callable[[torch.Tensor], None], sequences: Sequences, max_tokens: int
+) -> np.ndarray:
+    """Return every row's mean loss in nats per response token; NaN where it has none. [rows] float64
+
+    Args:
+        model: a causal LM in eval mode. choose: what ``logits_only_at`` yielded for it.
+        sequences: the rows. max_tokens: padded tokens per batch.
+    """
+    n_labels = sequences.n_labels()
+    max_labels = max(1, LOGIT_ELEMENTS // int(model.config.get_text_config().vocab_size))
+    sums = np.zeros(len(n_labels))
+    for rows in length_batches(sequences.lengths, n_labels, max_tokens, max_labels):
+        sums[rows] = batch_loss_sums(model, choose, sequences, rows)
+    with np.errstate(invalid="ignore"):
+        return np.where(n_labels > 0, sums / n_labels, np.nan)
+
+
+class Losses(Feature):
+    """Mean response loss of every row at one checkpoint."""
+
+    schema: ClassVar[pa.Schema] = LOSSES
+    input_columns = ("row", "row_id", "input_ids", "labels", "valid", "reason")
+
+    def ingredients(self) -> dict[str, Any]:
+        """Return the precision and attention kernel, which move the last digits."""
+        return {"bf16": self.config.bf16, "attn_implementation": self.config.attn_implementation}
+
+    @contextmanager
+    def open(self, given: FeatureInput, progress: Progress) -> Iterator[Callable[[pa.Table], pa.Table]]:
+        """Load base and adapter once; yield the function from rows to losses."""
+        import torch
+
+        from dataflex_pipeline.models.base import load_for_scoring, resolve_device
+
+        device = resolve_device(self.config.device)
+        model = load_for_scoring(self.config, given.checkpoint, device)
+        with torch.inference_mode(), logits_only_at(model) as choose:
+
+            def compute(rows: pa.Table) -> pa.Table:
+                return loss_table(model, choose, rows, self.config.score_batch_tokens)
+
+            yield compute
+
+
+def loss_table(
+    model: PreTrainedModel, choose: Callable[[torch.Tensor], None], rows: pa.Table, max_tokens: int
+) -> pa.Table:
+    """Return the losses of one part; rows that are not valid keep their reason and have no loss."""
+    valid = rows.column("valid").to_numpy(zero_copy_only=False)
+    kept = Sequences.of(rows.filter(pa.array(valid)))
+    loss = np.full(rows.num_rows, np.nan)
+    n_tokens = np.zeros(rows.num_rows, dtype=np.int32)
+    if valid.any():
+        loss[valid] = mean_losses(model, choose, kept, max_tokens)
+        n_tokens[valid] = kept.n_labels()
+    finite = np.isfinite(loss)
+    reason = rows.column("reason").to_pylist()
+    for position in np.flatnonzero(valid & ~finite):
+        reason[position] = "the loss is not finite"
+    return pa.table(
+        {
+            "row": rows.column("row"),
+            "row_id": rows.column("row_id"),
+            "loss": pa.array(loss, mask=~finite),
+            "n_tokens": pa.array(n_tokens),
+            "valid": pa.array(finite),
+            "reason": pa.array(reason, pa.string()),
+        },
+        schema=LOSSES,
+    )

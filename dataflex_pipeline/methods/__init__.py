@@ -1,0 +1,134 @@
+"""The selection methods: one file each; file name = method name = configuration name.
+
+A method of the user's own lives in any Python file; an entry of components.yaml names it with
+``file:`` (a path, relative to that YAML file) or ``module:`` (an importable module).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import ValidationError
+
+from dataflex_pipeline.api import Method, Params
+from dataflex_pipeline.errors import ConfigError, did_you_mean
+
+
+def shipped_methods() -> list[str]:
+    """Return the names of the methods that come with the package."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def method_class(name: str, file: Path | None = None, module: str | None = None) -> type[Method]:
+    """Find the Method subclass of a shipped name, a file or a module.
+
+    Raises:
+        ConfigError: there is no such method, or the file does not define exactly one.
+    """
+    if file is not None:
+        found = _import_file(name, file)
+    elif module is not None:
+        found = _import_module(name, module)
+    elif name in shipped_methods():
+        found = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise ConfigError(
+            f"The method '{name}' is not known.{did_you_mean(name, shipped_methods())}",
+            f"The shipped methods are: {', '.join(shipped_methods())}.",
+            "Choose one of them, or give its components.yaml entry a file: or module: of your own.",
+        )
+    return _only_method(name, found)
+
+
+def _import_file(name: str, file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"dataflex_method_{name}", file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise ConfigError(
+            f"The method '{name}' names the file {file}.",
+            "There is no Python file at that path.",
+            "Correct the path; it is relative to the components.yaml that names it.",
+        )
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError, NameError) as error:
+        raise ConfigError(
+            f"The method '{name}' comes from {file}, which cannot be imported.",
+            f"{type(error).__name__}: {error}",
+            "Correct the file; `python` followed by its path shows the same error in full.",
+        ) from error
+    return module
+
+
+def _import_module(name: str, module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"The method '{name}' names the module {module}.",
+            f"It cannot be imported: {error}",
+            "Install the package that holds it, or correct the name.",
+        ) from error
+
+
+def _only_method(name: str, module: ModuleType) -> type[Method]:
+    classes = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, Method)
+        and not inspect.isabstract(value)
+        and value.__module__ == module.__name__
+    ]
+    if len(classes) != 1:
+        raise ConfigError(
+            f"The method '{name}' comes from {getattr(module, '__file__', module.__name__)}.",
+            f"That file defines {len(classes)} subclasses of dataflex_pipeline.api.Method; it must be exactly one.",
+            "Keep one method per file.",
+        )
+    return classes[0]
+
+
+def build_method(name: str, kind: type[Method], params: dict[str, Any], where: str) -> Method:
+    """Make a method with checked parameters.
+
+    Args:
+        name: the method's configuration name.
+        kind: its class.
+        params: values by parameter name.
+        where: the place they were set, for errors.
+
+    Raises:
+        ConfigError: a parameter is unknown or its value cannot be used.
+    """
+    try:
+        return kind(kind.Params(**params))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else ""
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(
+                f"The parameter '{key}' of the method '{name}' (in {where}) is not known."
+                f"{did_you_mean(key, kind.Params.model_fields)}",
+                f"Its parameters are: {', '.join(kind.Params.model_fields) or 'none'}.",
+                "Correct or remove it; `dataflex methods` shows every method's parameters.",
+            ) from error
+        raise ConfigError(
+            f"{name}.{key} is {first['input']!r} (in {where}).",
+            f"{first['msg'].removeprefix('Value error, ')}.",
+            f"{parameter_meaning(kind.Params, key)}",
+        ) from error
+
+
+def parameter_meaning(params: type[Params], name: str) -> str:
+    """Return one line that says what a parameter is and its default."""
+    info = params.model_fields.get(name)
+    if info is None:
+        return "See `dataflex methods` for the parameters that go together."
+    return f"{name}: {info.description} (default {info.get_default(call_default_factory=True)})."
