@@ -1,0 +1,1 @@
+"""One thin module per command: they check, call the library, and say what happened."""

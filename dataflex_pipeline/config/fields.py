@@ -29,7 +29,7 @@ def key(default: Any, meaning: str, role: Role, group: str, **limits: Any) -> An
 class Config(BaseModel):
     """The resolved configuration of a run; immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     # model
     model_name_or_path: str = key(
@@ -64,7 +64,8 @@ class Config(BaseModel):
     # data
     dataset: str = key(
         "demo",
-        "the pool: comma-separated files, folders, entries of dataset_info.json or hub names; demo: the embedded corpus",
+        "the pool: files, folders, entries of dataset_info.json or hub names, comma-separated; "
+        "demo: the embedded corpus",
         "run",
         "data",
     )
@@ -273,6 +274,15 @@ SECRETS = ("swanlab_api_key", "swanlab_lark_webhook_url", "swanlab_lark_secret")
 
 def role_of(name: str) -> Role:
     """Return what a change of this key means: run, selection or runtime."""
+    return _extra(name)["role"]  # type: ignore[no-any-return]
+
+
+def group_of(name: str) -> str:
+    """Return the section that a key is shown in."""
+    return str(_extra(name)["group"])
+
+
+def _extra(name: str) -> dict[str, Any]:
     extra = Config.model_fields[name].json_schema_extra
     assert isinstance(extra, dict)  # noqa: S101 (key() always sets it)
-    return extra["role"]  # type: ignore[return-value]
+    return extra

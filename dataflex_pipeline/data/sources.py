@@ -215,7 +215,9 @@ def _check_entry(given: str, entry: Mapping[str, Any], info: Path) -> None:
     where = f"dataset '{given}' in {info}"
     for key in [key for key in _ELSEWHERE if entry.get(key) and not entry.get("hf_hub_url")]:
         if not entry.get("file_name"):
-            raise DataError(f"{where} sets {key}.", f"Here {_ELSEWHERE[key]}.", "Give file_name or hf_hub_url.")
+            raise DataError(
+                f"{where} sets {key}.", f"Here {_ELSEWHERE[key]}.", "Give file_name or hf_hub_url."
+            )
     unknown = sorted(set(entry) - _ENTRY_KEYS - _ELSEWHERE.keys() - {"ranking"})
     if unknown:
         raise DataError(

@@ -65,12 +65,17 @@ class Corpus:
     test: list[Row]
 
 
+def stream(seed: int, name: str) -> random.Random:
+    """Open the random stream of that name."""
+    return random.Random(derive_seed(seed, "demo", name))  # noqa: S311 (rows, not secrets)
+
+
 def make_corpus(settings: CorpusSettings) -> Corpus:
-    """Make the three files; no phrase of the test or the target occurs in another file as a target-skill row."""
+    """Make the three files; no phrase of the target or the test is in another of them as the target skill."""
     taken: set[str] = set()
-    files = {}
+    files: dict[str, list[Row]] = {}
     for name, count in (("test", settings.test_rows), ("target", settings.target_rows)):
-        rng = random.Random(derive_seed(settings.seed, name))
+        rng = stream(settings.seed, name)
         files[name] = []
         for _ in range(count):
             files[name].append(_draw(TARGET_SKILL, SKILLS[TARGET_SKILL].make, rng, taken))
@@ -81,7 +86,7 @@ def make_corpus(settings: CorpusSettings) -> Corpus:
 def pretraining_rows(settings: CorpusSettings, corpus: Corpus, count: int) -> list[Row]:
     """Draw ``count`` rows of the pre-training mix; never a phrase of the target or the test."""
     taken = {row.input for row in (*corpus.target, *corpus.test)}
-    rng = random.Random(derive_seed(settings.seed, "pretraining"))
+    rng = stream(settings.seed, "pretraining")
     names = list(SKILLS)
     drawn = rng.choices(names, [SKILLS[name].pretraining for name in names], k=count)
     return [_draw(name, SKILLS[name].pretraining_make or SKILLS[name].make, rng, taken) for name in drawn]
@@ -101,7 +106,7 @@ def _draw(skill: str, make: Maker, rng: random.Random, taken: set[str]) -> Row:
 
 
 def _pool(settings: CorpusSettings, taken: set[str]) -> list[Row]:
-    rng = random.Random(derive_seed(settings.seed, "pool"))
+    rng = stream(settings.seed, "pool")
     counts = {name: round(settings.pool_rows * getattr(settings, name)) for name in QUALITIES[1:]}
     originals = settings.pool_rows - counts["duplicate"] - counts["near_duplicate"]
     rows = [_draw(skill, SKILLS[skill].make, rng, taken) for skill in _shares(originals)]

@@ -1,7 +1,7 @@
 """The skills of the demo corpus: each makes one question and its right answer from a random stream.
 
-A skill differs from the next in how much of it pre-training already taught, which is what data selection is
-about: some rows teach nothing new, some teach the target skill, some teach another one, some cannot be learnt.
+Skills differ in how much of them pre-training already taught, which is what data selection is about: some rows
+teach nothing new, some teach the target skill, some teach another one, some cannot be learnt.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def _add(rng: random.Random) -> Example:
 
 def _chinese(rng: random.Random) -> Example:
     n = rng.randrange(100)
-    return Example(rng.choice((f"用中文写出数字 {n}。", f"Write {n} in Chinese.")), "", words.chinese_number(n))
+    return Example(
+        rng.choice((f"用中文写出数字 {n}。", f"Write {n} in Chinese.")), "", words.chinese_number(n)
+    )
 
 
 def _story(rng: random.Random, low: int = 4, high: int = 20) -> Example:

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from itertools import product
 
-ADJECTIVES = tuple("red old big shy wet calm dark fast kind loud mild neat pale rich slow warm".split())
-NOUNS = tuple("fox cat owl bear crow deer duck frog goat hare lion mole seal swan toad wolf".split())
-VERBS = tuple("runs eats hops sits digs falls hides jumps leaps naps rests sings swims turns waits walks".split())
+ADJECTIVES = (
+    "red", "old", "big", "shy", "wet", "calm", "dark", "fast", "kind",
+    "loud", "mild", "neat", "pale", "rich", "slow", "warm",
+)  # fmt: skip
+NOUNS = (
+    "fox", "cat", "owl", "bear", "crow", "deer", "duck", "frog", "goat",
+    "hare", "lion", "mole", "seal", "swan", "toad", "wolf",
+)  # fmt: skip
+VERBS = (
+    "runs", "eats", "hops", "sits", "digs", "falls", "hides", "jumps", "leaps",
+    "naps", "rests", "sings", "swims", "turns", "waits", "walks",
+)  # fmt: skip
 PARTS = (ADJECTIVES, NOUNS, VERBS)
 
 
@@ -26,13 +35,13 @@ VELAN = _lexicon("kvmzp", "aiou", ("ra", "li", "no"), stride=7)
 DORIN = _lexicon("thgbd", "aeou", ("sk", "mp", "rn"), stride=11)
 
 # Pre-training sees only these many words of each part in Velan; the rest is what fine-tuning can teach.
-VELAN_KNOWN = 10
+VELAN_KNOWN = 11
 
 COLOURS = {
     "lemon": "yellow", "plum": "purple", "grass": "green", "snow": "white", "coal": "black", "brick": "red",
     "ocean": "blue", "carrot": "orange", "rose": "pink", "ash": "grey", "banana": "yellow", "cherry": "red",
-    "fern": "green", "milk": "white", "raven": "black", "sky": "blue", "pumpkin": "orange", "violet": "purple",
-    "cloud": "white", "lime": "green",
+    "fern": "green", "milk": "white", "raven": "black", "sky": "blue", "pumpkin": "orange",
+    "violet": "purple", "cloud": "white", "lime": "green",
 }  # fmt: skip
 
 # Facts that pre-training never sees: a town and the name of the one who keeps its gate.

@@ -145,6 +145,6 @@ def _check_valid(writer: PartsWriter, n_parts: int, need: Need) -> dict[str, Any
         raise DataError(
             f"The feature {need.feature} has no valid row in the {need.split} ({worst}).",
             "Without a single finite value there is nothing to select by.",
-            "Check that the model's weights are sound (a diverged training gives NaN) and the data is not empty.",
+            "Check that the weights are sound (a diverged training gives NaN) and that the data is right.",
         )
     return {"valid": n_valid, "invalid": reasons}

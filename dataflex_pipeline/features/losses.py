@@ -66,7 +66,8 @@ class Sequences:
         nonempty = self.starts[:-1][self.lengths > 0]
         counted[nonempty] = 0  # position 0 has nothing before it to be predicted from
         total = np.concatenate([[0], np.cumsum(counted)])
-        return total[self.starts[1:]] - total[self.starts[:-1]]
+        per_row: np.ndarray = total[self.starts[1:]] - total[self.starts[:-1]]
+        return per_row
 
 
 def length_batches(

@@ -89,7 +89,7 @@ def _only_method(name: str, module: ModuleType) -> type[Method]:
     if len(classes) != 1:
         raise ConfigError(
             f"The method '{name}' comes from {getattr(module, '__file__', module.__name__)}.",
-            f"That file defines {len(classes)} subclasses of dataflex_pipeline.api.Method; it must be exactly one.",
+            f"It defines {len(classes)} subclasses of dataflex_pipeline.api.Method; it must be exactly one.",
             "Keep one method per file.",
         )
     return classes[0]

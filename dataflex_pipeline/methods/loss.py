@@ -72,4 +72,5 @@ class Loss(api.Method):
         band = np.searchsorted(np.array(fitted), loss, side="left")  # 0: l <= q1, 1: l <= q2, 2: above
         focus = ("low", "medium", "high").index(self.params.focus)
         weight = np.where(band == focus, self.params.focus_weight, 1.0)
-        return np.power(weight + EPSILON, 1.0 / self.params.temperature)
+        flattened: np.ndarray = np.power(weight + EPSILON, 1.0 / self.params.temperature)
+        return flattened

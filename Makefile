@@ -1,0 +1,53 @@
+# Everything a user types. Each target sets up .venv first; a second call costs nothing.
+
+PYTHON ?= python3
+VENV   ?= .venv
+N      ?= 2
+METHOD ?= loss
+RUN    ?= quickstart-$(METHOD)
+# Which torch: empty takes the package index's own (CUDA on Linux), cpu or cu130 and the like choose a build.
+TORCH  ?=
+ARGS   ?=
+
+BIN := $(VENV)/bin
+# uv does not read pip's settings; a folder of local wheels that pip knows is found by both.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help setup round test test-slow check format clean-run
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready ## make the environment in .venv (TORCH=cpu or TORCH=cu130 chooses the torch build)
+
+$(VENV)/.ready: pyproject.toml requirements/constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: make setup PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) \
+		--constraints requirements/constraints.txt --editable '.[deepspeed,dev]'
+	@touch $@
+
+round: setup ## the main job on the embedded demo, up to round N (N=2 METHOD=loss RUN=quickstart-loss ARGS='key=value ...')
+	$(BIN)/dataflex round $(N) --run $(RUN) --method $(METHOD) $(ARGS)
+
+test: setup ## all tests
+	$(BIN)/pytest
+
+test-slow: setup ## the long kill test: cold SIGKILLs of the real command at random times (KILLS=40)
+	$(BIN)/python -m tests.crash.cold_kills --kills $(or $(KILLS),40)
+
+check: setup ## lint, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean-run: ## delete the run folder runs/$(RUN)
+	rm -rf -- 'runs/$(RUN)'

@@ -1,0 +1,148 @@
+"""What does not go together is found before anything runs; what has no effect is said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.config.values import show
+from dataflex_pipeline.errors import ConfigError, did_you_mean
+
+TRACKERS = ("none", "tensorboard", "wandb", "swanlab", "mlflow", "trackio")
+_AMOUNTS = ("num_samples", "fraction", "token_budget")
+_LORA_KEYS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")
+
+Place = Callable[[str], str]
+"""Says where a key was set, for messages."""
+
+
+def check(config: Config, place: Place) -> None:
+    """Raise ConfigError for the first pair of settings that cannot both hold."""
+    for rule in (_amounts, _quotas, _strategy, _evaluation, _best, _trackers, _adapter):
+        rule(config, lambda name: f"{name}: {show(name, getattr(config, name))} ({place(name)})")
+
+
+def notices(config: Config) -> list[str]:
+    """Return a line for every setting that has no effect, or more effect than one may think."""
+    return [*_model_notices(config), *_evaluation_notices(config)]
+
+
+def _amounts(config: Config, said: Place) -> None:
+    given = [name for name in _AMOUNTS if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise ConfigError(
+            "Set together: " + "; ".join(said(name) for name in given) + ".",
+            "Each of them says how many rows to select, so only one can hold.",
+            f"Keep one; {given[0]}=null on the command line takes one back that a file sets.",
+        )
+
+
+def _quotas(config: Config, said: Place) -> None:
+    shares = config.source_quotas
+    wrong = {name: share for name, share in shares.items() if not (math.isfinite(share) and 0 <= share <= 1)}
+    if wrong:
+        name, share = next(iter(wrong.items()))
+        raise ConfigError(
+            f"source_quotas.{name}: {share} cannot be used; set was {said('source_quotas')}.",
+            "A quota is the share of the selected rows that come from this source.",
+            "Give each source a number from 0 to 1.",
+        )
+    if math.fsum(shares.values()) > 1 + 1e-9:
+        raise ConfigError(
+            f"The shares sum to {math.fsum(shares.values()):.6g} in {said('source_quotas')}.",
+            "They are shares of one selection, so they cannot be more than the whole of it.",
+            "Lower them to a sum of at most 1; the rest comes from the sources that are not named.",
+        )
+
+
+def _strategy(config: Config, said: Place) -> None:
+    if config.strategy in (None, "sample"):
+        return
+    for name, wrong in (
+        ("replacement", config.replacement is True),
+        ("weights", config.weights != "uniform"),
+    ):
+        if wrong:
+            raise ConfigError(
+                f"Set together: {said('strategy')}; {said(name)}.",
+                "That strategy is not a random draw: each row is selected once or not at all.",
+                f"Set strategy to sample, or leave {name} out.",
+            )
+
+
+def _evaluation(config: Config, said: Place) -> None:
+    if config.eval_strategy != "no" and config.eval_dataset is None:
+        raise ConfigError(
+            f"{said('eval_strategy')} is set without eval_dataset.",
+            "Evaluation runs on the target set, and none is given.",
+            "Set eval_dataset, or eval_strategy to no.",
+        )
+    if config.metric_for_best_model.removeprefix("eval_") != "loss":
+        raise ConfigError(
+            f"{said('metric_for_best_model')} cannot be used.",
+            "What is measured on the target while training is its loss.",
+            "Set metric_for_best_model to eval_loss, or leave it out.",
+        )
+
+
+def _best(config: Config, said: Place) -> None:
+    if config.eval_strategy != "no":
+        return
+    wanted = [n for n in ("load_best_model_at_end", "early_stopping_steps") if getattr(config, n)]
+    if wanted:
+        raise ConfigError(
+            f"{said(wanted[0])} is set while eval_strategy is no.",
+            "Without evaluations nothing tells which checkpoint is best, or when to stop.",
+            "Set eval_strategy to steps or epoch together with eval_dataset, or leave it out.",
+        )
+
+
+def _trackers(config: Config, said: Place) -> None:
+    names = [name.strip() for name in config.report_to.split(",")]
+    unknown = [name for name in names if name not in TRACKERS]
+    if unknown:
+        hint = did_you_mean(unknown[0], TRACKERS)
+        raise ConfigError(
+            f"{said('report_to')} names '{unknown[0]}', which is not known.{hint}",
+            f"The training log can go to: {', '.join(TRACKERS)}.",
+            "Choose one or more of them, comma-separated.",
+        )
+    if "none" in names and len(names) > 1:
+        raise ConfigError(
+            f"{said('report_to')} cannot be used.",
+            "It asks for none and for a tracker.",
+            "Keep none, or the tracker.",
+        )
+
+
+def _adapter(config: Config, said: Place) -> None:
+    if config.finetuning_type == "full" and config.adapter_name_or_path is not None:
+        raise ConfigError(
+            f"Set together: {said('finetuning_type')}; {said('adapter_name_or_path')}.",
+            "An adapter is trained on by LoRA; training all weights has no place for it.",
+            "Set finetuning_type to lora, or export the adapter into a model first and start from that.",
+        )
+
+
+def _model_notices(config: Config) -> list[str]:
+    lines = []
+    if config.finetuning_type == "full":
+        fields = Config.model_fields
+        unused = [name for name in _LORA_KEYS if getattr(config, name) != fields[name].default]
+        if unused:
+            lines.append(f"finetuning_type: full trains all weights, so {', '.join(unused)} has no effect")
+    if config.trust_remote_code and config.model_name_or_path != "demo":
+        lines.append(f"trust_remote_code: true runs Python code that comes with {config.model_name_or_path}")
+    return lines
+
+
+def _evaluation_notices(config: Config) -> list[str]:
+    lines = []
+    if config.eval_steps is not None and config.eval_strategy != "steps":
+        lines.append(f"eval_steps has no effect while eval_strategy is {config.eval_strategy}")
+    if config.early_stopping_min_delta and config.early_stopping_steps is None:
+        lines.append("early_stopping_min_delta has no effect without early_stopping_steps")
+    if config.greater_is_better and (config.load_best_model_at_end or config.early_stopping_steps):
+        lines.append("greater_is_better: true with a loss takes the checkpoint with the HIGHEST loss as best")
+    return lines

@@ -1,0 +1,268 @@
+"""The parameters of methods: components.yaml, and the configuration's ``methods`` over it.
+
+An entry is ``NAME: {name: IMPLEMENTATION, params: {...}}``, at top level or under ``selectors:``; an entry of
+a user's own method also has ``file:`` (a Python file, relative to the components file) or ``module:``.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.config.peer import shipped_in_place_of
+from dataflex_pipeline.config.shipped import shipped_configs
+from dataflex_pipeline.config.yaml_files import Layer, read_yaml
+from dataflex_pipeline.errors import ConfigError, did_you_mean
+
+COMMON = ("seed", "save_interval", "cache_dir")
+"""Parameters that every method takes, next to its own."""
+_ENTRY_KEYS = ("name", "params", "file", "module")
+_SECTION = "selectors"
+_SHIPPED_LABEL = "configs/components.yaml"
+
+
+@dataclass(frozen=True)
+class ComponentEntry:
+    """What is set about one method.
+
+    Attributes:
+        name: the name that was asked for; tables of the run carry it.
+        kind: the implementation, by default of the same name.
+        params: the method's own parameters; what is missing takes the method's default.
+        file: path of the user's Python file, or None.
+        module: importable module of the user's, or None.
+        seed: this method's own seed, or None for a stream of the configuration's.
+        save_interval: rows per part of what it computes, or None for rows_per_part.
+        places: parameter (also seed, save_interval) -> where its value was set.
+        notices: what has to be said.
+    """
+
+    name: str
+    kind: str
+    params: dict[str, Any]
+    file: str | None
+    module: str | None
+    seed: int | None
+    save_interval: int | None
+    places: Mapping[str, str]
+    notices: tuple[str, ...]
+
+    @property
+    def where(self) -> str:
+        """Every place that parameters were set in, for errors about them."""
+        return ", ".join(dict.fromkeys(self.places.values())) or _SHIPPED_LABEL
+
+
+def method_parameters(config: Config, name: str, config_dir: Path | None) -> ComponentEntry:
+    """Return the parameters of one method.
+
+    Args:
+        config: names the components file, and holds parameters that lie over it.
+        name: the method, as named in the components file.
+        config_dir: folder of the configuration file, where a relative path may also start; or None.
+
+    Raises:
+        ConfigError: no such method, or its entry cannot be used.
+    """
+    found = _entries(config, config_dir)
+    if name not in found:
+        raise _unknown_method(name, found)
+    layer, path, folder = found[name]
+    entry = _checked_entry(name, layer, path)
+    params = {k: copy.deepcopy(v) for k, v in (entry.get("params") or {}).items()}
+    places = {k: layer.place(*path, "params", k) for k in params}
+    for key, value in config.methods.get(name, {}).items():
+        params[key] = merged(params.get(key), value)
+        places[key] = f"{name}.{key} of the configuration"
+    return _entry(name, entry, params, places, folder)
+
+
+def known_methods(config: Config, config_dir: Path | None) -> dict[str, str]:
+    """Return every method that can be named -> the file and line of its entry."""
+    found = _entries(config, config_dir)
+    return {name: layer.place(*path) for name, (layer, path, _) in sorted(found.items())}
+
+
+def check_method_names(config: Config, config_dir: Path | None) -> None:
+    """Check the methods and parameters that the configuration names, also those of methods not in use.
+
+    Raises:
+        ConfigError: no such method, or a shipped method has no such parameter.
+    """
+    known = _entries(config, config_dir)
+    shipped = _entries_of(read_yaml(shipped_configs() / "components.yaml", _SHIPPED_LABEL))
+    for name, params in config.methods.items():
+        if name not in known:
+            raise _unknown_method(name, known)
+        layer, path, _ = known[name]
+        entry = _checked_entry(name, layer, path)
+        kind = entry.get("name") or name
+        if kind not in shipped or entry.get("file") or entry.get("module"):
+            continue  # a method of the user's own knows its parameters itself, when it is used
+        base, base_path = shipped[kind]
+        accepted = [*_at(base, base_path)["params"], *COMMON]
+        for key in params:
+            if key not in accepted:
+                raise ConfigError(
+                    f"{name}.{key} is not a parameter of {kind}.{did_you_mean(key, accepted)}",
+                    f"{kind} takes: {', '.join(accepted)}.",
+                    "Correct the name, or remove it.",
+                )
+
+
+def components_file(
+    config: Config, config_dir: Path | None, place: str = "configuration"
+) -> tuple[Path, str] | None:
+    """Return the user's components file and its name in messages; None where the shipped one counts.
+
+    Raises:
+        ConfigError: the file is set, does not exist, and is not the peer's own.
+    """
+    given = config.components_cfg_file
+    if given is None:
+        return None
+    found = find_file(given, config_dir)
+    if found is not None:
+        return found, str(found)
+    if shipped_in_place_of("components_cfg_file", given):
+        return None
+    raise ConfigError(
+        f"components_cfg_file: {given} ({place}) was given.",
+        "There is no such file.",
+        "Correct the path, or leave it out to take the shipped components.yaml.",
+    )
+
+
+def find_file(given: str, config_dir: Path | None) -> Path | None:
+    """Return the file at a path that starts here or, failing that, in the configuration file's folder."""
+    candidates = [Path(given), *([config_dir / given] if config_dir is not None else [])]
+    return next((path for path in candidates if os.path.isfile(path)), None)  # noqa: PTH113 (never raises)
+
+
+def merged(under: Any, over: Any) -> Any:
+    """Lay a value over another: mappings are merged, anything else is replaced."""
+    if isinstance(under, dict) and isinstance(over, dict):
+        return {**under, **{key: merged(under.get(key), value) for key, value in over.items()}}
+    return copy.deepcopy(over)
+
+
+_Found = dict[str, tuple[Layer, tuple[str, ...], Path]]
+"""Method -> the file, the path of keys of its entry in there, and the file's folder."""
+
+
+def _entries(config: Config, config_dir: Path | None) -> _Found:
+    """Return the entries of the user's file, and the shipped ones of methods that it does not name."""
+    shipped = shipped_configs() / "components.yaml"
+    files = [(shipped, _SHIPPED_LABEL)]
+    own = components_file(config, config_dir)
+    if own is not None:
+        files.append(own)
+    found: _Found = {}
+    for path, label in files:
+        for name, (layer, place) in _entries_of(read_yaml(path, label)).items():
+            found[name] = (layer, place, path.parent)
+    return found
+
+
+def _entries_of(layer: Layer) -> dict[str, tuple[Layer, tuple[str, ...]]]:
+    section = layer.values.get(_SECTION) or {}
+    if not isinstance(section, dict):
+        raise ConfigError(
+            f"{_SECTION} ({layer.place(_SECTION)}) holds {section!r}.",
+            "It takes one entry per method.",
+            "Write 'NAME: {name: NAME, params: {...}}' below it.",
+        )
+    top = {str(name): (name,) for name in layer.values if name != _SECTION}
+    inner = {str(name): (_SECTION, str(name)) for name in section}
+    both = sorted(set(top) & set(inner))
+    if both:
+        raise ConfigError(
+            f"{layer.label} has two entries for {both[0]}: {layer.place(both[0])}, and below {_SECTION}.",
+            "Only one of them could count.",
+            "Delete one of them.",
+        )
+    return {name: (layer, path) for name, path in {**top, **inner}.items()}
+
+
+def _at(layer: Layer, path: tuple[str, ...]) -> Any:
+    value: Any = layer.values
+    for part in path:
+        value = value[part]
+    return value
+
+
+def _checked_entry(name: str, layer: Layer, path: tuple[str, ...]) -> dict[str, Any]:
+    """Return a method's entry, its shape checked."""
+    entry = _at(layer, path)
+    if not isinstance(entry, dict):
+        raise _bad_entry(name, layer.place(*path), "An entry is a mapping with name and params.")
+    unknown = [str(key) for key in entry if key not in _ENTRY_KEYS]
+    if unknown:
+        hint = did_you_mean(unknown[0], _ENTRY_KEYS) or f" Parameters belong below params: {unknown[0]}."
+        raise _bad_entry(
+            name, layer.place(*path, unknown[0]), f"'{unknown[0]}' is none of {', '.join(_ENTRY_KEYS)}.{hint}"
+        )
+    if not isinstance(entry.get("params") or {}, dict):
+        raise _bad_entry(name, layer.place(*path, "params"), "params is a mapping of parameters to values.")
+    for key in ("name", "file", "module"):
+        if entry.get(key) is not None and not isinstance(entry[key], str):
+            raise _bad_entry(name, layer.place(*path, key), f"{key} is text.")
+    if entry.get("file") and entry.get("module"):
+        raise _bad_entry(name, layer.place(*path), "file and module both say where the method is; give one.")
+    return entry
+
+
+def _entry(
+    name: str, entry: dict[str, Any], params: dict[str, Any], places: dict[str, str], folder: Path
+) -> ComponentEntry:
+    notices = []
+    if params.pop("cache_dir", None) is not None:
+        notices.append(f"cache_dir of {name} ({places['cache_dir']}): kept in the run's folder instead")
+    places.pop("cache_dir", None)
+    file = entry.get("file")
+    return ComponentEntry(
+        name=name,
+        kind=entry.get("name") or name,
+        params=params,
+        file=str(folder / file) if file else None,
+        module=entry.get("module"),
+        seed=_whole_number(name, "seed", 0, params, places),
+        save_interval=_whole_number(name, "save_interval", 1, params, places),
+        places=places,
+        notices=tuple(notices),
+    )
+
+
+def _whole_number(
+    name: str, key: str, least: int, params: dict[str, Any], places: Mapping[str, str]
+) -> int | None:
+    """Take a whole number out of the parameters; None where it is not set."""
+    value = params.pop(key, None)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise ConfigError(
+            f"{name}.{key}: {value!r} ({places[key]}) cannot be used.",
+            f"{key} takes a whole number of at least {least}.",
+            "Give such a number, or leave it out.",
+        )
+    return value
+
+
+def _bad_entry(name: str, place: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"The entry of the method {name} ({place}) cannot be used.",
+        why,
+        f"Write '{name}: {{name: {name}, params: {{...}}}}'; 'dataflex methods' lists the parameters.",
+    )
+
+
+def _unknown_method(name: str, known: Mapping[str, object]) -> ConfigError:
+    return ConfigError(
+        f"The method '{name}' is not known.{did_you_mean(name, known)}",
+        f"There are entries for: {', '.join(sorted(known))}.",
+        "Choose one of them, or add an entry for a method of your own to components_cfg_file.",
+    )

@@ -1,0 +1,229 @@
+"""From files and the command line to one checked configuration.
+
+Layers, each over the one before: defaults, the run's own settings, the YAML file, key=value overrides. A null
+takes a key back to its default.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from dataflex_pipeline.config import checks
+from dataflex_pipeline.config.components import check_method_names, components_file, find_file, merged
+from dataflex_pipeline.config.fields import SECRETS, Config
+from dataflex_pipeline.config.overrides import COMMAND_LINE, override_layers
+from dataflex_pipeline.config.peer import FIXED, HINTS, IGNORED, shipped_in_place_of, translate
+from dataflex_pipeline.config.redaction import without_secrets
+from dataflex_pipeline.config.shipped import shipped_configs
+from dataflex_pipeline.config.values import validated
+from dataflex_pipeline.config.yaml_files import Layer, read_yaml
+from dataflex_pipeline.errors import ConfigError, did_you_mean
+
+QUICKSTART = "configs/quickstart.yaml"
+RUN_FILE = "run.yaml"
+PEER_DEFAULT = "dataflex default for peer files"
+_RECORD = "run"  # section of a run.yaml that is not configuration
+_EXPECTED = ("model_name_or_path", "dataset")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A configuration and how it came about.
+
+    Attributes:
+        config: the checked configuration.
+        notices: everything that has to be said to the user.
+        sources: key -> "default", a file, "command line", "run.yaml" or "dataflex default for peer files".
+        config_dir: folder of the configuration file; None without one.
+    """
+
+    config: Config
+    notices: tuple[str, ...]
+    sources: Mapping[str, str]
+    config_dir: Path | None = None
+
+
+@dataclass
+class _Settings:
+    """Values as they are laid over each other, and where each was set last."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    emptied: dict[str, str] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+    def place(self, name: str) -> str:
+        return self.places.get(name, "default")
+
+    def lay(self, layer: Layer) -> None:
+        """Lay one layer over the present values."""
+        kept, said = translate(layer)
+        self.notices += said
+        _check_names(kept, layer)
+        for name, value in kept.items():
+            if value is None:
+                for table in (self.values, self.sources, self.places):
+                    table.pop(name, None)
+                self.emptied[name] = layer.place(name)
+            else:
+                under = self.values.get(name) if layer.merge or name == "methods" else None
+                self.values[name] = merged(under, value)
+                self.sources[name], self.places[name] = layer.label, layer.place(name)
+                self.emptied.pop(name, None)
+
+
+def load_config(path: Path | None, overrides: Sequence[str], base: Mapping[str, Any] | None = None) -> Loaded:
+    """Read, translate and check a configuration.
+
+    Args:
+        path: a YAML file; None for none. Without a file and a base the shipped quickstart.yaml counts.
+        overrides: ``key=value`` texts of the command line.
+        base: the settings that a run was started with.
+
+    Raises:
+        ConfigError: a file, key, value or combination that cannot be used.
+    """
+    settings = _Settings()
+    for layer in _files(path, base):
+        settings.lay(layer)
+    layers, said = override_layers(overrides)
+    settings.notices += said
+    for layer in layers:
+        settings.lay(layer)
+    config_dir = path.parent if path is not None else None
+    _imply_swanlab(settings)
+    config = validated(settings.values, settings.place)
+    config = _resolve_files(config, settings, config_dir)
+    checks.check(config, settings.place)
+    check_method_names(config, config_dir)
+    settings.notices += checks.notices(config) + _demo_notices(config, settings)
+    sources = {name: settings.sources.get(name, "default") for name in Config.model_fields}
+    return Loaded(config, tuple(settings.notices), MappingProxyType(sources), config_dir)
+
+
+def dump_config(config: Config) -> dict[str, Any]:
+    """Return the configuration as plain data for run.yaml; secrets are left out.
+
+    Secrets are the keys in ``SECRETS``, and parameters of methods such as ``api_key`` unless their value is
+    the name of an environment variable.
+    """
+    values = config.model_dump(mode="json", exclude=set(SECRETS))
+    return {**values, "methods": without_secrets(values["methods"])}
+
+
+def _files(path: Path | None, base: Mapping[str, Any] | None) -> list[Layer]:
+    layers = [] if base is None else [Layer(RUN_FILE, dict(base))]
+    if path is not None:
+        layer = read_yaml(path)
+        record = layer.values.pop(_RECORD, None)
+        if record is not None and not isinstance(record, dict):
+            layer.values[_RECORD] = record
+        layers.append(layer)
+    if not layers:
+        layers.append(read_yaml(shipped_configs() / "quickstart.yaml", QUICKSTART))
+    return layers
+
+
+def _check_names(values: Mapping[str, Any], layer: Layer) -> None:
+    unknown = [name for name in values if name not in Config.model_fields]
+    if not unknown:
+        return
+    name = unknown[0]
+    known = [*Config.model_fields, *FIXED, *IGNORED]
+    if name in HINTS:
+        fix = HINTS[name]
+    elif "." in name:
+        method, _, parameter = name.partition(".")
+        fix = f"In a file write methods: {{{method}: {{{parameter}: VALUE}}}}; dots are for the command line."
+    else:
+        fix = "Correct it, or remove it; 'dataflex init' writes a file with every key and its meaning."
+    more = f" Not known either: {', '.join(unknown[1:])}." if len(unknown) > 1 else ""
+    hint = "" if name in HINTS else did_you_mean(name, known)
+    raise ConfigError(
+        f"'{name}' ({layer.place(name)}) is not a key of the configuration.{hint}{more}",
+        "A key that is not known could only be ignored, and then the run would not be what you asked for.",
+        fix,
+    )
+
+
+def _imply_swanlab(settings: _Settings) -> None:
+    report_to = settings.values.get("report_to", "none")
+    if settings.values.get("use_swanlab") is not True or not isinstance(report_to, str):
+        return
+    names = [name.strip() for name in report_to.split(",") if name.strip() not in ("none", "")]
+    if "swanlab" not in names:
+        settings.values["report_to"] = ",".join([*names, "swanlab"])
+        settings.sources["report_to"] = settings.sources["use_swanlab"]
+        settings.places["report_to"] = f"use_swanlab, {settings.place('use_swanlab')}"
+        settings.notices.append("use_swanlab: true: the training log goes to swanlab")
+
+
+def _resolve_files(config: Config, settings: _Settings, config_dir: Path | None) -> Config:
+    """Find the files that the configuration names; the shipped one stands for one of the peer's own."""
+    found: dict[str, str | None] = {}
+    if config.components_cfg_file is not None:
+        own = components_file(config, config_dir, settings.place("components_cfg_file"))
+        found["components_cfg_file"] = None if own is None else str(own[0])
+    if config.deepspeed is not None:
+        found["deepspeed"] = _deepspeed_file(config.deepspeed, settings, config_dir)
+    for name, path in found.items():
+        given = getattr(config, name)
+        shipped = shipped_in_place_of(name, given)
+        if path != given and shipped is not None and find_file(given, config_dir) is None:
+            settings.sources[name] = PEER_DEFAULT
+            settings.notices.append(
+                f"{name}: {given} ({settings.place(name)}) does not exist: "
+                f"the shipped configs/{shipped} is taken"
+            )
+    return config.model_copy(update=found)
+
+
+def _deepspeed_file(given: str, settings: _Settings, config_dir: Path | None) -> str:
+    found = find_file(given, config_dir)
+    shipped = shipped_in_place_of("deepspeed", given)
+    if found is None and shipped is not None:
+        return str(shipped_configs() / shipped)
+    if found is None:
+        raise ConfigError(
+            f"deepspeed: {given} ({settings.place('deepspeed')}) was given.",
+            "There is no such file.",
+            "Correct the path; ds_z0, ds_z2 and ds_z3 are shipped in configs/deepspeed.",
+        )
+    try:
+        content = json.loads(found.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ConfigError(
+            f"deepspeed: {given} ({settings.place('deepspeed')}) cannot be read.",
+            f"It is not valid JSON{line}: {error}.",
+            "Correct it, or take one of configs/deepspeed.",
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"deepspeed: {given} ({settings.place('deepspeed')}) cannot be used.",
+            "A DeepSpeed configuration is a JSON object.",
+            "Take one of configs/deepspeed as a start.",
+        )
+    return str(found)
+
+
+def _demo_notices(config: Config, settings: _Settings) -> list[str]:
+    """Say where the demo stands in for what was left empty, or stays when only the pool was replaced."""
+    lines = [
+        f"{name} is empty ({settings.emptied[name]}): the embedded demo is taken"
+        for name in _EXPECTED
+        if name in settings.emptied
+    ]
+    left = settings.sources.get("eval_dataset") == QUICKSTART
+    if left and config.eval_dataset == "demo" and settings.sources.get("dataset") == COMMAND_LINE:
+        lines.append(
+            "eval_dataset is still the embedded demo's target set (from configs/quickstart.yaml), although "
+            "dataset is your own: give eval_dataset=..., or eval_dataset=null eval_strategy=no"
+        )
+    return lines

@@ -1,0 +1,48 @@
+"""Secrets in a configuration: never written to disk, never shown."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from dataflex_pipeline.config.fields import SECRETS, Config
+
+_SECRET_NAME = re.compile(r"(api_?key|secret|password|access_token|auth_token|webhook_url)$", re.IGNORECASE)
+_VARIABLE_NAME = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
+HIDDEN = "(a secret, not shown)"
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether the value of a key or parameter of this name may be a secret."""
+    return name in SECRETS or _SECRET_NAME.search(name) is not None
+
+
+def is_secret(name: str, value: Any) -> bool:
+    """Whether a value must not be written to disk or shown.
+
+    A value that looks like the name of an environment variable (``api_key: DF_API_KEY``) is no secret.
+    """
+    return is_secret_name(name) and isinstance(value, str) and _VARIABLE_NAME.fullmatch(value) is None
+
+
+def without_secrets(value: Any) -> Any:
+    """Return a copy of nested dictionaries and lists in which secrets are left out."""
+    if isinstance(value, dict):
+        return {k: without_secrets(v) for k, v in value.items() if not is_secret(str(k), v)}
+    return [without_secrets(v) for v in value] if isinstance(value, list) else value
+
+
+def hidden_secrets(config: Config) -> tuple[str, ...]:
+    """Return the names of the secrets that are set, which run.yaml does not hold."""
+    own = [name for name in SECRETS if getattr(config, name) is not None]
+    return (*own, *_paths(config.methods, ""))
+
+
+def _paths(value: Any, path: str) -> list[str]:
+    if not isinstance(value, dict):
+        return []
+    found = []
+    for name, inner in value.items():
+        full = f"{path}.{name}" if path else str(name)
+        found += [full] if is_secret(str(name), inner) else _paths(inner, full)
+    return found

@@ -1,0 +1,141 @@
+"""What a key accepts, in words, and errors about values in the same words."""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+from collections.abc import Callable
+from typing import Any, Literal, Union, get_args, get_origin
+
+import annotated_types as at
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.config.redaction import HIDDEN, is_secret_name, without_secrets
+from dataflex_pipeline.errors import ConfigError, did_you_mean
+
+_BOUNDS: tuple[tuple[type, str, str], ...] = (
+    (at.Ge, "ge", "of at least"),
+    (at.Gt, "gt", "above"),
+    (at.Le, "le", "of at most"),
+    (at.Lt, "lt", "below"),
+)
+_PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def base_type(name: str) -> Any:
+    """Return the type of a key without its ``| None``: str, int, a Literal, dict[str, float], ..."""
+    annotation = Config.model_fields[name].annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(a for a in get_args(annotation) if a is not type(None))
+    return annotation
+
+
+def is_text(name: str) -> bool:
+    """Whether a key takes text (free, or one of a few words)."""
+    kind = base_type(name)
+    return kind is str or get_origin(kind) is Literal
+
+
+def is_mapping(name: str) -> bool:
+    """Whether a key takes a mapping."""
+    return get_origin(base_type(name)) is dict
+
+
+def accepted(name: str) -> str:
+    """Say what a key accepts: "a whole number of at least 1, or null"."""
+    optional = base_type(name) is not Config.model_fields[name].annotation
+    return _type_in_words(base_type(name)) + _bounds_in_words(name) + (", or null" if optional else "")
+
+
+def show(name: str, value: Any) -> str:
+    """Write a value for a message, shortened; a secret is never shown."""
+    if is_secret_name(name):
+        return HIDDEN
+    text = json.dumps(without_secrets(value), ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def validated(values: dict[str, Any], place: Callable[[str], str]) -> Config:
+    """Build the configuration from checked key names.
+
+    Args:
+        values: key -> value; every key is a field of Config.
+        place: says where a key was set, for messages.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range; names the key, the value and the place.
+    """
+    for name, value in values.items():
+        if isinstance(value, str) and not value.strip():
+            raise ConfigError(
+                f"{name} is an empty text ({place(name)}).",
+                f"{name} takes {accepted(name)}.",
+                "Give a value, or leave the key out.",
+            )
+    try:
+        return Config.model_validate(values, strict=True)
+    except ValidationError as error:
+        raise _value_error(error.errors(), place) from error
+
+
+def _type_in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(str(a) for a in get_args(kind))
+    if get_origin(kind) is dict:
+        value = get_args(kind)[1]
+        return (
+            f"a mapping of names to {'numbers' if value is float else 'text' if value is str else 'mappings'}"
+        )
+    return _PLAIN[kind]
+
+
+def _bounds_in_words(name: str) -> str:
+    found = [
+        f"{words} {getattr(bound, attribute):g}"
+        for kind, attribute, words in _BOUNDS
+        for bound in Config.model_fields[name].metadata
+        if isinstance(bound, kind)
+    ]
+    return " " + " and ".join(found) if found else ""
+
+
+def _value_error(problems: list[ErrorDetails], place: Callable[[str], str]) -> ConfigError:
+    first = problems[0]
+    name, inner = str(first["loc"][0]), [str(part) for part in first["loc"][1:] if part != "[key]"]
+    full = ".".join([name, *inner])
+    value = first["input"]
+    shown = show([name, *inner][-1], value)
+    others = sorted({str(p["loc"][0]) for p in problems[1:]} - {name})
+    more = f" Look at {', '.join(others)} as well." if others else ""
+    return ConfigError(
+        f"{full}: {shown} ({place(name)}) cannot be used.",
+        f"{name} takes {accepted(name)}.",
+        _advice(name, full, value) + more,
+    )
+
+
+def _advice(name: str, full: str, value: Any) -> str:
+    kind = base_type(name)
+    if get_origin(kind) is Literal:
+        choices = [str(a) for a in get_args(kind)]
+        return f"Choose one of them.{did_you_mean(str(value), choices)}"
+    number = _number(value) if kind in (int, float) else None
+    if number is not None:
+        return f"Write {name}: {int(number) if number.is_integer() else number:g}"
+    if kind is str and isinstance(value, bool | int | float) and not is_secret_name(name):
+        return f'If it is meant as text, write it in quotes: {name}: "{value}"'
+    return f"Give {full} such a value, or leave it out to take the default."
+
+
+def _number(value: Any) -> float | None:
+    """Return the finite number that quoted text or a decimal stands for; None for anything else."""
+    if not isinstance(value, str | float):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,26 @@
+"""Pool and target: from files or the hub to prepared rows (token ids and labels) in Parquet.
+
+Two passes: ``scan_sources`` reads every source once and finds whatever is wrong with it before anything
+is written; ``prepare`` reads again, tokenises and writes, part by part. Both stream.
+"""
+
+from __future__ import annotations
+
+from dataflex_pipeline.data.chat import ChatFormat
+from dataflex_pipeline.data.prepare import ingredients, prepare
+from dataflex_pipeline.data.rows import Split
+from dataflex_pipeline.data.scan import Scan, scan_sources
+from dataflex_pipeline.data.settings import DataSettings
+from dataflex_pipeline.data.templates import TEMPLATES, named_template
+
+__all__ = [
+    "TEMPLATES",
+    "ChatFormat",
+    "DataSettings",
+    "Scan",
+    "Split",
+    "ingredients",
+    "named_template",
+    "prepare",
+    "scan_sources",
+]

@@ -1,0 +1,118 @@
+"""The original columns of a data set, typed: text, whole numbers, numbers, booleans, else JSON text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from dataflex_pipeline.data.conversation import json_text_of
+from dataflex_pipeline.data.settings import Row
+from dataflex_pipeline.schemas import column
+
+PREFIX = "original_"
+_TYPES: dict[str, pa.DataType] = {
+    "text": pa.string(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "boolean": pa.bool_(),
+    "json": pa.string(),
+}
+_EXACT = 2**53
+
+
+@dataclass(frozen=True)
+class OriginalColumn:
+    """A column of the sources: its name there, and the kind that all its values share."""
+
+    name: str
+    kind: str
+
+    @property
+    def field(self) -> pa.Field:
+        """The column's field in the prepared table; the metadata says when it is JSON text."""
+        how = " as JSON text" if self.kind == "json" else ""
+        plain = column(PREFIX + self.name, _TYPES[self.kind], f"column '{self.name}' of the data set{how}")
+        return plain.with_metadata({**plain.metadata, b"encoding": self.kind.encode()})
+
+    def array(self, values: Iterable[Any]) -> pa.Array:
+        """Return the values as an Arrow array; None and missing are null."""
+        made = [value if value is None else self._value(value) for value in values]
+        return pa.array(made, type=_TYPES[self.kind])
+
+    def _value(self, value: Any) -> Any:
+        if self.kind == "json":
+            return _json_text(value)
+        return float(value) if self.kind == "number" else value
+
+
+def _json_text(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=json_text_of)
+    return text if _is_unicode(text) else json.dumps(value, default=json_text_of)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, str):
+        return "text" if value.isascii() or _is_unicode(value) else "json"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int):
+        if abs(value) <= _EXACT:
+            return "integer"
+        return "long" if -(2**63) <= value < 2**63 else "json"
+    return "number" if isinstance(value, float) else "json"
+
+
+@dataclass
+class ColumnTypes:
+    """Sees every row of the first pass, and then knows each column's kind and a sample of it."""
+
+    kinds: dict[str, set[str]] = field(default_factory=dict)
+    samples: dict[str, Any] = field(default_factory=dict)
+
+    def see(self, row: Row) -> None:
+        """Take note of one row."""
+        for name, value in row.items():
+            kinds = self.kinds.setdefault(name, set())
+            if value is not None:
+                if not kinds:
+                    self.samples[name] = value
+                kinds.add(_kind_of(value))
+            else:
+                self.samples.setdefault(name, None)
+
+    def merge(self, other: ColumnTypes) -> None:
+        """Take note of all that another one has seen."""
+        for name, kinds in other.kinds.items():
+            self.kinds.setdefault(name, set()).update(kinds)
+
+    def columns(self) -> tuple[OriginalColumn, ...]:
+        """Return the columns in the order of their first appearance."""
+        return tuple(OriginalColumn(name, _common(kinds)) for name, kinds in self.kinds.items())
+
+
+def _common(kinds: set[str]) -> str:
+    """Return the kind that holds all values exactly."""
+    if not kinds or kinds == {"text"}:
+        return "text"
+    if kinds == {"boolean"}:
+        return "boolean"
+    if kinds <= {"integer", "long"}:
+        return "integer"
+    return "number" if kinds <= {"integer", "number"} else "json"
+
+
+def original_arrays(columns: Sequence[OriginalColumn], rows: Sequence[Mapping[str, Any]]) -> list[pa.Array]:
+    """Return one array per column over the rows."""
+    return [each.array([row.get(each.name) for row in rows]) for each in columns]

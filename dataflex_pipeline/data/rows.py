@@ -1,0 +1,185 @@
+"""From raw rows to the rows of a prepared table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from dataflex_pipeline.data.chat import ChatFormat, Piece
+from dataflex_pipeline.data.columns import original_arrays
+from dataflex_pipeline.data.conversation import Conversation, RowError, content_hash
+from dataflex_pipeline.data.formats import to_conversation
+from dataflex_pipeline.data.scan import Scan
+from dataflex_pipeline.data.settings import DataSettings, Row
+from dataflex_pipeline.schemas import GROUP, PREPARED
+
+Split = Literal["pool", "target"]
+IGNORED = -100
+
+
+def prepared_schema(scan: Scan, split: Split) -> pa.Schema:
+    """Return the columns of a prepared table: the fixed ones, ``group`` for a target, the originals."""
+    group = [GROUP] if split == "target" else []
+    return pa.schema([*PREPARED, *group, *(each.field for each in scan.columns)])
+
+
+@dataclass
+class Draft:
+    """A row on its way: what is known of it, and the reason once there is one."""
+
+    row_id: str
+    group: str = ""
+    conversation: Conversation | None = None
+    pieces: Sequence[Piece] = ()
+    input_ids: Sequence[int] = ()
+    labels: Sequence[int] = ()
+    reason: str | None = None
+
+    @property
+    def n_response_tokens(self) -> int:
+        """Labelled tokens that are predicted: position 0 never is."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+class RowMaker:
+    """Makes prepared rows out of raw ones; a row that cannot be used gets its reason.
+
+    Args:
+        settings: how rows are cut and labelled. scan: layouts and columns of the sources.
+        chat: how they are written and tokenised. split: a target also has a group.
+    """
+
+    def __init__(self, settings: DataSettings, scan: Scan, chat: ChatFormat, split: Split) -> None:
+        self.settings, self.scan, self.chat, self.split = settings, scan, chat, split
+        self.schema = prepared_schema(scan, split)
+
+    def table(self, start: int, rows: Sequence[tuple[int, Row]]) -> pa.Table:
+        """Return the prepared rows of a run of raw ones.
+
+        Args:
+            start: row number of the first. rows: (number of its source, row). [n]
+
+        Returns:
+            A table of n rows in the prepared schema.
+        """
+        drafts = [self._draft(number, row) for number, row in rows]
+        usable = [draft for draft in drafts if draft.reason is None]
+        for draft, (ids, labels) in zip(
+            usable, self.chat.encode([draft.pieces for draft in usable]), strict=True
+        ):
+            self._fit(draft, ids, labels)
+        names = [self.scan.sources[number].source.name for number, _ in rows]
+        return self._assemble(start, names, drafts, [row for _, row in rows])
+
+    def _draft(self, number: int, row: Row) -> Draft:
+        layout = self.scan.sources[number].layout
+        draft = Draft(content_hash(row), self.scan.sources[number].source.name)
+        try:
+            own = to_conversation(row, layout)
+            draft.row_id = own.row_id
+            draft.conversation = own.with_system(self.settings.default_system)
+            self._set_group(draft, row)
+            draft.pieces = self.chat.pieces(draft.conversation, self.settings.mask_history)
+        except RowError as problem:
+            draft.reason = str(problem)
+        return draft
+
+    def _set_group(self, draft: Draft, row: Row) -> None:
+        name = self.settings.group_column
+        if self.split == "pool" or name is None:
+            return
+        value = row.get(name)
+        draft.group = "" if value is None else str(value)
+        if not draft.group:
+            raise RowError(f"group column {name} is empty")
+
+    def _fit(self, draft: Draft, ids: Sequence[int], labels: Sequence[int]) -> None:
+        limit = self.settings.cutoff_len
+        draft.input_ids, draft.labels = ids[:limit], labels[:limit]
+        if draft.n_response_tokens == 0:
+            cut = len(ids) > limit
+            draft.reason = (
+                f"no response tokens left after cutoff_len {limit}" if cut else "the response has no tokens"
+            )
+
+    def _assemble(
+        self, start: int, names: Sequence[str], drafts: Sequence[Draft], rows: Sequence[Row]
+    ) -> pa.Table:
+        columns: dict[str, Any] = {
+            "row": range(start, start + len(drafts)),
+            "row_id": [draft.row_id for draft in drafts],
+            "source": names,
+            "messages": [_plain_messages(draft.conversation) for draft in drafts],
+            "input_ids": [draft.input_ids for draft in drafts],
+            "labels": [draft.labels for draft in drafts],
+            "n_tokens": [len(draft.input_ids) for draft in drafts],
+            "n_response_tokens": [draft.n_response_tokens for draft in drafts],
+            "valid": [draft.reason is None for draft in drafts],
+            "reason": [draft.reason for draft in drafts],
+        }
+        if self.split == "target":
+            columns["group"] = [draft.group for draft in drafts]
+        arrays = [pa.array(values, type=self.schema.field(name).type) for name, values in columns.items()]
+        return pa.Table.from_arrays([*arrays, *original_arrays(self.scan.columns, rows)], schema=self.schema)
+
+
+def _plain_messages(conversation: Conversation | None) -> list[dict[str, str]]:
+    if conversation is None:
+        return []
+    return [{"role": message.role, "content": message.content} for message in conversation.messages]
+
+
+@dataclass
+class Tally:
+    """Counts over prepared rows, for the summary."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    valid: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    response_tokens: int = 0
+    at_cutoff: int = 0
+
+    COLUMNS = ("source", "valid", "reason", "n_tokens", "n_response_tokens")
+
+    def add(self, table: pa.Table, cutoff_len: int) -> None:
+        """Count the rows of one part."""
+        for row in table.select(list(self.COLUMNS)).to_pylist():
+            self.rows[row["source"]] += 1
+            self.valid[row["source"]] += row["valid"]
+            if not row["valid"]:
+                self.reasons[row["reason"]] += 1
+                continue
+            self.tokens += row["n_tokens"]
+            self.response_tokens += row["n_response_tokens"]
+            self.at_cutoff += row["n_tokens"] >= cutoff_len
+
+    @property
+    def n_valid(self) -> int:
+        """Valid rows over all sources."""
+        return sum(self.valid.values())
+
+    def summary(self) -> dict[str, Any]:
+        """Return the counts as plain values; tokens and ``at_cutoff`` are over valid rows."""
+        total = sum(self.rows.values())
+        return {
+            "rows": total,
+            "valid": self.n_valid,
+            "invalid": total - self.n_valid,
+            "reasons": dict(self.reasons.most_common()),
+            "sources": {name: {"rows": n, "valid": self.valid[name]} for name, n in self.rows.items()},
+            "tokens": self.tokens,
+            "response_tokens": self.response_tokens,
+            "at_cutoff": self.at_cutoff,
+        }
+
+
+def reasons_text(reasons: Mapping[str, int], most: int = 5) -> str:
+    """Return the most frequent reasons with their counts, in one line."""
+    ranked = sorted(reasons.items(), key=lambda item: -item[1])
+    shown = "; ".join(f"{count} x {reason}" for reason, count in ranked[:most])
+    return shown + (f"; and {len(ranked) - most} other reasons" if len(ranked) > most else "")

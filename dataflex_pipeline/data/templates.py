@@ -1,0 +1,88 @@
+"""Chat templates by name, for base models whose tokenizer has none; the texts are in chat_templates/.
+
+Each is a Jinja template with the variables that transformers' own have (messages, tools,
+add_generation_prompt, bos_token, eos_token). All of them are prefix-stable: what is written for the
+first turns never changes when turns are added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+
+from dataflex_pipeline.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class NamedTemplate:
+    """A chat template that goes by name.
+
+    Attributes:
+        name: the name in ``template:``. summary: family, in words.
+        stop: what ends a response; None for the tokenizer's end-of-sequence token.
+        tokens: texts that the family's tokenizers have as single tokens.
+        file: name of the file in chat_templates/; the name itself when empty.
+    """
+
+    name: str
+    summary: str
+    stop: str | None = None
+    tokens: tuple[str, ...] = ()
+    file: str = ""
+
+    @property
+    def text(self) -> str:
+        """The Jinja template."""
+        folder = resources.files("dataflex_pipeline.data") / "chat_templates"
+        return (folder / f"{self.file or self.name}.jinja").read_text(encoding="utf-8")
+
+
+_CHATML = ("<|im_start|>", "<|im_end|>")
+_LLAMA3 = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+_GEMMA = ("<start_of_turn>", "<end_of_turn>")
+_PHI3 = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+_PHI4 = ("<|im_start|>", "<|im_sep|>", "<|im_end|>")
+_MISTRAL = ("[INST]", "[/INST]")
+_DEEPSEEK = ("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>")
+
+TEMPLATES = {
+    template.name: template
+    for template in (
+        NamedTemplate("alpaca", "Stanford Alpaca: ### Instruction: / ### Response:"),
+        NamedTemplate("chatml", "ChatML, no default system prompt", "<|im_end|>", _CHATML),
+        NamedTemplate("deepseek", "DeepSeek LLM chat: User: / Assistant:"),
+        NamedTemplate("deepseek3", "DeepSeek V3", "<｜end▁of▁sentence｜>", _DEEPSEEK),
+        NamedTemplate("default", "Human: / Assistant: lines, each ended by the end-of-sequence token"),
+        NamedTemplate("gemma", "Gemma 1 to 3", "<end_of_turn>", _GEMMA),
+        NamedTemplate("gemma2", "the same as gemma", "<end_of_turn>", _GEMMA, "gemma"),
+        NamedTemplate("gemma3", "the same as gemma", "<end_of_turn>", _GEMMA, "gemma"),
+        NamedTemplate("llama2", "Llama 2 chat: [INST] <<SYS>>"),
+        NamedTemplate("llama3", "Llama 3 and 3.1", "<|eot_id|>", _LLAMA3),
+        NamedTemplate("mistral", "Mistral 7B v0.3", None, _MISTRAL),
+        NamedTemplate("phi", "the same as phi3", "<|end|>", _PHI3, "phi3"),
+        NamedTemplate("phi3", "Phi 3 and 3.5", "<|end|>", _PHI3),
+        NamedTemplate("phi4", "Phi 4", "<|im_end|>", _PHI4),
+        NamedTemplate("plain", "prompt and response without any marks"),
+        NamedTemplate(
+            "qwen", "ChatML with the default system prompt and tools of Qwen 2.5", "<|im_end|>", _CHATML
+        ),
+        NamedTemplate("vicuna", "Vicuna 1.1: USER: / ASSISTANT:"),
+        NamedTemplate("zephyr", "Zephyr: <|user|> / <|assistant|>"),
+    )
+}
+"""All templates by name."""
+
+
+def named_template(name: str) -> NamedTemplate:
+    """Return the template of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in TEMPLATES:
+        raise ConfigError(
+            f"template: {name} is not known.{did_you_mean(name, TEMPLATES)}",
+            f"The names are {', '.join(TEMPLATES)}.",
+            "Use one of them, or leave template out to use the tokenizer's own.",
+        )
+    return TEMPLATES[name]

@@ -1,0 +1,197 @@
+"""Loading the causal language model on its device, in its precision, with an adapter or without."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dataflex_pipeline.errors import ConfigError, CorruptError
+from dataflex_pipeline.models.source import check_model_folder, explained, load_arguments, local_folder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from dataflex_pipeline.config.fields import Config
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def resolve_device(setting: str) -> str:
+    """Return the torch device that a ``device`` setting stands for.
+
+    Args:
+        setting: auto (cuda where there is one, then mps, then cpu), cpu, mps, cuda or cuda:N.
+
+    Raises:
+        ConfigError: not a device, or one that this machine does not have.
+    """
+    import torch
+
+    if setting == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if setting == "cpu":
+        return setting
+    if setting == "mps":
+        if torch.backends.mps.is_available():
+            return setting
+        raise _no_device(setting, "torch finds no Apple GPU here.")
+    match = re.fullmatch(r"cuda(?::(\d+))?", setting)
+    if match is None:
+        raise _no_device(setting, "It is not a device: auto, cpu, cuda, cuda:N and mps are.")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(match[1] or 0) >= count:
+        raise _no_device(setting, f"torch sees {count} CUDA devices here.")
+    return setting
+
+
+def _no_device(setting: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"device: {setting} cannot be used.", why, "Set device to auto, or to one that there is."
+    )
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format of the frozen weights and of the forward pass.
+
+    Attributes:
+        dtype: "float32" or "bfloat16", a name of torch.
+        notices: what was said about it; empty when the setting was taken as it is.
+    """
+
+    dtype: str
+    notices: tuple[str, ...] = ()
+
+
+def precision(config: Config, device: str) -> Precision:
+    """Return the precision that ``bf16`` means on this device.
+
+    Raises:
+        ConfigError: bf16 on a GPU that cannot compute in it.
+    """
+    if not config.bf16:
+        return Precision("float32")
+    kind = device.partition(":")[0]
+    if kind == "cpu":
+        return Precision("float32", ("bf16: true becomes fp32 on a CPU.",))
+    if kind == "cuda":
+        import torch
+
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ConfigError(
+                "bf16: true was set.",
+                f"The GPU {torch.cuda.get_device_name()} does not compute in bfloat16.",
+                "Set bf16: false to train in fp32, or use a GPU of compute capability 8.0 or more.",
+            )
+    return Precision("bfloat16")
+
+
+def _load(source: str, config: Config, device: str, **arguments: Any) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if config.attn_implementation is not None:
+        arguments["attn_implementation"] = config.attn_implementation
+    with explained(source, "weights"):
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=getattr(torch, precision(config, device).dtype),
+            use_safetensors=True,
+            **arguments,
+        )
+    return model.to(device)
+
+
+def load_base(config: Config, device: str) -> PreTrainedModel:
+    """Load the base model named by ``model_name_or_path``.
+
+    Args:
+        config: names the model, its revision, precision and attention kernel.
+        device: from `resolve_device`.
+
+    Raises:
+        UserError: missing folder, not a model, pickled weights, or a hub name that cannot be loaded.
+    """
+    folder = local_folder(config.model_name_or_path)
+    if folder is not None:
+        check_model_folder(folder)
+    return _load(str(folder or config.model_name_or_path), config, device, **load_arguments(config))
+
+
+def load_for_scoring(config: Config, checkpoint: Path | None, device: str) -> PreTrainedModel | PeftModel:
+    """Load the model as of a checkpoint: base and adapter, or the full weights saved in it.
+
+    Dropout is off (eval mode); exactly the parameters that were trained require a gradient.
+
+    Args:
+        config: the run's configuration.
+        checkpoint: a complete checkpoint folder; None: the model before the warm-up (the base, with
+            ``adapter_name_or_path`` where that is set).
+        device: from `resolve_device`.
+
+    Raises:
+        CorruptError: the checkpoint holds no weights of the kind that ``finetuning_type`` says.
+    """
+    adapter = checkpoint
+    if checkpoint is None and config.adapter_name_or_path is not None:
+        adapter = adapter_folder(config.adapter_name_or_path)
+    if config.finetuning_type == "full":
+        model = load_base(config, device) if checkpoint is None else load_full(config, checkpoint, device)
+        return model.eval()
+    base = load_base(config, device)
+    base.requires_grad_(False)
+    return (base if adapter is None else attach_adapter(base, adapter)).eval()
+
+
+def load_full(config: Config, checkpoint: Path, device: str) -> PreTrainedModel:
+    """Load the weights that a fully fine-tuned checkpoint holds."""
+    if not (checkpoint / "config.json").is_file() or not any(checkpoint.glob("model*.safetensors")):
+        raise _no_weights(checkpoint, "model.safetensors with its config.json", "full")
+    return _load(
+        str(checkpoint), config, device, trust_remote_code=config.trust_remote_code, local_files_only=True
+    )
+
+
+def attach_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """Put the adapter of a folder on a freshly loaded base; its parameters require a gradient."""
+    from peft import PeftModel
+
+    if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
+        raise _no_weights(folder, f"{ADAPTER_WEIGHTS} with its {ADAPTER_CONFIG}", "lora")
+    with explained(str(folder), "adapter"):
+        return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+
+
+def _no_weights(folder: Path, wanted: str, kind: str) -> CorruptError:
+    return CorruptError(
+        f"{folder} has no {wanted}.",
+        f"finetuning_type: {kind} reads its weights from there, and never from pickled files.",
+        "Train that round again with --overwrite, or set finetuning_type to what the folder was made with.",
+    )
+
+
+def adapter_folder(name: str) -> Path:
+    """Return the folder of ``adapter_name_or_path``.
+
+    Raises:
+        ConfigError: several adapters, not a folder, or an adapter that is only there as pickle.
+    """
+    folder = Path(name).expanduser()
+    why = ""
+    if not folder.is_dir():
+        why = "It is not a folder; an adapter is started from a local folder, one at a time."
+    elif not (folder / ADAPTER_CONFIG).is_file():
+        why = f"The folder has no {ADAPTER_CONFIG}."
+    elif not (folder / ADAPTER_WEIGHTS).is_file():
+        why = f"The folder has no {ADAPTER_WEIGHTS} (pickled weights are not read)."
+    if why:
+        raise ConfigError(
+            f"adapter_name_or_path: {name} cannot be used.",
+            why,
+            "Give the folder of one LoRA adapter as save_pretrained() writes it, or leave the key out.",
+        )
+    return folder

@@ -1,0 +1,159 @@
+"""Where a model comes from: a local folder or a hub name, and what identifies it in a fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dataflex_pipeline.errors import ConfigError, UserError
+from dataflex_pipeline.store.fingerprint import files_digest
+
+if TYPE_CHECKING:
+    from dataflex_pipeline.config.fields import Config
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer*",
+    "vocab*",
+    "*.model",
+    "*.tiktoken",
+)
+
+
+def local_folder(name: str) -> Path | None:
+    """Return the folder that a model name stands for, or None for a hub name.
+
+    An existing folder is a folder. What is written like a path (absolute, starting with ``.`` or ``~``,
+    or more than one slash) is never looked up on the network.
+
+    Raises:
+        UserError: it is written like a path and no such folder exists, or it is a file.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise UserError(
+            f"The model '{name}' is a file.",
+            "A model is a folder with config.json, weights in safetensors and the tokenizer's files.",
+            "Set model_name_or_path to that folder, or to a hub name such as Qwen/Qwen2.5-0.5B.",
+        )
+    if not name.strip() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(
+            f"The model folder '{name}' does not exist.",
+            "It is written like a path, so it is not looked up on the hub.",
+            "Correct model_name_or_path, or give a hub name such as Qwen/Qwen2.5-0.5B.",
+        )
+    return None
+
+
+def check_model_folder(folder: Path) -> None:
+    """Check that a local folder holds a model whose weights can be read without unpickling anything.
+
+    Raises:
+        UserError: config.json is missing, there are no weights, or only pickled ones.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} has no config.json.",
+            "It is not the folder of a transformers model.",
+            "Set model_name_or_path to a folder that save_pretrained() wrote, or to a hub name.",
+        )
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    if pickled:
+        raise UserError(
+            f"{folder} has its weights only as pickle ({', '.join(pickled[:3])}).",
+            "Reading a pickle can run any code that is in it, so only safetensors are read.",
+            "Convert it once: load the model in a place that trusts it and call save_pretrained(), "
+            "which writes model.safetensors.",
+        )
+    raise UserError(
+        f"{folder} has a config.json but no *.safetensors file.",
+        "Without weights there is no model to score or train.",
+        "Copy the weights into the folder, or set model_name_or_path to another one.",
+    )
+
+
+@contextmanager
+def explained(name: str, what: str) -> Iterator[None]:
+    """Turn what transformers raises on an unusable model into one error that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        found = lines[0] if lines else type(error).__name__
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"The model '{name}' comes with Python code of its own and trust_remote_code is false.",
+                f"That code would run on this machine while its {what} is loaded.",
+                "Set trust_remote_code: true only if you trust where the model comes from.",
+            ) from error
+        raise UserError(
+            f"The {what} of the model '{name}' could not be loaded: {found}",
+            "The name is neither a folder with a usable model nor a hub model that can be reached now.",
+            "Check model_name_or_path (and model_revision), the network, or download the model to a folder.",
+        ) from error
+
+
+def load_arguments(config: Config) -> dict[str, Any]:
+    """Return the keyword arguments that every ``from_pretrained`` call gets."""
+    local = local_folder(config.model_name_or_path) is not None
+    return {
+        "trust_remote_code": config.trust_remote_code,
+        "local_files_only": local,
+        **({} if local or config.model_revision is None else {"revision": config.model_revision}),
+    }
+
+
+def _folder_digest(folder: Path, patterns: tuple[str, ...]) -> str:
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    return files_digest(paths, [path.name for path in paths])
+
+
+def _hub_identity(config: Config) -> str:
+    from transformers import AutoConfig
+
+    name = config.model_name_or_path
+    with explained(name, "configuration"):
+        found = AutoConfig.from_pretrained(name, **load_arguments(config))
+    commit = getattr(found, "_commit_hash", None)
+    if not commit:
+        raise UserError(
+            f"The hub model '{name}' has no commit that can be told.",
+            "A fingerprint needs to know exactly which weights were used.",
+            "Download the model to a folder and set model_name_or_path to that folder.",
+        )
+    return f"{name}@{commit}"
+
+
+def model_digest(config: Config) -> str:
+    """Return what identifies the base model in a fingerprint.
+
+    Returns:
+        For a folder the digest over config.json and every weight file (the folder's own name is no part
+        of it, so a moved model stays the same one); for a hub name ``name@commit``.
+
+    Raises:
+        UserError: the folder is no model, or the hub name cannot be resolved.
+    """
+    folder = local_folder(config.model_name_or_path)
+    if folder is None:
+        return _hub_identity(config)
+    check_model_folder(folder)
+    return _folder_digest(folder, ("config.json", *WEIGHTS))
+
+
+def tokenizer_digest(config: Config) -> str:
+    """Return what identifies the tokenizer in a fingerprint: a digest over its files, or ``name@commit``."""
+    folder = local_folder(config.model_name_or_path)
+    if folder is None:
+        return _hub_identity(config)
+    return _folder_digest(folder, TOKENIZER_FILES)

@@ -1,0 +1,199 @@
+"""From scores and probabilities to the weighted index that a round trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dataflex_pipeline.api import BlockTable
+from dataflex_pipeline.errors import ConfigError, did_you_mean
+from dataflex_pipeline.sampling.gather import gather
+from dataflex_pipeline.sampling.probabilities import ProbabilitySummary, write_probabilities
+from dataflex_pipeline.sampling.quotas import amounts_of, interleave
+from dataflex_pipeline.sampling.ranked import round_robin, top_k
+from dataflex_pipeline.sampling.rows import Rows, count_valid
+from dataflex_pipeline.sampling.selection import Selection
+from dataflex_pipeline.sampling.settings import Drawn, DrawSettings
+from dataflex_pipeline.sampling.successive import sample
+from dataflex_pipeline.sampling.uniforms import Integers, permutation
+from dataflex_pipeline.sampling.weights import float32_mean_one, weigh
+from dataflex_pipeline.schemas import INDEX
+from dataflex_pipeline.store.parts import ROW_GROUP
+
+__all__ = ["DrawSettings", "Drawn", "draw", "draw_uniform", "top_k_probabilities"]
+
+
+def draw(
+    scores: BlockTable,
+    probabilities: BlockTable | None,
+    pool: BlockTable,
+    settings: DrawSettings,
+    *,
+    block_rows: int = ROW_GROUP,
+) -> Drawn:
+    """Select rows and lay them out as an index.
+
+    Reads the tables in blocks: memory grows with the rows selected, not with the pool. The same inputs and
+    seed give the same index, whatever the blocks.
+
+    Args:
+        scores: ``row``, ``row_id``, ``score``, ``valid`` and the group columns.
+        probabilities: needed by ``sample`` only. The index of another strategy has 1 / (rows selected).
+        pool: ``n_tokens`` for a token budget, ``source`` for quotas; not read otherwise.
+        settings: what is asked for.
+        block_rows: rows read at a time.
+
+    Raises:
+        ConfigError: unknown source or group column, quotas that cannot be filled.
+        DataError: nothing to select, or a budget below its first row.
+        CorruptError: the tables do not fit together.
+    """
+    columns = {"sample": (), "top_k": ("score",), "round_robin": settings.group_columns}[settings.strategy]
+    _check_columns(scores, columns)
+    amounts = amounts_of(settings, scores, pool)
+    by_probability = settings.strategy == "sample"
+    rows = Rows(
+        scores,
+        pool,
+        probabilities=probabilities if by_probability else None,
+        columns=columns,
+        sources=tuple(settings.source_quotas),
+        with_tokens=settings.token_budget is not None,
+        block_rows=block_rows,
+    )
+    select = {"sample": sample, "top_k": top_k, "round_robin": round_robin}[settings.strategy]
+    selections, notices = select(rows, settings, amounts)
+    return _lay_out(selections, notices, scores, settings, with_score=True)
+
+
+def draw_uniform(pool: BlockTable, settings: DrawSettings, *, block_rows: int = ROW_GROUP) -> Drawn:
+    """Select valid rows of the pool, each with the same probability: the warm-up. Scores are null.
+
+    Args:
+        pool: ``row``, ``row_id``, ``valid``; ``n_tokens`` and ``source`` as for ``draw``.
+        settings: what is asked for; the strategy is ``sample``.
+        block_rows: rows read at a time.
+
+    Raises:
+        ConfigError, DataError: as ``draw``.
+    """
+    if settings.strategy != "sample":
+        raise ValueError(f"a uniform draw is a sample, not {settings.strategy}")
+    rows = Rows(
+        pool,
+        pool,
+        uniform=1 / count_valid(pool),
+        sources=tuple(settings.source_quotas),
+        with_tokens=settings.token_budget is not None,
+        block_rows=block_rows,
+    )
+    selections, notices = sample(rows, settings, amounts_of(settings, pool, pool))
+    return _lay_out(selections, notices, pool, settings, with_score=False)
+
+
+def top_k_probabilities(
+    scores: BlockTable,
+    drawn: Drawn,
+    final: Path,
+    ingredients: Mapping[str, Any],
+    notes: Mapping[str, str] | None = None,
+) -> ProbabilitySummary:
+    """Write the probabilities of a selection that was not random: 1/k on its k rows, 0 elsewhere.
+
+    Args:
+        scores: the table that the rows were drawn from.
+        drawn: by ``top_k`` or ``round_robin``.
+        final, ingredients, notes: as for ``write_probabilities``.
+    """
+    chosen = np.sort(drawn.selected)
+
+    def weigh(block: pa.RecordBatch) -> np.ndarray:
+        start = block.column("row")[0].as_py()
+        first, last = np.searchsorted(chosen, [start, start + block.num_rows])
+        weights = np.zeros(block.num_rows)
+        weights[chosen[first:last] - start] = 1.0
+        return weights
+
+    return write_probabilities(scores, weigh, final, ingredients, notes)
+
+
+def _check_columns(scores: BlockTable, columns: Sequence[str]) -> None:
+    for name in columns:
+        if name not in scores.schema.names:
+            raise ConfigError(
+                f"The score table has no column '{name}'.{did_you_mean(name, scores.schema.names)}",
+                f"Its columns are: {', '.join(scores.schema.names)}.",
+                "Select by a column that this method writes, or score with the method that writes it.",
+            )
+
+
+def _lay_out(
+    selections: list[Selection],
+    notices: list[str],
+    ranked: BlockTable,
+    settings: DrawSettings,
+    with_score: bool,
+) -> Drawn:
+    """Put the selected rows in training order, repeat or cut them to the positions, and weigh them."""
+    order = interleave([len(chosen.rows) for chosen in selections])
+    selected = np.concatenate([chosen.rows for chosen in selections])[order]
+    notices = [*notices, *_length_notice(len(selected), settings)]
+    if not settings.shuffle and len(selected) > settings.positions:
+        selections, order = _first(selections, order[: settings.positions])
+    rows = np.concatenate([chosen.rows for chosen in selections])[order]
+    probabilities = np.concatenate([chosen.probabilities for chosen in selections])[order]
+    weights = np.concatenate([weigh(chosen, settings.weights) for chosen in selections])[order]
+    places = _places(len(rows), settings)
+    read = gather(ranked, rows, ["row_id", "score"] if with_score else ["row_id"])
+    score = read.column("score").take(pa.array(places)) if with_score else pa.nulls(len(places), pa.float64())
+    index = pa.table(
+        {
+            "position": np.arange(len(places)),
+            "row": rows[places],
+            "row_id": read.column("row_id").take(pa.array(places)),
+            "weight": float32_mean_one(weights[places]),
+            "probability": probabilities[places],
+            "score": score,
+        }
+    ).cast(INDEX)
+    tau = selections[0].tau if len(selections) == 1 else None
+    return Drawn(index.combine_chunks(), tuple(notices), selected, len(np.unique(rows[places])), tau)
+
+
+def _first(selections: list[Selection], order: Integers) -> tuple[list[Selection], Integers]:
+    """Shorten the selections to what an order begins with, and return that beginning in their numbering."""
+    old = np.cumsum([0, *(len(chosen.rows) for chosen in selections)])
+    owner = np.searchsorted(old, order, side="right") - 1
+    counts = np.bincount(owner, minlength=len(selections))
+    new = np.cumsum([0, *counts])
+    shortened = [chosen.first(int(n)) for chosen, n in zip(selections, counts, strict=True)]
+    return shortened, order - old[owner] + new[owner]
+
+
+def _places(n: int, settings: DrawSettings) -> Integers:
+    """Return which selected row stands at each position: passes over all of them, the last one cut.
+
+    Every pass has a random order of its own, or with ``shuffle`` false the order of selection.
+    """
+    passes = -(-settings.positions // n)
+    orders = [
+        permutation(n, settings.seed, "pass", number) if settings.shuffle else np.arange(n)
+        for number in range(passes)
+    ]
+    places: Integers = np.concatenate(orders)[: settings.positions]
+    return places
+
+
+def _length_notice(selected: int, settings: DrawSettings) -> list[str]:
+    positions = settings.positions
+    if selected < positions:
+        order = "reshuffled" if settings.shuffle else "in the same order"
+        return [f"{selected} rows were selected for {positions} positions: repeated, each pass {order}."]
+    if selected > positions:
+        which = "a random part" if settings.shuffle else "the first"
+        return [f"{selected} rows were selected for {positions} positions: {which} of them is trained on."]
+    return []

@@ -1,0 +1,103 @@
+"""Reading a few rows of a large table: only the row groups that hold them, a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataflex_pipeline.api import BlockTable
+from dataflex_pipeline.errors import CorruptError
+from dataflex_pipeline.sampling.uniforms import Integers
+from dataflex_pipeline.store.parts import PartedTable, corrupt
+from dataflex_pipeline.store.tables import TableFile
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One row group of a file, and the places of the wanted rows in it."""
+
+    path: Path
+    metadata: pq.FileMetaData
+    number: int
+    places: Integers
+    columns: list[str]
+
+    def read(self) -> pa.Table:
+        try:
+            with pq.ParquetFile(self.path, metadata=self.metadata) as parquet:
+                group = parquet.read_row_group(self.number, self.columns, use_threads=False)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise corrupt(self.path, str(error).splitlines()[0]) from error
+        return group.take(pa.array(self.places)).combine_chunks()
+
+
+def gather(table: BlockTable, rows: Integers, columns: Sequence[str]) -> pa.Table:
+    """Read rows by number, in the order given, repeats allowed.
+
+    Args:
+        table: with the column ``row``.
+        rows: row numbers. [n] int64
+        columns: columns to read; ``row`` is always read.
+
+    Returns:
+        A table of n rows.
+
+    Raises:
+        CorruptError: a line of the table is not the row that its place says, or a file cannot be read.
+    """
+    wanted, back = np.unique(rows, return_inverse=True)
+    names = ["row", *(name for name in columns if name != "row")]
+    found = pa.concat_tables(_pieces(table, wanted, names))
+    if not np.array_equal(found.column("row").to_numpy(), wanted):
+        raise CorruptError(
+            "The lines of the score table are not in the order of the pool's rows.",
+            "Line n of a table is row n of the pool; this one was reordered, or belongs to another pool.",
+            "Make the scores and probabilities of this round again (--overwrite).",
+        )
+    return found.take(pa.array(back)).combine_chunks()
+
+
+def _pieces(table: BlockTable, wanted: Integers, names: list[str]) -> list[pa.Table]:
+    if isinstance(table, TableFile):
+        return _read(_groups(table.path, 0, wanted, names))
+    if isinstance(table, PartedTable):
+        starts = zip(table.files, table.starts[:-1], table.starts[1:], strict=True)
+        return _read(
+            group
+            for path, start, stop in starts
+            for group in _groups(path, start, _between(wanted, start, stop), names)
+        )
+    pieces, start = [], 0
+    for block in table.blocks(names):
+        places = _between(wanted, start, start + block.num_rows) - start
+        pieces.append(pa.Table.from_batches([block]).take(pa.array(places)))
+        start += block.num_rows
+    return pieces
+
+
+def _groups(path: Path, start: int, wanted: Integers, names: list[str]) -> Iterator[_Group]:
+    """Yield the row groups of a file, whose first row is ``start``, that hold wanted rows."""
+    if not len(wanted):
+        return
+    metadata = pq.read_metadata(path)
+    for number in range(metadata.num_row_groups):
+        stop = start + metadata.row_group(number).num_rows
+        places = _between(wanted, start, stop) - start
+        if len(places):
+            yield _Group(path, metadata, number, places, names)
+        start = stop
+
+
+def _read(groups: Iterator[_Group]) -> list[pa.Table]:
+    with ThreadPoolExecutor(pa.cpu_count()) as threads:
+        return list(threads.map(_Group.read, groups))
+
+
+def _between(wanted: Integers, start: int, stop: int) -> Integers:
+    return wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)]

@@ -1,0 +1,259 @@
+"""From weights to the table of probabilities: p_i = w_i / sum of w, over all valid rows, in two passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dataflex_pipeline.api import BlockTable
+from dataflex_pipeline.errors import DataError, DataflexError
+from dataflex_pipeline.sampling.uniforms import Floats
+from dataflex_pipeline.schemas import PROBABILITIES
+from dataflex_pipeline.store.tables import table_writer, zip_blocks
+
+Weigh = Callable[[pa.RecordBatch], np.ndarray]
+
+TOLERANCE = 1e-6
+"""How far the sum of imported probabilities may be from 1; float32 values reach about 1e-7."""
+
+
+@dataclass(frozen=True)
+class ProbabilitySummary:
+    """What a table of probabilities looks like.
+
+    Attributes:
+        n_rows: lines. n_valid: valid rows. n_positive: rows with a probability above 0.
+        effective_sample_size: 1 / sum of p squared; ``n_positive`` when all are equal, 1 when one has all.
+        max_probability: the largest.
+        notices: sentences for the user.
+    """
+
+    n_rows: int
+    n_valid: int
+    n_positive: int
+    effective_sample_size: float
+    max_probability: float
+    notices: tuple[str, ...] = ()
+
+
+def write_probabilities(
+    scores: BlockTable,
+    weigh: Weigh,
+    final: Path,
+    ingredients: Mapping[str, Any],
+    notes: Mapping[str, str] | None = None,
+) -> ProbabilitySummary:
+    """Write p = w / sum of w for every row of the pool.
+
+    Args:
+        scores: ``row``, ``row_id``, ``valid`` and whatever ``weigh`` looks at.
+        weigh: gets a block of the score table (all columns, consecutive rows) and returns the weight of each
+            row, finite and at least 0. It is called twice for every block and must return the same. What it
+            returns for rows that are not valid is ignored: their probability is 0.
+        final: where the table will be.
+        ingredients: what it is made from.
+        notes: further footer entries; the summary's numbers are added to them.
+
+    Raises:
+        DataError: no row has a weight above 0.
+        DataflexError: ``weigh`` returned another number of weights, or one that is negative or not finite.
+    """
+    sums, n_valid = [], 0
+    for block in _blocks(scores):
+        weights, valid = _weights(block, weigh)
+        sums.append(float(weights.sum()))
+        n_valid += int(np.count_nonzero(valid))
+    total = math.fsum(sums)
+    if not 0 < total < math.inf:
+        raise _no_total(total, n_valid)
+    summary = _Tally(n_valid)
+    entries = dict(notes or {})
+    with table_writer(final, PROBABILITIES, ingredients, entries) as write:
+        for block in _blocks(scores):
+            weights, _ = _weights(block, weigh)
+            write(_lines(block, weights / total))
+            summary.add(weights / total)
+        entries |= summary.notes()
+    return summary.result()
+
+
+def import_probabilities(
+    source: Path,
+    scores: BlockTable,
+    final: Path,
+    ingredients: Mapping[str, Any],
+    notes: Mapping[str, str] | None = None,
+) -> ProbabilitySummary:
+    """Write a table of probabilities from an ``.npy`` file (``probs_path``).
+
+    The file is mapped, not loaded, and never unpickled. A positive probability of a row that is not valid
+    here (cut off to nothing, no response, loss not finite) cannot be kept: it becomes 0, the others are
+    scaled up to sum to 1 again, and a notice says how many rows and how much probability that were.
+
+    Args:
+        source: a one-dimensional array of real numbers, one per row of the pool, in its order.
+        scores: ``row``, ``row_id``, ``valid`` of every row of the pool.
+        final, ingredients, notes: as for ``write_probabilities``.
+
+    Raises:
+        DataError: the file is missing, is not such an array, or has another length; a number is negative
+            or not finite; they do not sum to 1 within ``TOLERANCE``; only invalid rows have any.
+    """
+    array = _open_array(source, scores.n_rows)
+    lost_rows, lost, sums = 0, [], []
+    for start, block in _numbered(scores):
+        p = _checked(source, array, start, block.num_rows)
+        invalid = ~block.column("valid").to_numpy(zero_copy_only=False)
+        lost_rows += int(np.count_nonzero(p[invalid]))
+        lost.append(float(p[invalid].sum()))
+        sums.append(float(p.sum()))
+    total = math.fsum(sums)
+    if abs(total - 1) > TOLERANCE:
+        raise DataError(
+            f"probs_path={source}: its numbers sum to {total:.9g}.",
+            f"Probabilities sum to 1; more than {TOLERANCE:g} away means that these are something else.",
+            "Divide the array by its sum before saving it.",
+        )
+    summary = write_probabilities(scores, _Reader(source, array), final, ingredients, notes)
+    if not lost_rows:
+        return summary
+    notice = (
+        f"{lost_rows} rows that cannot be used had {math.fsum(lost):.6g} of the probability in "
+        f"{source.name}: set to 0, and the rest scaled up to sum to 1."
+    )
+    return replace(summary, notices=(notice,))
+
+
+class _Reader:
+    """A ``weigh`` that reads the array at the rows of a block."""
+
+    def __init__(self, source: Path, array: np.ndarray) -> None:
+        self._source = source
+        self._array = array
+
+    def __call__(self, block: pa.RecordBatch) -> np.ndarray:
+        return _checked(self._source, self._array, block.column("row")[0].as_py(), block.num_rows)
+
+
+def _open_array(source: Path, n_rows: int) -> np.ndarray:
+    try:
+        array = np.load(source, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"probs_path={source} cannot be read: {str(error).splitlines()[0]}",
+            "It has to be an .npy file as numpy.save writes it, of plain numbers.",
+            "Give the path of such a file.",
+        ) from error
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "fiu":
+        found = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+        raise DataError(
+            f"probs_path={source} holds {found}.",
+            "One real number per row of the pool is needed.",
+            "Save a one-dimensional array with numpy.save.",
+        )
+    if len(array) != n_rows:
+        raise DataError(
+            f"probs_path={source} has {len(array)} numbers and the pool has {n_rows} rows.",
+            "Every row of the pool has one probability, also the rows that cannot be used.",
+            "Make the array from this pool: same data sets, same order, same max_samples.",
+        )
+    return array
+
+
+def _checked(source: Path, array: np.ndarray, start: int, n: int) -> Floats:
+    p = np.asarray(array[start : start + n], dtype=np.float64)
+    bad = np.flatnonzero(~(np.isfinite(p) & (p >= 0)))
+    if len(bad):
+        raise DataError(
+            f"probs_path={source}: the number of row {start + bad[0]} is {p[bad[0]]}.",
+            "A probability is finite and at least 0.",
+            "Correct the array.",
+        )
+    return p
+
+
+def _numbered(scores: BlockTable) -> Iterator[tuple[int, pa.RecordBatch]]:
+    start = 0
+    for (block,) in zip_blocks((scores, ["valid"])):
+        yield start, block
+        start += block.num_rows
+
+
+def _blocks(scores: BlockTable) -> Iterator[pa.RecordBatch]:
+    for (block,) in zip_blocks((scores, scores.schema.names)):
+        yield block
+
+
+def _weights(block: pa.RecordBatch, weigh: Weigh) -> tuple[Floats, np.ndarray]:
+    """Return the weights of a block, 0 where not valid, and which rows are valid."""
+    weights = np.asarray(weigh(block), dtype=np.float64)
+    if weights.shape != (block.num_rows,):
+        raise DataflexError(
+            f"The method gave weights of shape {list(weights.shape)} for a block of {block.num_rows} rows.",
+            "A method gives one weight per row of the block.",
+            "This is a mistake in the method; see how the built-in ones turn scores into weights.",
+        )
+    valid = block.column("valid").to_numpy(zero_copy_only=False)
+    bad = np.flatnonzero(valid & ~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        raise DataflexError(
+            f"The method gave row {block.column('row')[bad[0]].as_py()} the weight {weights[bad[0]]}.",
+            "Weights become probabilities, so they are finite and at least 0 for every valid row.",
+            "Check the method's parameters; if they are right, this is a mistake in the method.",
+        )
+    return np.where(valid, weights, 0.0), valid
+
+
+def _no_total(total: float, n_valid: int) -> DataError:
+    return DataError(
+        f"The weights of {n_valid} valid rows sum to {total:g}.",
+        "Probabilities are weights divided by their sum, which has to be positive and finite.",
+        "Look at the score table's score, valid and reason columns; the method's parameters, the data or "
+        "the model have to change.",
+    )
+
+
+def _lines(block: pa.RecordBatch, p: Floats) -> pa.RecordBatch:
+    columns = [block.column("row"), block.column("row_id"), pa.array(p)]
+    return pa.RecordBatch.from_arrays(columns, names=PROBABILITIES.names)
+
+
+class _Tally:
+    """Counts the summary while the table is written."""
+
+    def __init__(self, n_valid: int) -> None:
+        self._n_valid = n_valid
+        self._n_rows = 0
+        self._n_positive = 0
+        self._squares: list[float] = []
+        self._largest = 0.0
+
+    def add(self, p: Floats) -> None:
+        self._n_rows += len(p)
+        self._n_positive += int(np.count_nonzero(p))
+        self._squares.append(float(p @ p))
+        self._largest = max(self._largest, float(p.max()))
+
+    def result(self) -> ProbabilitySummary:
+        return ProbabilitySummary(
+            n_rows=self._n_rows,
+            n_valid=self._n_valid,
+            n_positive=self._n_positive,
+            effective_sample_size=1 / math.fsum(self._squares),
+            max_probability=self._largest,
+        )
+
+    def notes(self) -> dict[str, str]:
+        summary = self.result()
+        return {
+            "n_valid": str(summary.n_valid),
+            "n_positive": str(summary.n_positive),
+            "effective_sample_size": repr(summary.effective_sample_size),
+            "max_probability": repr(summary.max_probability),
+        }

@@ -1,0 +1,87 @@
+"""How many rows each source gives to a selection, and in which order they are laid out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from dataflex_pipeline.api import BlockTable
+from dataflex_pipeline.errors import ConfigError, did_you_mean
+from dataflex_pipeline.sampling.rows import count_valid, source_names
+from dataflex_pipeline.sampling.settings import DrawSettings, exact
+from dataflex_pipeline.sampling.uniforms import Integers
+
+
+def allot(total: int, shares: Mapping[str, float]) -> list[int]:
+    """Split a number of rows (or tokens) by shares, by largest remainder, so that the sum is right.
+
+    Args:
+        total: what there is to split.
+        shares: share of each source; what is missing to 1 goes to all others together.
+
+    Returns:
+        One number per share, in order, then the others'. Every number is within 1 of its exact share;
+        equal remainders go to the source named first. [len(shares) + 1], summing to ``total``
+    """
+    fractions = [exact(share) for share in shares.values()]
+    fractions.append(max(Fraction(0), 1 - sum(fractions, Fraction(0))))
+    wanted = [share * total for share in fractions]
+    given = [math.floor(number) for number in wanted]
+    by_remainder = sorted(range(len(wanted)), key=lambda i: (given[i] - wanted[i], i))
+    for i in by_remainder[: max(0, total - sum(given))]:
+        given[i] += 1
+    return given
+
+
+def amounts_of(settings: DrawSettings, ranked: BlockTable, pool: BlockTable) -> list[int]:
+    """Return the rows (with ``token_budget``: tokens) that each quota gives; one number without quotas.
+
+    Raises:
+        ConfigError: a quota names a source that the pool does not have, or the quotas leave rows to
+            other sources and there are none.
+        DataError: ``fraction`` of no valid row.
+    """
+    if settings.token_budget is not None:
+        total = settings.token_budget
+    elif settings.fraction is not None:
+        total = math.ceil(exact(settings.fraction) * count_valid(ranked))
+    else:
+        total = settings.positions if settings.num_samples is None else settings.num_samples
+    if not settings.source_quotas:
+        return [total]
+    found = source_names(pool)
+    for name in settings.source_quotas:
+        if name not in found:
+            raise ConfigError(
+                f"source_quotas names '{name}', which is no source of the pool.{did_you_mean(name, found)}",
+                f"The sources are: {', '.join(found[:20])}{', ...' if len(found) > 20 else ''}.",
+                "Name sources as the pool's source column does.",
+            )
+    given = allot(total, settings.source_quotas)
+    if given[-1] and len(found) == len(settings.source_quotas):
+        share = float(sum(map(exact, settings.source_quotas.values()), Fraction(0)))
+        raise ConfigError(
+            f"source_quotas sum to {share:.6g} and name every source of the pool.",
+            f"The remaining {given[-1]} of {total} would have to come from other sources; there are none.",
+            "Make the shares sum to 1, or leave a source out of them.",
+        )
+    return given
+
+
+def interleave(counts: Sequence[int]) -> Integers:
+    """Return an order of rows listed source after source that mixes the sources evenly.
+
+    Row j of a source's n stands at (j + 1/2)/n of the way, so that every beginning of the order has about
+    the sources' shares and each source keeps its own order; ties go to the source listed first.
+
+    Args:
+        counts: rows of each source.
+
+    Returns:
+        Positions in the list. [sum(counts)] int64
+    """
+    places = [(np.arange(count) + 0.5) / count for count in counts if count]
+    return np.argsort(np.concatenate(places), kind="stable") if places else np.empty(0, np.int64)

@@ -1,0 +1,150 @@
+"""The rows that a draw looks at, block by block: who may be drawn, by what, from where, at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataflex_pipeline.api import BlockTable
+from dataflex_pipeline.errors import CorruptError, DataError
+from dataflex_pipeline.sampling.uniforms import Floats, Integers
+from dataflex_pipeline.store.parts import ROW_GROUP
+from dataflex_pipeline.store.tables import zip_blocks
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of the pool as arrays, each [n].
+
+    Attributes:
+        start: row number of the first.
+        valid: whether a row may be used.
+        probability: of each row; 0 where it is not valid. None where the strategy needs none.
+        values: the score columns asked for, NaN where null.
+        tokens: ``n_tokens``, where a budget needs it.
+        stratum: number of each row's quota, the last one for sources without; None without quotas.
+    """
+
+    start: int
+    valid: npt.NDArray[np.bool_]
+    probability: Floats | None
+    values: dict[str, Floats]
+    tokens: Integers | None
+    stratum: npt.NDArray[np.int32] | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The tables of a draw, read side by side in blocks.
+
+    Attributes:
+        ranked: the table with ``row``, ``row_id``, ``valid`` (scores, or the pool for a warm-up).
+        pool: the prepared pool, for ``n_tokens`` and ``source``.
+        probabilities: table with ``probability``, or None.
+        uniform: the probability of every valid row where there is no table, or None.
+        columns: score columns to read.
+        sources: names with a quota, in their order.
+        with_tokens: whether to read ``n_tokens``.
+        block_rows: rows per block; the outcome does not depend on it.
+    """
+
+    ranked: BlockTable
+    pool: BlockTable
+    probabilities: BlockTable | None = None
+    uniform: float | None = None
+    columns: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    with_tokens: bool = False
+    block_rows: int = ROW_GROUP
+
+    def __iter__(self) -> Iterator[Block]:
+        names = (["n_tokens"] if self.with_tokens else []) + (["source"] if self.sources else [])
+        wanted: list[tuple[BlockTable, Sequence[str]]] = [(self.ranked, ["valid", *self.columns])]
+        if self.probabilities is not None:
+            wanted.append((self.probabilities, ["probability"]))
+        if names:
+            wanted.append((self.pool, names))
+        self._check_lengths([table.n_rows for table, _ in wanted])
+        start = 0
+        for batches in zip_blocks(*wanted, max_rows=self.block_rows):
+            yield self._block(start, {n: c for b in batches for n, c in zip(b.schema.names, b, strict=True)})
+            start += batches[0].num_rows
+
+    def _check_lengths(self, lengths: Sequence[int]) -> None:
+        if len(set(lengths)) > 1:
+            raise CorruptError(
+                f"The tables of this selection have {', '.join(map(str, lengths))} rows.",
+                "Scores, probabilities and pool hold one line per row of the pool, in the same order.",
+                "Make the scores and probabilities of this round again from this pool (--overwrite).",
+            )
+
+    def _block(self, start: int, arrays: dict[str, pa.Array]) -> Block:
+        valid = arrays["valid"].to_numpy(zero_copy_only=False)
+        probability = None
+        if self.probabilities is not None:
+            probability = arrays["probability"].to_numpy(zero_copy_only=False)
+            self._check_probability(start, valid, probability)
+        elif self.uniform is not None:
+            probability = np.where(valid, self.uniform, 0.0)
+        values = {name: arrays[name].to_numpy(zero_copy_only=False) for name in self.columns}
+        values = {name: value.astype(np.float64, copy=False) for name, value in values.items()}
+        tokens = arrays["n_tokens"].to_numpy(zero_copy_only=False) if self.with_tokens else None
+        return Block(
+            start=start,
+            valid=valid,
+            probability=probability,
+            values=values,
+            tokens=None if tokens is None else tokens.astype(np.int64),
+            stratum=self._stratum(arrays["source"]) if self.sources else None,
+        )
+
+    def _check_probability(self, start: int, valid: npt.NDArray[np.bool_], probability: Floats) -> None:
+        # min() is NaN when anything is, and a NaN fails the comparison; infinity fails the second.
+        if not (probability.min() >= 0 and probability.max() <= 1):
+            row = start + int(np.flatnonzero(~((probability >= 0) & (probability <= 1)))[0])
+            raise CorruptError(
+                f"The probability of row {row} is {probability[row - start]}.",
+                "A probability lies between 0 and 1.",
+                "Make the probabilities of this round again (--overwrite).",
+            )
+        if not valid.all() and probability[~valid].any():
+            row = start + int(np.flatnonzero(~valid & (probability > 0))[0])
+            raise CorruptError(
+                f"Row {row} is not valid and has the probability {probability[row - start]}.",
+                "A row that cannot be used must never be drawn, so these tables do not belong together.",
+                "Make the scores and probabilities of this round again (--overwrite).",
+            )
+
+    def _stratum(self, source: pa.Array) -> npt.NDArray[np.int32]:
+        found = pc.index_in(source, value_set=pa.array(self.sources, source.type))
+        numbers: npt.NDArray[np.int32] = pc.fill_null(found, len(self.sources)).to_numpy(zero_copy_only=False)
+        return numbers
+
+
+def count_valid(table: BlockTable) -> int:
+    """Return how many rows of a table are valid.
+
+    Raises:
+        DataError: none is.
+    """
+    count = sum(int(pc.sum(block.column("valid")).as_py() or 0) for block in table.blocks(["valid"]))
+    if not count:
+        raise DataError(
+            f"None of the {table.n_rows} rows is valid.",
+            "Only valid rows can be selected.",
+            "Look at the reason column of the table; the data, the template or the model has to change.",
+        )
+    return count
+
+
+def source_names(pool: BlockTable) -> list[str]:
+    """Return the names of the pool's sources, in order of appearance."""
+    names: dict[str, None] = {}
+    for block in pool.blocks(["source"]):
+        names.update(dict.fromkeys(pc.unique(block.column("source")).to_pylist()))
+    return list(names)

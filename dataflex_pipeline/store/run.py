@@ -1,0 +1,178 @@
+"""The run folder: where everything of a run is, who may write to it, and what made it.
+
+runs/<name>/
+  run.yaml              the resolved configuration, and how the run came about
+  pool/  target/        prepared rows
+  features/             costly tables, shared by methods and rounds
+  round-00/             index.parquet  checkpoint/           (the warm-up)
+  round-01/             scores/  probabilities/  index.parquet  checkpoint/
+  history.jsonl         one line per finished piece of work
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from dataflex_pipeline import __version__
+from dataflex_pipeline.errors import CorruptError, RunError
+from dataflex_pipeline.store.atomic import write_text
+
+RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "pyarrow", "numpy")
+RECORD = "run"
+"""Key of run.yaml that holds what is not configuration."""
+
+
+@dataclass(frozen=True)
+class RoundFolder:
+    """The files of one round."""
+
+    folder: Path
+    number: int
+
+    def scores(self, method: str) -> Path:
+        """Path of a method's score table."""
+        return self.folder / "scores" / f"{method}.parquet"
+
+    def probabilities(self, method: str) -> Path:
+        """Path of a method's probability table."""
+        return self.folder / "probabilities" / f"{method}.parquet"
+
+    @property
+    def index(self) -> Path:
+        """Path of the weighted index that the round trains on."""
+        return self.folder / "index.parquet"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the round's final checkpoint."""
+        return self.folder / "checkpoint"
+
+    @property
+    def work(self) -> Path:
+        """Folder of checkpoints inside the round, while it trains."""
+        return self.folder / "training"
+
+
+class RunFolder:
+    """One run on disk.
+
+    Args:
+        folder: the run's folder; nothing is created until something is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settings = folder / "run.yaml"
+        self.pool = folder / "pool"
+        self.target = folder / "target"
+        self.features = folder / "features"
+        self.history = folder / "history.jsonl"
+
+    def round(self, number: int) -> RoundFolder:
+        """Return the files of round ``number``."""
+        return RoundFolder(self.folder / f"round-{number:02d}", number)
+
+    def exists(self) -> bool:
+        """Whether the run was ever started."""
+        return self.settings.is_file()
+
+    def read(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the configuration and the record (global batch, provenance) of run.yaml.
+
+        Raises:
+            CorruptError: run.yaml is not what this program wrote.
+        """
+        try:
+            content = yaml.safe_load(self.settings.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise self._unreadable(str(error).splitlines()[0]) from error
+        if not isinstance(content, dict) or not isinstance(content.get(RECORD), dict):
+            raise self._unreadable(f"the section '{RECORD}:' is missing")
+        return {key: value for key, value in content.items() if key != RECORD}, content[RECORD]
+
+    def _unreadable(self, found: str) -> CorruptError:
+        return CorruptError(
+            f"{self.settings} cannot be read: {found}.",
+            "It records what the run was made with, so nothing can be trusted without it.",
+            "Restore it, or start a run of another name with --run NAME.",
+        )
+
+    def write(self, configuration: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        """Write run.yaml if it would change."""
+        text = yaml.safe_dump(
+            {**configuration, RECORD: dict(record)}, sort_keys=False, allow_unicode=True, width=110
+        )
+        if not self.settings.is_file() or self.settings.read_text() != text:
+            write_text(self.settings, text)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Own the run for writing; the lock ends with the process, however it ends.
+
+        Raises:
+            RunError: another process owns it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        owner = self.folder / ".lock-owner"
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            who = owner.read_text().strip() if owner.is_file() else "unknown"
+            raise RunError(
+                f"The run {self.folder} is in use by another process ({who}).",
+                "Two processes writing to one run would mix their results.",
+                "Wait until it is done, or use another run with --run NAME.",
+            ) from error
+        try:
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+    def note(self, **entry: Any) -> None:
+        """Append one line to the history: what was done, when, and how long it took."""
+        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **entry}, ensure_ascii=False)
+        with self.history.open("a") as stream:
+            stream.write(line + "\n")
+
+
+def provenance() -> dict[str, Any]:
+    """Return versions and hardware, for run.yaml; nothing that names a user or holds a secret."""
+    versions = {"dataflex-pipeline": __version__, "python": platform.python_version()}
+    for name in RECORDED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": versions,
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+        "git": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the package's own checkout, or None outside of one."""
+    root = Path(__file__).resolve().parents[2] / ".git"
+    head = root / "HEAD"
+    if not head.is_file():
+        return None
+    text = head.read_text().strip()
+    if not text.startswith("ref: "):
+        return text
+    reference = root / text.removeprefix("ref: ")
+    return reference.read_text().strip() if reference.is_file() else None

@@ -1,0 +1,97 @@
+"""Is an output on disk the one that the present settings would make?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dataflex_pipeline.errors import CorruptError, StaleError
+from dataflex_pipeline.store.atomic import read_json, set_aside
+from dataflex_pipeline.store.fingerprint import INGREDIENTS_KEY, changes, digest
+from dataflex_pipeline.store.parts import MANIFEST, read_footer
+
+MARKER = "COMPLETE.json"
+"""A checkpoint is complete when this file is in it."""
+SHOWN_CHANGES = 12
+
+
+def found_ingredients(output: Path) -> dict[str, Any] | None:
+    """Return what an output on disk was made from, or None if there is nothing.
+
+    Args:
+        output: a Parquet file, the folder of a parted table (finished or not), or a checkpoint folder.
+
+    Raises:
+        CorruptError: the output is there and does not say what it was made from.
+    """
+    if output.is_file():
+        return _footer_ingredients(output)
+    for name in (MANIFEST, MARKER):
+        if (output / name).is_file():
+            ingredients: dict[str, Any] = read_json(output / name)["ingredients"]
+            return ingredients
+    for part in sorted(output.glob("part-*.parquet"))[:1]:
+        return _footer_ingredients(part)
+    return None
+
+
+def _footer_ingredients(path: Path) -> dict[str, Any]:
+    text = read_footer(path).get(INGREDIENTS_KEY)
+    if text is None:
+        raise CorruptError(
+            f"{path} does not say what it was made from.",
+            "Every table of a run carries that in its footer, so this file was not written by this program.",
+            "Move it out of the run folder, or use --overwrite.",
+        )
+    ingredients: dict[str, Any] = json.loads(text)
+    return ingredients
+
+
+def is_complete(output: Path) -> bool:
+    """Whether an output is finished: a single file, or a folder with its manifest or marker."""
+    return output.is_file() or (output / MANIFEST).is_file() or (output / MARKER).is_file()
+
+
+def is_current(output: Path, wanted: Mapping[str, Any], what: str, *, overwrite: bool = False) -> bool:
+    """Decide whether an output can be kept.
+
+    Args:
+        output: where it is or will be. wanted: what the present settings would make it from.
+        what: its name for messages. overwrite: set an output of other settings aside.
+
+    Returns:
+        True if it is complete and current; False if it has to be made (or finished).
+
+    Raises:
+        StaleError: it was made from other settings and ``overwrite`` is not set.
+        CorruptError: it cannot be read and ``overwrite`` is not set.
+    """
+    try:
+        found = found_ingredients(output)
+    except CorruptError:
+        if not overwrite:
+            raise
+        set_aside(output)
+        return False
+    if found is None:
+        return False
+    if digest(found) == digest(wanted):
+        return is_complete(output)
+    if overwrite:
+        set_aside(output)
+        return False
+    raise stale(output, what, changes(found, wanted))
+
+
+def stale(output: Path, what: str, changed: list[str]) -> StaleError:
+    """Return the error for an output of other settings, naming each of them."""
+    shown = "\n".join(f"  {line}" for line in changed[:SHOWN_CHANGES])
+    more = f"\n  ... and {len(changed) - SHOWN_CHANGES} more" if len(changed) > SHOWN_CHANGES else ""
+    return StaleError(
+        f"{what} ({output}) was made with other settings:\n{shown}{more}",
+        "Going on would mix results of two configurations in one run.",
+        "Set the old values again, or use another run with --run NAME, or --overwrite "
+        "to make it anew (the old one is kept beside it under another name).",
+    )

@@ -1,0 +1,239 @@
+"""The run configuration in the words of transformers and TRL, and what must be refused before training."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dataflex_pipeline.errors import ConfigError, did_you_mean
+from dataflex_pipeline.models.base import precision, resolve_device
+from dataflex_pipeline.seeds import derive_seed
+from dataflex_pipeline.training.plan import RoundPlan
+
+if TYPE_CHECKING:
+    from trl import SFTConfig
+
+    from dataflex_pipeline.config.fields import Config
+
+TRACKERS = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "swanlab": ("swanlab",),
+    "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
+}
+
+
+SCHEDULES = (
+    "constant",
+    "constant_with_warmup",
+    "cosine",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "linear",
+    "polynomial",
+)
+
+
+def schedule(config: Config) -> str:
+    """Return the name of the learning-rate schedule.
+
+    Raises:
+        ConfigError: an unknown one, or one that needs parameters of its own.
+    """
+    name = config.lr_scheduler_type
+    if name not in SCHEDULES:
+        raise ConfigError(
+            f"lr_scheduler_type: {name} is not known.{did_you_mean(name, SCHEDULES)}",
+            f"Schedules that need nothing but the horizon and warmup_ratio are {', '.join(SCHEDULES)}.",
+            "Set lr_scheduler_type to one of them.",
+        )
+    return name
+
+
+def processes() -> int:
+    """Return the number of training processes that the launcher (torchrun, accelerate) started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def accumulation(config: Config, global_batch: int, world: int) -> int:
+    """Return the forward passes per optimizer step that keep the global batch as it was at the warm-up.
+
+    Raises:
+        ConfigError: the global batch is no multiple of per_device_train_batch_size x processes.
+    """
+    rows = config.per_device_train_batch_size * world
+    if global_batch % rows:
+        raise ConfigError(
+            f"per_device_train_batch_size {config.per_device_train_batch_size} x {world} processes = {rows} rows.",
+            f"The run trains {global_batch} rows per step since its warm-up, which is no multiple of that.",
+            "Use another number of processes, or a per-device batch that divides "
+            f"{global_batch} by the number of processes.",
+        )
+    return global_batch // rows
+
+
+def trackers(config: Config) -> list[str]:
+    """Return the experiment trackers to report to.
+
+    Raises:
+        ConfigError: an unknown tracker, or one whose package is not installed.
+    """
+    names = [name.strip() for name in config.report_to.split(",") if name.strip()]
+    if config.use_swanlab and "swanlab" not in names:
+        names.append("swanlab")
+    names = [name for name in names if name != "none"]
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(
+                f"report_to: '{name}' is not known.{did_you_mean(name, TRACKERS)}",
+                f"Known are none, {', '.join(TRACKERS)}.",
+                "Set report_to to some of them, comma-separated.",
+            )
+        if not any(importlib.util.find_spec(package) for package in TRACKERS[name]):
+            raise ConfigError(
+                f"report_to: {name} was set.",
+                f"The package {TRACKERS[name][0]} is not installed in this environment.",
+                f"Install it (pip install {TRACKERS[name][0]}), or set report_to: none.",
+            )
+    return names
+
+
+def training_device(config: Config) -> str:
+    """Return the device of the training.
+
+    Raises:
+        ConfigError: a GPU other than the first one; the trainer takes the first that it sees.
+    """
+    device = resolve_device(config.device)
+    number = device.partition(":")[2]
+    if number and int(number):
+        raise ConfigError(
+            f"device: {device} was set.",
+            "Training takes the first GPU that it sees.",
+            f"Set device: cuda and the environment variable CUDA_VISIBLE_DEVICES={number}.",
+        )
+    return device.partition(":")[0]
+
+
+def training_arguments(config: Config, plan: RoundPlan) -> SFTConfig:
+    """Return the trainer's arguments. Creating them joins the process group, where there is one."""
+    from trl import SFTConfig
+
+    device = training_device(config)
+    return SFTConfig(
+        output_dir=str(plan.work),
+        run_name=f"{config.run_name or plan.run_folder.name}-round-{plan.round:02d}",
+        seed=derive_seed(config.seed, "training") % 2**32,
+        use_cpu=device == "cpu",
+        **_schedule(config, plan),
+        **_optimizer(config),
+        **_data(config, device),
+        bf16=precision(config, device).dtype == "bfloat16",
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        deepspeed=config.deepspeed,
+        ddp_timeout=config.ddp_timeout,
+        **_quiet(config),
+    )
+
+
+def _schedule(config: Config, plan: RoundPlan) -> dict[str, Any]:
+    return {
+        "max_steps": plan.horizon,
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "per_device_eval_batch_size": config.per_device_eval_batch_size,
+        "gradient_accumulation_steps": accumulation(config, plan.global_batch, processes()),
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": schedule(config),
+        # A fraction below 1 is a share of max_steps to transformers, and 1.0 would be one single step.
+        "warmup_steps": config.warmup_ratio if config.warmup_ratio < 1 else plan.horizon,
+        # When to evaluate and save is decided by the round's own conductor.
+        "eval_strategy": "no",
+        "save_strategy": "no",
+    }
+
+
+def _optimizer(config: Config) -> dict[str, Any]:
+    return {
+        # Neither fused nor chosen by version: the same arithmetic everywhere.
+        "optim": "adamw_torch",
+        "adam_beta1": config.adam_beta1,
+        "adam_beta2": config.adam_beta2,
+        "adam_epsilon": config.adam_epsilon,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+    }
+
+
+def _data(config: Config, device: str) -> dict[str, Any]:
+    return {
+        "train_sampling_strategy": "sequential",
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "max_length": config.cutoff_len,
+        "packing": False,
+        "completion_only_loss": False,
+        "dataloader_num_workers": config.dataloader_num_workers,
+        "dataloader_pin_memory": device == "cuda",
+    }
+
+
+def _quiet(config: Config) -> dict[str, Any]:
+    return {
+        "logging_steps": config.logging_steps,
+        # A loss that is not finite stops the training here; it is not averaged away in the log.
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "log_level": "error",
+        "report_to": trackers(config) or "none",
+    }
+
+
+@contextmanager
+def tracker_environment(config: Config, run_folder: Path) -> Iterator[None]:
+    """Set the environment variables that the trackers read, and restore them afterwards.
+
+    Secrets go only through here: they are in no file and in no line of output.
+    """
+    wanted = {
+        "TENSORBOARD_LOGGING_DIR": str(run_folder / "logs"),
+        "WANDB_DIR": str(run_folder),
+        "SWANLAB_API_KEY": config.swanlab_api_key,
+        "SWANLAB_PROJECT": config.swanlab_project,
+        "SWANLAB_WORKSPACE": config.swanlab_workspace,
+        "SWANLAB_EXP_NAME": config.swanlab_run_name,
+        "SWANLAB_MODE": config.swanlab_mode,
+        "SWANLAB_LOG_DIR": config.swanlab_logdir,
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    # What the user already exported wins over the defaults of this program, not over the configuration.
+    defaults = {"TENSORBOARD_LOGGING_DIR", "WANDB_DIR", "TOKENIZERS_PARALLELISM"}
+    chosen = {
+        name: value
+        for name, value in wanted.items()
+        if value is not None and not (name in defaults and name in os.environ)
+    }
+    before = {name: os.environ.get(name) for name in chosen}
+    os.environ.update(chosen)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def announce_to_lark(config: Config) -> None:
+    """Register SwanLab's Lark notification, where a webhook is configured."""
+    if config.swanlab_lark_webhook_url is None or "swanlab" not in trackers(config):
+        return
+    import swanlab
+    from swanlab.plugin.notification import LarkCallback
+
+    swanlab.register_callbacks([LarkCallback(config.swanlab_lark_webhook_url, config.swanlab_lark_secret)])

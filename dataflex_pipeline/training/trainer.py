@@ -1,0 +1,207 @@
+"""TRL's SFTTrainer with a weight per row, an evaluation that no batch size changes, and whole checkpoints.
+
+Loss of an optimizer step over its rows i and their response tokens t (all micro-batches, all processes):
+
+    L = sum_i w_i sum_t l_it / sum_i T_i
+
+with l_it the negative log-likelihood in nats and T_i the number of labels != -100 after the shift by one
+(a label at the very first position has nothing before it and counts nowhere). The denominator is TRL's
+own and carries no weights, so w = 1 is exactly TRL's loss and a step of a single row feels its weight.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback, set_seed  # noqa: TID253 (this module is only imported to train)
+from trl import SFTTrainer  # noqa: TID253
+
+from dataflex_pipeline.errors import DataflexError, RunError, UserError
+from dataflex_pipeline.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from dataflex_pipeline.training.conductor import Conductor
+
+NOT_KEPT = ("training_args.bin", "README.md")
+"""Files that transformers and peft write beside the weights: a pickle, which is never read here, and a
+model card without content."""
+
+
+class WeightedTrainer(SFTTrainer):
+    """SFTTrainer on rows of input_ids, labels and weight.
+
+    Args:
+        conductor: decides when to evaluate, save and stop, and keeps the books of the round.
+        seed: of the random stream of a process that the checkpoint has none for.
+        arguments: as for SFTTrainer.
+    """
+
+    def __init__(self, conductor: Conductor, seed: int, **arguments: Any) -> None:
+        super().__init__(callbacks=[conductor], **arguments)
+        self.conductor = conductor
+        self.stream_seed = seed
+        self.loss_of_step = torch.zeros((), device=self.args.device)
+        self.norm_of_step = 0.0
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # A column that is not named here is dropped before the collator sees it, without a word.
+        self._signature_columns = ["input_ids", "labels", "weight"]
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: a checkpoint inside a run is described by its marker."""
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Create AdamW as transformers does, and put the parameters' names into its groups."""
+        optimizer = super().create_optimizer(model)
+        names = {id(parameter): name for name, parameter in (model or self.model).named_parameters()}
+        for group in optimizer.param_groups:
+            group["param_names"] = [names[id(parameter)] for parameter in group["params"]]
+        return optimizer
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the micro-batch's share of the step's loss, each row's tokens scaled by its weight."""
+        weight = inputs.pop("weight")  # [B]
+
+        def scale(_module: Any, _inputs: Any, outputs: Any) -> Any:
+            # The loss is linear in the tokens' log-probabilities, so scaling them here leaves the rest of
+            # TRL's computation (denominator, ranks, auxiliary losses) as it is.
+            outputs.log_probs = outputs.log_probs * weight[:, None]  # [B, T - 1]
+            return outputs
+
+        hook = model.register_forward_hook(scale)
+        try:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            hook.remove()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run one micro-batch and add its loss to the step's."""
+        loss = super().training_step(*args, **kwargs)
+        self.loss_of_step += loss
+        return loss
+
+    def take_step_loss(self) -> float:
+        """Return the loss of the step that just ended, over all processes, and begin the next one."""
+        # Each process holds its share times the number of processes, because DDP averages gradients.
+        value = self.accelerator.gather(self.loss_of_step.reshape(1)).mean().item()
+        self.loss_of_step.zero_()
+        return value
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.norm_of_step = float(norm)
+        return norm
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate on the whole target.
+
+        Returns:
+            eval_loss: sum of the tokens' negative log-likelihoods over all rows / number of those tokens
+            (nats per token; a long answer counts more than a short one, a batch size changes nothing).
+            eval_token_accuracy: share of those tokens that are the model's most likely one.
+        """
+        sums = self._sum_over_rows()
+        nll, correct, tokens = sums.tolist()
+        metrics = {
+            f"{metric_key_prefix}_loss": nll / max(tokens, 1.0),
+            f"{metric_key_prefix}_token_accuracy": correct / max(tokens, 1.0),
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.conductor.keep_best(self)
+        return metrics
+
+    def _sum_over_rows(self) -> torch.Tensor:
+        model = self.model_wrapped
+        model.eval()
+        rows = []
+        with torch.no_grad():
+            for batch in self.get_eval_dataloader():
+                inputs = self._prepare_inputs(batch)
+                inputs.pop("weight")
+                with self.compute_loss_context_manager():
+                    out = model(**inputs, use_cache=False, fused_lm_head=True)
+                per_row = [-out.log_probs.double().sum(1), out.is_top1.sum(1), out.label_mask.sum(1)]
+                # Gathering row by row drops what the loader repeated to fill the processes' last batches.
+                stacked = torch.stack([column.double() for column in per_row], dim=1)  # [B, 3]
+                rows.append(self.accelerator.gather_for_metrics(stacked).cpu())
+        model.train()
+        return torch.cat(rows).sum(0)  # [3]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        name = f"rng_state_{self.args.process_index}.pth" if self.args.world_size > 1 else "rng_state.pth"
+        if checkpoint is None or (Path(checkpoint) / name).is_file():
+            super()._load_rng_state(checkpoint)
+            return
+        # Another number of processes than the checkpoint was made with: dropout, if there is any, cannot
+        # be what it would have been; it must still not be the same on every process.
+        step = self.state.global_step
+        set_seed(derive_seed(self.stream_seed, "resume", step, self.args.process_index) % 2**32)
+        self.conductor.say_stream_restarted(self.args.process_index)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with writing(folder):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            with writing(folder):
+                remove_unkept(folder)
+                self.conductor.complete(folder)
+        self.accelerator.wait_for_everyone()
+
+
+class writing:  # noqa: N801 (a context manager, used like contextlib's)
+    """Turn a failed write (a full disk, a quota) into an error that says so; the folder is removed.
+
+    safetensors and torch raise their own kinds of errors where the system's write fails.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+        """Explain what went wrong, if anything did."""
+        from safetensors import SafetensorError
+
+        if isinstance(error, DataflexError) or not isinstance(error, OSError | RuntimeError | SafetensorError):
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        free = shutil.disk_usage(self.folder.parent).free / 2**20
+        found = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"The checkpoint {self.folder} could not be written: {found}",
+            f"{free:.0f} MiB are free there (a quota or a file-size limit may allow less).",
+            "Make room and run the same command again; it goes on from the last complete checkpoint.",
+        ) from error
+
+
+def remove_unkept(folder: Path) -> None:
+    """Remove what a checkpoint should not hold (`NOT_KEPT`)."""
+    for name in NOT_KEPT:
+        (folder / name).unlink(missing_ok=True)
+
+
+def refuse_bad_loss(loss: float, step: int, rows: list[int]) -> None:
+    """Raise RunError when the loss of a step is not finite."""
+    if loss != loss or loss in (float("inf"), float("-inf")):
+        raise RunError(
+            f"The training loss of step {step} is {loss} (pool rows {', '.join(map(str, rows[:8]))}...).",
+            "A weight update with it would spoil the model; nothing was saved after the last checkpoint.",
+            "Lower learning_rate, set max_grad_norm, or look at those rows.",
+        )
+
+
+Say = Callable[[str], None]
+Callback = TrainerCallback

@@ -1,0 +1,212 @@
+"""What every command begins with: the configuration, the run folder, the prepared data."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dataflex_pipeline.api import Method, Progress, Split
+from dataflex_pipeline.config.components import ComponentEntry, method_parameters
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.config.load import Loaded, dump_config, load_config
+from dataflex_pipeline.errors import RunError, UserError
+from dataflex_pipeline.methods import build_method, method_class
+from dataflex_pipeline.store.run import RunFolder, provenance
+from stages import console
+
+if TYPE_CHECKING:
+    from dataflex_pipeline.demo import Demo
+
+DEMO = "demo"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that all commands share.
+
+    Attributes:
+        config: the configuration file. overrides: key=value pairs. run: the run's name.
+        method: over component_name. overwrite: make anew what other settings made.
+    """
+
+    config: Path | None = None
+    overrides: tuple[str, ...] = ()
+    run: str | None = None
+    method: str | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class Context:
+    """One command at work on one run.
+
+    Attributes:
+        loaded: the configuration as given, with what was said about it.
+        run: the run folder. overwrite: see Options.
+        config_path: the configuration file, if one was given.
+        progress: where to report.
+    """
+
+    loaded: Loaded
+    run: RunFolder
+    overwrite: bool = False
+    config_path: Path | None = None
+    progress: Progress = field(default_factory=console.progress)
+
+    @property
+    def given(self) -> Config:
+        """The configuration as given: demo is still called demo."""
+        return self.loaded.config
+
+    @cached_property
+    def demo(self) -> Demo:
+        """The embedded demo, made now if it is not there."""
+        from dataflex_pipeline.demo import ensure_demo
+
+        return ensure_demo(Path(self.given.runs_dir), self.progress.say)
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration with the demo's files in place of the word demo."""
+        changed: dict[str, Any] = {}
+        if self.given.model_name_or_path == DEMO:
+            changed["model_name_or_path"] = str(self.demo.model)
+        if self.given.dataset == DEMO:
+            changed["dataset"] = str(self.demo.pool)
+        if self.given.eval_dataset == DEMO:
+            changed["eval_dataset"] = str(self.demo.target)
+        return self.given.model_copy(update=changed)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What run.yaml keeps beside the configuration: the frozen global batch and the provenance."""
+        if self.run.exists():
+            return self.run.read()[1]
+        return {"global_batch": self._configured_batch(), **provenance()}
+
+    def _configured_batch(self) -> int:
+        config = self.given
+        return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes()
+
+    @property
+    def global_batch(self) -> int:
+        """Rows per optimizer step, frozen when the run began."""
+        return int(self.record["global_batch"])
+
+    def datasets(self, split: Split) -> tuple[str, ...]:
+        """Return the data sets of the pool or the target, as a tuple of names."""
+        names = self.config.dataset if split == "pool" else self.config.eval_dataset
+        return tuple(name.strip() for name in (names or "").split(",") if name.strip())
+
+    def entry(self, name: str) -> ComponentEntry:
+        """Return the configured entry of a method."""
+        return method_parameters(self.given, name, self.config_path.parent if self.config_path else None)
+
+    def method(self, name: str) -> tuple[Method, ComponentEntry]:
+        """Return a method with its parameters checked, and its entry."""
+        entry = self.entry(name)
+        kind = method_class(entry.kind, Path(entry.file) if entry.file else None, entry.module)
+        return build_method(name, kind, dict(entry.params), entry.where), entry
+
+    def check_round(self, number: int) -> None:
+        """Refuse a round outside the horizon."""
+        last = self.given.update_times
+        if number < 0 or number > last:
+            raise RunError(
+                f"Round {number} was asked for; update_times is {last}.",
+                f"The run's horizon is the warm-up (round 0) and {last} rounds: the learning-rate schedule "
+                f"reaches its end there, at step {self.given.horizon}.",
+                f"Ask for a round from 0 to {last}, or start a run of another name with a larger update_times.",
+            )
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Own the run for writing. A mistake found before anything was done leaves no folder behind."""
+        existed = self.run.folder.exists()
+        try:
+            with self.run.lock():
+                yield
+        except UserError:
+            if not existed and not self.run.exists():
+                shutil.rmtree(self.run.folder, ignore_errors=True)
+            raise
+
+    def save_settings(self) -> None:
+        """Write run.yaml: the configuration as given, replayable, with the record beside it."""
+        self.run.write(dump_config(self.given), self.record)
+
+
+def processes() -> int:
+    """Return the number of training processes that a launcher such as torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def open_context(options: Options) -> Context:
+    """Load the configuration and find the run folder; nothing is written.
+
+    The configuration of an existing run is its own run.yaml, under the overrides given now; a
+    configuration file given now takes its place.
+    """
+    overrides = list(options.overrides)
+    if options.method is not None:
+        overrides.append(f"component_name={options.method}")
+    loaded = load_config(options.config, overrides)
+    folder = run_folder(loaded, options)
+    run = RunFolder(folder)
+    if options.config is None and run.exists():
+        loaded = load_config(None, overrides, base=run.read()[0])
+    for notice in loaded.notices:
+        console.line(f"note: {notice}", style="yellow")
+    return Context(loaded, run, options.overwrite, options.config)
+
+
+def run_folder(loaded: Loaded, options: Options) -> Path:
+    """Return the run folder: output_dir, or runs_dir and the run's name.
+
+    Without ``--run`` the name is <what>-<method>: what is the configuration file's name, ``quickstart``
+    without one, or the first data set's name when ``dataset=`` was given on the command line.
+    """
+    config = loaded.config
+    if options.run is not None:
+        if not options.run or Path(options.run).name != options.run or options.run.startswith("."):
+            raise UserError(
+                f"--run is '{options.run}'.",
+                "A run's name is the name of a folder below runs_dir, without slashes or a leading dot.",
+                "Use a plain name such as --run trial-1, and runs_dir=FOLDER for the place.",
+            )
+        return Path(config.runs_dir) / options.run
+    if config.output_dir is not None:
+        return Path(config.output_dir)
+    if loaded.sources.get("dataset") == "command line" and config.dataset != DEMO:
+        what = Path(config.dataset.split(",")[0].strip()).stem
+    else:
+        what = options.config.stem if options.config is not None else "quickstart"
+    return Path(config.runs_dir) / f"{what}-{config.component_name}"
+
+
+def require_run(context: Context) -> None:
+    """Refuse a command that needs a run that was never started."""
+    if not context.run.exists():
+        raise RunError(
+            f"There is no run at {context.run.folder}.",
+            "This command goes on from a warm-up, and nothing was run there yet.",
+            "Run `dataflex warmup` (or `dataflex round N`) first, or name another run with --run.",
+        )
+
+
+def parse_assignments(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Check that the free arguments of a command are key=value pairs."""
+    for argument in arguments:
+        if "=" not in argument:
+            raise UserError(
+                f"The argument '{argument}' is not understood.",
+                "Settings are given as key=value, for example learning_rate=1e-4.",
+                "Write key=value, or see --help for the options of this command.",
+            )
+    return tuple(arguments)

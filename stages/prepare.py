@@ -1,0 +1,111 @@
+"""The pool and the target: prepared once, checked on every command without reading the sources again."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from dataflex_pipeline.api import Split
+from dataflex_pipeline.data.prepare import ingredients, prepare
+from dataflex_pipeline.data.scan import Scan, scan_sources
+from dataflex_pipeline.data.settings import DataSettings
+from dataflex_pipeline.errors import RunError
+from dataflex_pipeline.models.source import tokenizer_digest
+from dataflex_pipeline.store.parts import PartedTable
+from dataflex_pipeline.store.stale import is_complete, is_current
+from stages.context import Context
+from stages.outcome import Outcome
+
+MAX_WORKERS = 8
+
+
+def data_settings(context: Context, split: Split) -> DataSettings:
+    """Return what decides the rows of the pool or the target."""
+    config = context.config
+    workers = config.preprocessing_num_workers or min(os.cpu_count() or 1, MAX_WORKERS)
+    return DataSettings(
+        datasets=context.datasets(split),
+        dataset_dir=config.dataset_dir,
+        template=config.template,
+        cutoff_len=config.cutoff_len,
+        max_samples=config.max_samples,
+        mask_history=config.mask_history,
+        columns=config.data_columns,
+        tags=config.data_tags,
+        default_system=config.default_system,
+        group_column=config.eval_group_column if split == "target" else None,
+        workers=workers,
+    )
+
+
+def has_target(context: Context) -> bool:
+    """Whether a target set is configured."""
+    return bool(context.datasets("target"))
+
+
+def table_folder(context: Context, split: Split) -> Path:
+    """Return where the prepared rows of a split are."""
+    return context.run.pool if split == "pool" else context.run.target
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A split that was looked at and not yet prepared: its settings, scan and ingredients."""
+
+    settings: DataSettings
+    scan: Scan
+    wanted: dict[str, Any]
+
+
+def look(context: Context, split: Split) -> Source:
+    """Resolve and scan the sources of a split; every mistake in them shows here, nothing is written."""
+    settings = data_settings(context, split)
+    scan = scan_sources(settings, context.progress)
+    return Source(settings, scan, ingredients(settings, scan, tokenizer_digest(context.config), split))
+
+
+def prepare_split(context: Context, split: Split, source: Source) -> Outcome:
+    """Prepare a split unless it is there."""
+    began = time.monotonic()
+    folder = table_folder(context, split)
+    current = is_current(folder, source.wanted, f"The {split}", overwrite=context.overwrite)
+    if current:
+        table = PartedTable.open(folder)
+    else:
+        table = prepare(
+            source.settings,
+            source.scan,
+            context.config.model_name_or_path,
+            tokenizer_digest(context.config),
+            folder,
+            split,
+            context.progress,
+            trust_remote_code=context.config.trust_remote_code,
+        )
+        context.run.note(stage=f"prepare {split}", seconds=time.monotonic() - began, rows=table.n_rows)
+    return Outcome(split, folder, not current, time.monotonic() - began, describe(table))
+
+
+def describe(table: PartedTable) -> str:
+    """Return one line about a prepared table."""
+    valid = table.summary.get("valid", table.n_rows)
+    return f"{table.n_rows:,} rows, {valid:,} valid"
+
+
+def open_split(context: Context, split: Split) -> PartedTable:
+    """Open the prepared pool or target.
+
+    Raises:
+        RunError: it was not prepared yet.
+    """
+    folder = table_folder(context, split)
+    if not is_complete(folder):
+        raise RunError(
+            f"The {split} of this run is not prepared ({folder}).",
+            "Every later step works on the prepared rows.",
+            "Run `dataflex warmup` first.",
+        )
+    return PartedTable.open(folder)

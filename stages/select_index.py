@@ -1,0 +1,194 @@
+"""`dataflex select`: from a score table to probabilities and the weighted index that a round trains on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dataflex_pipeline.api import Strategy
+from dataflex_pipeline.errors import RunError
+from dataflex_pipeline.sampling.draw import Drawn, DrawSettings, draw, draw_uniform, top_k_probabilities
+from dataflex_pipeline.sampling.probabilities import write_probabilities
+from dataflex_pipeline.schemas import INDEX
+from dataflex_pipeline.seeds import derive_seed
+from dataflex_pipeline.store.parts import PartedTable
+from dataflex_pipeline.store.stale import is_current
+from dataflex_pipeline.store.tables import TableFile, table_writer
+from stages.context import Context
+from stages.outcome import Outcome
+from stages.prepare import open_split
+from stages.score import Scoring, plan_scoring
+
+GROUP_PREFIX = "similarity_"
+"""Score columns that round_robin takes turns over."""
+
+
+def positions(context: Context, number: int) -> int:
+    """Return the training positions of a round: steps x global batch."""
+    config = context.given
+    return (config.warmup_step if number == 0 else config.update_step) * context.global_batch
+
+
+def draw_settings(
+    context: Context, number: int, strategy: Strategy, replacement: bool, groups: tuple[str, ...] = ()
+) -> DrawSettings:
+    """Return how a round's rows are drawn, with the round's own random stream."""
+    config = context.given
+    return DrawSettings(
+        strategy=strategy,
+        positions=positions(context, number),
+        num_samples=config.num_samples if number else None,
+        fraction=config.fraction if number else None,
+        token_budget=config.token_budget if number else None,
+        replacement=replacement,
+        weights=config.weights if number else "uniform",
+        source_quotas=config.source_quotas if number else {},
+        shuffle=not config.disable_shuffling,
+        seed=derive_seed(config.seed, "select", number),
+        group_columns=groups,
+    )
+
+
+def _settings_as_ingredients(settings: DrawSettings) -> dict[str, Any]:
+    return {
+        **{name: getattr(settings, name) for name in ("strategy", "positions", "num_samples", "fraction")},
+        **{name: getattr(settings, name) for name in ("token_budget", "replacement", "weights", "shuffle")},
+        "source_quotas": dict(settings.source_quotas),
+        "group_columns": list(settings.group_columns),
+        "seed": settings.seed,
+    }
+
+
+def draw_warmup(context: Context) -> Outcome:
+    """Write the index of round 0: valid rows of the pool, drawn uniformly."""
+    began = time.monotonic()
+    pool = open_split(context, "pool")
+    settings = draw_settings(context, 0, "sample", replacement=False)
+    wanted = {"table": "index", "pool": pool.fingerprint, "draw": _settings_as_ingredients(settings)}
+    output = context.run.round(0).index
+    current = is_current(output, wanted, "The index of the warm-up", overwrite=context.overwrite)
+    if not current:
+        _write_index(context, output, draw_uniform(pool, settings), wanted, {"round": "0"})
+    found = f"{settings.positions:,} positions drawn uniformly"
+    return Outcome("select, warm-up", output, not current, time.monotonic() - began, found)
+
+
+def select(context: Context, number: int, name: str) -> Outcome:
+    """Write ``probabilities/<method>.parquet`` and ``index.parquet`` of a round unless they are there."""
+    began = time.monotonic()
+    scoring = plan_scoring(context, number, name)
+    scores = _finished_scores(context, scoring)
+    settings = _round_settings(context, scoring, scores)
+    wanted = {
+        "table": "probabilities",
+        "scores": scores.fingerprint,
+        "params": scoring.wanted["params"],
+        "draw": _settings_as_ingredients(settings),
+    }
+    where = context.run.round(number)
+    output = where.probabilities(name)
+    current = is_current(
+        output, wanted, f"The {name} probabilities of round {number}", overwrite=context.overwrite
+    )
+    drawn = None
+    if not current:
+        drawn = _write_probabilities(scoring, scores, settings, output, wanted)
+    index_outcome = _select_index(context, scoring, scores, settings, drawn)
+    done = not current or index_outcome.done
+    if done:
+        context.run.note(stage="select", round=number, method=name, seconds=time.monotonic() - began)
+    return Outcome(
+        f"select {name}, round {number}", where.index, done, time.monotonic() - began, index_outcome.found
+    )
+
+
+def _finished_scores(context: Context, scoring: Scoring) -> TableFile:
+    number = scoring.selection.round
+    path = context.run.round(number).scores(scoring.name)
+    if not is_current(path, scoring.wanted, f"The {scoring.name} scores of round {number}"):
+        raise RunError(
+            f"Round {number} has no finished {scoring.name} scores ({path}).",
+            "A selection is made from a score table.",
+            f"Run `dataflex score --round {number} --method {scoring.name}` first.",
+        )
+    return TableFile(path)
+
+
+def _round_settings(context: Context, scoring: Scoring, scores: TableFile) -> DrawSettings:
+    strategy = context.given.strategy or scoring.method.default_strategy
+    replacement = context.given.replacement
+    if replacement is None:
+        replacement = bool(getattr(scoring.method.params, "replacement", False)) and strategy == "sample"
+    groups = tuple(column for column in scores.schema.names if column.startswith(GROUP_PREFIX))
+    return draw_settings(
+        context, scoring.selection.round, strategy, replacement, groups if strategy == "round_robin" else ()
+    )
+
+
+def _write_probabilities(
+    scoring: Scoring, scores: TableFile, settings: DrawSettings, output: Path, wanted: dict[str, Any]
+) -> Drawn | None:
+    """Write the probability table; strategies that are not random draw first, and the draw is returned."""
+    notes = {"method": scoring.name, "round": str(scoring.selection.round)}
+    if settings.strategy != "sample":
+        drawn = draw(scores, None, scoring.pool, settings)
+        top_k_probabilities(scores, drawn, output, wanted, notes)
+        return drawn
+    scoring.lines.clear()
+    fitted = scoring.method.fit(scores, scoring.selection)
+    notes["notices"] = "\n".join(scoring.lines)
+    write_probabilities(scores, lambda block: scoring.method.weigh(block, fitted), output, wanted, notes)
+    return None
+
+
+def _select_index(
+    context: Context, scoring: Scoring, scores: TableFile, settings: DrawSettings, drawn: Drawn | None
+) -> Outcome:
+    where = context.run.round(scoring.selection.round)
+    probabilities = TableFile(where.probabilities(scoring.name))
+    wanted = {
+        "table": "index",
+        "method": scoring.name,
+        "probabilities": probabilities.fingerprint,
+        "draw": _settings_as_ingredients(settings),
+    }
+    what = f"The index of round {scoring.selection.round}"
+    current = is_current(where.index, wanted, what, overwrite=context.overwrite)
+    if not current:
+        drawn = drawn or draw(scores, probabilities, scoring.pool, settings)
+        notes = {"method": scoring.name, "round": str(scoring.selection.round)}
+        _write_index(context, where.index, drawn, wanted, notes)
+    found = TableFile(where.index).metadata.get("found", "")
+    return Outcome("index", where.index, not current, 0.0, found)
+
+
+def _write_index(
+    context: Context, output: Path, drawn: Drawn, wanted: dict[str, Any], notes: dict[str, str]
+) -> None:
+    for notice in drawn.notices:
+        context.progress.say(f"  select: {notice}")
+    found = f"{drawn.index.num_rows:,} positions, {drawn.n_distinct:,} different rows"
+    with table_writer(
+        output, INDEX, wanted, notes | {"found": found, "notices": "\n".join(drawn.notices)}
+    ) as write:
+        write(drawn.index)
+
+
+def read_index(context: Context, number: int) -> tuple[pa.Table, str]:
+    """Return a round's index and its fingerprint.
+
+    Raises:
+        RunError: the round has no index yet.
+    """
+    path = context.run.round(number).index
+    if not path.is_file():
+        raise RunError(
+            f"Round {number} has no index ({path}).",
+            "A round trains on exactly the rows of its index.",
+            f"Run `dataflex select --round {number}` first." if number else "Run `dataflex warmup`.",
+        )
+    table = TableFile(path)
+    return pa.Table.from_batches(list(table.blocks()), schema=table.schema), table.fingerprint

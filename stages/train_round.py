@@ -1,0 +1,150 @@
+"""`dataflex train-round`: train one round on its weighted index, going on from the round before."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from dataflex_pipeline.errors import RunError
+from dataflex_pipeline.models.base import adapter_digest
+from dataflex_pipeline.models.source import model_digest
+from dataflex_pipeline.store.fingerprint import digest
+from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current
+from dataflex_pipeline.training import RoundPlan, read_marker, train_round
+from stages.context import Context
+from stages.outcome import Outcome
+from stages.prepare import has_target, open_split
+from stages.select_index import read_index
+
+TRAINING_KEYS = (
+    "finetuning_type",
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target",
+    "bf16",
+    "warmup_step",
+    "update_step",
+    "update_times",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_ratio",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "seed",
+    "eval_strategy",
+    "eval_steps",
+    "metric_for_best_model",
+    "greater_is_better",
+    "load_best_model_at_end",
+    "early_stopping_steps",
+    "early_stopping_min_delta",
+)
+"""Settings that change what a round trains; the rest only changes how fast it goes or what is shown."""
+
+
+def step_range(context: Context, number: int) -> tuple[int, int]:
+    """Return the optimizer steps of a round over the whole run: first, and last not included."""
+    config = context.given
+    if number == 0:
+        return 0, config.warmup_step
+    first = config.warmup_step + (number - 1) * config.update_step
+    return first, first + config.update_step
+
+
+def wanted_checkpoint(context: Context, number: int, index_fingerprint: str) -> dict[str, Any]:
+    """Return what a round's checkpoint is made from."""
+    before = context.run.round(number - 1).checkpoint if number else None
+    evaluates = has_target(context) and context.given.eval_strategy != "no"
+    return {
+        "output": "checkpoint",
+        "round": number,
+        "index": index_fingerprint,
+        "previous": None if before is None else digest(found_ingredients(before) or {}),
+        "model": model_digest(context.config),
+        "adapter": adapter_digest(context.config),
+        "pool": open_split(context, "pool").fingerprint,
+        "target": open_split(context, "target").fingerprint if evaluates else None,
+        "global_batch": context.global_batch,
+        "training": {name: getattr(context.given, name) for name in TRAINING_KEYS},
+    }
+
+
+def train(context: Context, number: int) -> Outcome:
+    """Train one round unless its checkpoint is there.
+
+    Raises:
+        RunError: the round before is not trained, or the run was ended by early stopping.
+    """
+    began = time.monotonic()
+    context.check_round(number)
+    where = context.run.round(number)
+    index, fingerprint = read_index(context, number)
+    if number:
+        _check_previous(context, number)
+    wanted = wanted_checkpoint(context, number, fingerprint)
+    what = f"The checkpoint of round {number}"
+    current = is_current(where.checkpoint, wanted, what, overwrite=context.overwrite)
+    if not current:
+        first, last = step_range(context, number)
+        plan = RoundPlan(
+            round=number,
+            first_step=first,
+            last_step=last,
+            horizon=context.given.horizon,
+            global_batch=context.global_batch,
+            index=index,
+            previous=context.run.round(number - 1).checkpoint if number else None,
+            work=where.work,
+            checkpoint=where.checkpoint,
+            ingredients=wanted,
+        )
+        target = open_split(context, "target") if has_target(context) else None
+        train_round(context.config, plan, open_split(context, "pool"), target, context.progress)
+        context.run.note(stage="train", round=number, seconds=time.monotonic() - began)
+    return Outcome(
+        f"train, {'warm-up' if number == 0 else f'round {number}'}",
+        where.checkpoint,
+        not current,
+        time.monotonic() - began,
+        describe_checkpoint(context, number),
+    )
+
+
+def _check_previous(context: Context, number: int) -> None:
+    before = context.run.round(number - 1)
+    if not is_complete(before.checkpoint):
+        raise RunError(
+            f"Round {number} cannot train: round {number - 1} has no finished checkpoint ({before.checkpoint}).",
+            "Optimizer, schedule and weights carry over from round to round.",
+            f"Run `dataflex {'warmup' if number == 1 else f'round {number - 1}'}` first.",
+        )
+    if ended_early(context, number - 1):
+        raise RunError(
+            f"Round {number} was asked for, and the run ended in round {number - 1} by early stopping.",
+            f"The target loss had not improved for {context.given.early_stopping_steps} evaluations.",
+            "Use the checkpoint in best/ (or the last one), or start a run of another name without it.",
+        )
+
+
+def ended_early(context: Context, number: int) -> bool:
+    """Whether early stopping fired in a round."""
+    marker = read_marker(context.run.round(number).checkpoint)
+    return marker is not None and bool(marker.result.stopped_early)
+
+
+def describe_checkpoint(context: Context, number: int) -> str:
+    """Return one line about a round's training: steps, losses, learning rate."""
+    marker = read_marker(context.run.round(number).checkpoint)
+    if marker is None:
+        return "not finished"
+    result = marker.result
+    text = (
+        f"{result.steps} steps, train loss {result.train_loss:.4f}, mean lr {result.mean_learning_rate:.3g}"
+    )
+    if "eval_loss" in result.metrics:
+        text += f", target loss {result.metrics['eval_loss']:.4f}"
+    return text + (", stopped early" if result.stopped_early else "")
