@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Offline data selection for LLM fine-tuning, as files: score every row, select, train, go round again.",
+    help="Offline data selection for LLM fine-tuning, as files: score, select, train, go round again.",
 )
 
 Config = Annotated[
@@ -199,7 +199,7 @@ def disk_full(error: BaseException) -> DataflexError | None:
             return DataflexError(
                 f"A file could not be written: {text.splitlines()[0]}",
                 "The disk is full, or a quota or file-size limit was reached.",
-                "Free some space and run the same command again: finished parts are kept and nothing is damaged.",
+                "Free some space and run the same command again: finished work is kept, nothing is damaged.",
             )
         seen = seen.__cause__ or seen.__context__
     return None

@@ -148,9 +148,8 @@ class PlainProgress:
             line(f"  {self._what}: {self._done:,} {self._unit}, {rate:,.1f}/s")
             return
         left = (self._total - self._done) / rate if rate else 0.0
-        line(
-            f"  {self._what}: {self._done:,} of {self._total:,}, {rate:,.1f} {self._unit}/s, {left:.0f} s left"
-        )
+        there = f"{self._done:,} of {self._total:,} {self._unit}"
+        line(f"  {self._what}: {there}, {rate:,.1f}/s, {left:.0f} s left")
 
     def finish(self) -> None:
         """Say how it went."""

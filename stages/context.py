@@ -122,7 +122,7 @@ class Context:
                 f"Round {number} was asked for; update_times is {last}.",
                 f"The run's horizon is the warm-up (round 0) and {last} rounds: the learning-rate schedule "
                 f"reaches its end there, at step {self.given.horizon}.",
-                f"Ask for a round from 0 to {last}, or start a run of another name with a larger update_times.",
+                f"Ask for a round from 0 to {last}, or start another run with a larger update_times.",
             )
 
     @contextlib.contextmanager

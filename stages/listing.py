@@ -53,9 +53,9 @@ def _show_method(config: Any, name: str, folder: Path | None) -> None:
 
 def templates() -> None:
     """Print the chat templates that base models can be given by name."""
-    from dataflex_pipeline.data.templates import available_templates
+    from dataflex_pipeline.data.templates import TEMPLATES
 
-    rows = [[name, summary] for name, summary in sorted(available_templates().items())]
+    rows = [[name, template.summary] for name, template in sorted(TEMPLATES.items())]
     console.print_table("Chat templates (template: NAME)", ["name", "format"], rows)
 
 

@@ -39,7 +39,7 @@ def rounds(context: Context, last: int, sources: dict[str, Source]) -> list[Outc
     for number in range(1, last + 1):
         if ended_early(context, number - 1):
             console.line(
-                f"The run ended in round {number - 1} by early stopping; rounds {number} to {last} are not run."
+                f"The run ended in round {number - 1} by early stopping; there is nothing to do after it."
             )
             break
         outcomes += one_round(context, number)
@@ -56,9 +56,7 @@ def one_round(context: Context, number: int) -> list[Outcome]:
 def next_after(context: Context, last: int) -> list[str]:
     """Say what can be done after round ``last``."""
     folder = context.run.folder
-    steps = [
-        f"look at the scores:  duckdb -c \"from '{folder}/round-{max(last, 1):02d}/scores/*.parquet' limit 5\""
-    ]
+    steps = [f"see what there is:  dataflex status --run {folder.name}"]
     if last < context.given.update_times and not ended_early(context, last):
         steps.insert(0, f"go on:  dataflex round {last + 1} --run {folder.name}")
     return steps

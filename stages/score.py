@@ -79,7 +79,7 @@ def plan_scoring(context: Context, number: int, name: str) -> Scoring:
 
 
 def check_scored_round(context: Context, number: int) -> None:
-    """Refuse a round that cannot be scored: round 0, one outside the horizon, one whose predecessor is missing."""
+    """Refuse a round that cannot be scored: the warm-up, outside the horizon, predecessor missing."""
     context.check_round(number)
     if number == 0:
         raise RunError(

@@ -14,7 +14,6 @@ from dataflex_pipeline.sampling.draw import Drawn, DrawSettings, draw, draw_unif
 from dataflex_pipeline.sampling.probabilities import write_probabilities
 from dataflex_pipeline.schemas import INDEX
 from dataflex_pipeline.seeds import derive_seed
-from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import is_current
 from dataflex_pipeline.store.tables import TableFile, table_writer
 from stages.context import Context

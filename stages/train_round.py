@@ -6,11 +6,11 @@ import time
 from typing import Any
 
 from dataflex_pipeline.errors import RunError
-from dataflex_pipeline.models.base import adapter_digest
+from dataflex_pipeline.models.base import adapter_folder
 from dataflex_pipeline.models.source import model_digest
-from dataflex_pipeline.store.fingerprint import digest
+from dataflex_pipeline.store.fingerprint import digest, files_digest
 from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current
-from dataflex_pipeline.training import RoundPlan, read_marker, train_round
+from dataflex_pipeline.training import RoundPlan, RoundResult, read_marker, train_round
 from stages.context import Context
 from stages.outcome import Outcome
 from stages.prepare import has_target, open_split
@@ -65,12 +65,20 @@ def wanted_checkpoint(context: Context, number: int, index_fingerprint: str) -> 
         "index": index_fingerprint,
         "previous": None if before is None else digest(found_ingredients(before) or {}),
         "model": model_digest(context.config),
-        "adapter": adapter_digest(context.config),
+        "adapter": _adapter_digest(context),
         "pool": open_split(context, "pool").fingerprint,
         "target": open_split(context, "target").fingerprint if evaluates else None,
         "global_batch": context.global_batch,
         "training": {name: getattr(context.given, name) for name in TRAINING_KEYS},
     }
+
+
+def _adapter_digest(context: Context) -> str | None:
+    name = context.given.adapter_name_or_path
+    if name is None:
+        return None
+    paths = sorted(adapter_folder(name).glob("adapter_*"))
+    return files_digest(paths, [path.name for path in paths])
 
 
 def train(context: Context, number: int) -> Outcome:
@@ -118,7 +126,8 @@ def _check_previous(context: Context, number: int) -> None:
     before = context.run.round(number - 1)
     if not is_complete(before.checkpoint):
         raise RunError(
-            f"Round {number} cannot train: round {number - 1} has no finished checkpoint ({before.checkpoint}).",
+            f"Round {number} cannot train: round {number - 1} has no finished checkpoint "
+            f"({before.checkpoint}).",
             "Optimizer, schedule and weights carry over from round to round.",
             f"Run `dataflex {'warmup' if number == 1 else f'round {number - 1}'}` first.",
         )
@@ -133,15 +142,15 @@ def _check_previous(context: Context, number: int) -> None:
 def ended_early(context: Context, number: int) -> bool:
     """Whether early stopping fired in a round."""
     marker = read_marker(context.run.round(number).checkpoint)
-    return marker is not None and bool(marker.result.stopped_early)
+    return marker is not None and bool((marker.result or {}).get("stopped_early"))
 
 
 def describe_checkpoint(context: Context, number: int) -> str:
     """Return one line about a round's training: steps, losses, learning rate."""
     marker = read_marker(context.run.round(number).checkpoint)
-    if marker is None:
+    if marker is None or marker.result is None:
         return "not finished"
-    result = marker.result
+    result = RoundResult(**marker.result)
     text = (
         f"{result.steps} steps, train loss {result.train_loss:.4f}, mean lr {result.mean_learning_rate:.3g}"
     )

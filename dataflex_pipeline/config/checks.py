@@ -10,6 +10,16 @@ from dataflex_pipeline.config.values import show
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 
 TRACKERS = ("none", "tensorboard", "wandb", "swanlab", "mlflow", "trackio")
+SCHEDULES = (
+    "constant",
+    "constant_with_warmup",
+    "cosine",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "linear",
+    "polynomial",
+)
+METRICS = ("eval_loss", "eval_token_accuracy")
 _AMOUNTS = ("num_samples", "fraction", "token_budget")
 _LORA_KEYS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")
 
@@ -19,7 +29,7 @@ Place = Callable[[str], str]
 
 def check(config: Config, place: Place) -> None:
     """Raise ConfigError for the first pair of settings that cannot both hold."""
-    for rule in (_amounts, _quotas, _strategy, _evaluation, _best, _trackers, _adapter):
+    for rule in (_amounts, _quotas, _strategy, _schedule, _evaluation, _best, _trackers, _adapter):
         rule(config, lambda name: f"{name}: {show(name, getattr(config, name))} ({place(name)})")
 
 
@@ -78,11 +88,22 @@ def _evaluation(config: Config, said: Place) -> None:
             "Evaluation runs on the target set, and none is given.",
             "Set eval_dataset, or eval_strategy to no.",
         )
-    if config.metric_for_best_model.removeprefix("eval_") != "loss":
+    metric = "eval_" + config.metric_for_best_model.removeprefix("eval_")
+    if metric not in METRICS:
         raise ConfigError(
-            f"{said('metric_for_best_model')} cannot be used.",
-            "What is measured on the target while training is its loss.",
-            "Set metric_for_best_model to eval_loss, or leave it out.",
+            f"{said('metric_for_best_model')} is not known.{did_you_mean(metric, METRICS)}",
+            f"An evaluation on the target gives {' and '.join(METRICS)}.",
+            "Set metric_for_best_model to one of them, or leave it out.",
+        )
+
+
+def _schedule(config: Config, said: Place) -> None:
+    name = config.lr_scheduler_type
+    if name not in SCHEDULES:
+        raise ConfigError(
+            f"{said('lr_scheduler_type')} is not known.{did_you_mean(name, SCHEDULES)}",
+            f"Schedules that need nothing but the horizon and warmup_ratio are: {', '.join(SCHEDULES)}.",
+            "Set lr_scheduler_type to one of them.",
         )
 
 
@@ -143,6 +164,7 @@ def _evaluation_notices(config: Config) -> list[str]:
         lines.append(f"eval_steps has no effect while eval_strategy is {config.eval_strategy}")
     if config.early_stopping_min_delta and config.early_stopping_steps is None:
         lines.append("early_stopping_min_delta has no effect without early_stopping_steps")
-    if config.greater_is_better and (config.load_best_model_at_end or config.early_stopping_steps):
+    counts = config.load_best_model_at_end or config.early_stopping_steps is not None
+    if counts and config.greater_is_better and config.metric_for_best_model.endswith("loss"):
         lines.append("greater_is_better: true with a loss takes the checkpoint with the HIGHEST loss as best")
     return lines

@@ -72,20 +72,20 @@ def method_parameters(config: Config, name: str, config_dir: Path | None) -> Com
     found = _entries(config, config_dir)
     if name not in found:
         raise _unknown_method(name, found)
-    layer, path, folder = found[name]
-    entry = _checked_entry(name, layer, path)
-    params = {k: copy.deepcopy(v) for k, v in (entry.get("params") or {}).items()}
-    places = {k: layer.place(*path, "params", k) for k in params}
+    spot = found[name]
+    entry = _checked_entry(name, spot)
+    params = {str(k): copy.deepcopy(v) for k, v in (entry.get("params") or {}).items()}
+    places = {k: spot.place("params", k) for k in params}
     for key, value in config.methods.get(name, {}).items():
         params[key] = merged(params.get(key), value)
         places[key] = f"{name}.{key} of the configuration"
-    return _entry(name, entry, params, places, folder)
+    return _entry(name, entry, params, places, spot.folder)
 
 
 def known_methods(config: Config, config_dir: Path | None) -> dict[str, str]:
     """Return every method that can be named -> the file and line of its entry."""
     found = _entries(config, config_dir)
-    return {name: layer.place(*path) for name, (layer, path, _) in sorted(found.items())}
+    return {name: spot.place() for name, spot in sorted(found.items())}
 
 
 def check_method_names(config: Config, config_dir: Path | None) -> None:
@@ -95,17 +95,15 @@ def check_method_names(config: Config, config_dir: Path | None) -> None:
         ConfigError: no such method, or a shipped method has no such parameter.
     """
     known = _entries(config, config_dir)
-    shipped = _entries_of(read_yaml(shipped_configs() / "components.yaml", _SHIPPED_LABEL))
+    shipped = _entries_of(shipped_configs() / "components.yaml", _SHIPPED_LABEL)
     for name, params in config.methods.items():
         if name not in known:
             raise _unknown_method(name, known)
-        layer, path, _ = known[name]
-        entry = _checked_entry(name, layer, path)
+        entry = _checked_entry(name, known[name])
         kind = entry.get("name") or name
         if kind not in shipped or entry.get("file") or entry.get("module"):
             continue  # a method of the user's own knows its parameters itself, when it is used
-        base, base_path = shipped[kind]
-        accepted = [*_at(base, base_path)["params"], *COMMON]
+        accepted = [*shipped[kind].value["params"], *COMMON]
         for key in params:
             if key not in accepted:
                 raise ConfigError(
@@ -151,25 +149,31 @@ def merged(under: Any, over: Any) -> Any:
     return copy.deepcopy(over)
 
 
-_Found = dict[str, tuple[Layer, tuple[str, ...], Path]]
-"""Method -> the file, the path of keys of its entry in there, and the file's folder."""
+@dataclass(frozen=True)
+class _Spot:
+    """An entry as it stands in a file: its value, not checked yet, and where it is."""
+
+    value: Any
+    layer: Layer
+    path: tuple[str, ...]
+    folder: Path
+
+    def place(self, *inner: str) -> str:
+        return self.layer.place(*self.path, *inner)
 
 
-def _entries(config: Config, config_dir: Path | None) -> _Found:
+def _entries(config: Config, config_dir: Path | None) -> dict[str, _Spot]:
     """Return the entries of the user's file, and the shipped ones of methods that it does not name."""
     shipped = shipped_configs() / "components.yaml"
     files = [(shipped, _SHIPPED_LABEL)]
     own = components_file(config, config_dir)
     if own is not None:
         files.append(own)
-    found: _Found = {}
-    for path, label in files:
-        for name, (layer, place) in _entries_of(read_yaml(path, label)).items():
-            found[name] = (layer, place, path.parent)
-    return found
+    return {name: spot for path, label in files for name, spot in _entries_of(path, label).items()}
 
 
-def _entries_of(layer: Layer) -> dict[str, tuple[Layer, tuple[str, ...]]]:
+def _entries_of(path: Path, label: str) -> dict[str, _Spot]:
+    layer = read_yaml(path, label)
     section = layer.values.get(_SECTION) or {}
     if not isinstance(section, dict):
         raise ConfigError(
@@ -177,8 +181,8 @@ def _entries_of(layer: Layer) -> dict[str, tuple[Layer, tuple[str, ...]]]:
             "It takes one entry per method.",
             "Write 'NAME: {name: NAME, params: {...}}' below it.",
         )
-    top = {str(name): (name,) for name in layer.values if name != _SECTION}
-    inner = {str(name): (_SECTION, str(name)) for name in section}
+    top = {k: _Spot(v, layer, (k,), path.parent) for k, v in layer.values.items() if k != _SECTION}
+    inner = {str(k): _Spot(v, layer, (_SECTION, str(k)), path.parent) for k, v in section.items()}
     both = sorted(set(top) & set(inner))
     if both:
         raise ConfigError(
@@ -186,34 +190,27 @@ def _entries_of(layer: Layer) -> dict[str, tuple[Layer, tuple[str, ...]]]:
             "Only one of them could count.",
             "Delete one of them.",
         )
-    return {name: (layer, path) for name, path in {**top, **inner}.items()}
+    return {**top, **inner}
 
 
-def _at(layer: Layer, path: tuple[str, ...]) -> Any:
-    value: Any = layer.values
-    for part in path:
-        value = value[part]
-    return value
-
-
-def _checked_entry(name: str, layer: Layer, path: tuple[str, ...]) -> dict[str, Any]:
+def _checked_entry(name: str, spot: _Spot) -> dict[str, Any]:
     """Return a method's entry, its shape checked."""
-    entry = _at(layer, path)
+    entry = spot.value
     if not isinstance(entry, dict):
-        raise _bad_entry(name, layer.place(*path), "An entry is a mapping with name and params.")
+        raise _bad_entry(name, spot.place(), "An entry is a mapping with name and params.")
     unknown = [str(key) for key in entry if key not in _ENTRY_KEYS]
     if unknown:
         hint = did_you_mean(unknown[0], _ENTRY_KEYS) or f" Parameters belong below params: {unknown[0]}."
         raise _bad_entry(
-            name, layer.place(*path, unknown[0]), f"'{unknown[0]}' is none of {', '.join(_ENTRY_KEYS)}.{hint}"
+            name, spot.place(unknown[0]), f"'{unknown[0]}' is none of {', '.join(_ENTRY_KEYS)}.{hint}"
         )
     if not isinstance(entry.get("params") or {}, dict):
-        raise _bad_entry(name, layer.place(*path, "params"), "params is a mapping of parameters to values.")
+        raise _bad_entry(name, spot.place("params"), "params is a mapping of parameters to values.")
     for key in ("name", "file", "module"):
         if entry.get(key) is not None and not isinstance(entry[key], str):
-            raise _bad_entry(name, layer.place(*path, key), f"{key} is text.")
+            raise _bad_entry(name, spot.place(key), f"{key} is text.")
     if entry.get("file") and entry.get("module"):
-        raise _bad_entry(name, layer.place(*path), "file and module both say where the method is; give one.")
+        raise _bad_entry(name, spot.place(), "file and module both say where the method is; give one.")
     return entry
 
 

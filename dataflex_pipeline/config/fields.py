@@ -55,10 +55,7 @@ class Config(BaseModel):
         False, "load and train in bfloat16; on a CPU this becomes fp32, and says so", "run", "model"
     )
     attn_implementation: str | None = key(
-        None,
-        "attention kernel for transformers (eager, sdpa, flash_attention_2); by default its choice",
-        "run",
-        "model",
+        None, "attention kernel: eager, sdpa, flash_attention_2; by default by transformers", "run", "model"
     )
 
     # data
@@ -69,8 +66,12 @@ class Config(BaseModel):
         "run",
         "data",
     )
-    eval_dataset: str | None = key(None, "the target set, given like dataset", "run", "data")
-    dataset_dir: str = key("data", "folder of dataset_info.json and of bare data set names", "run", "data")
+    eval_dataset: str | None = key(
+        None, "the target set, given like dataset; methods select towards it", "run", "data"
+    )
+    dataset_dir: str = key(
+        "data", "folder of dataset_info.json and of data sets named without a folder", "run", "data"
+    )
     template: str | None = key(
         None,
         "chat template by name (dataflex methods --templates lists them); by default the tokenizer's own",
@@ -82,16 +83,10 @@ class Config(BaseModel):
     max_samples: int | None = key(None, "rows taken of each data set, from its start", "run", "data", ge=1)
     mask_history: bool = key(False, "loss on the last assistant turn only", "run", "data")
     data_columns: dict[str, str] = key(
-        {},
-        "names of the columns where they are not the usual ones (prompt, query, response, messages, ...)",
-        "run",
-        "data",
+        {}, "names of unusual columns: {prompt: question, response: answer, ...}", "run", "data"
     )
     data_tags: dict[str, str] = key(
-        {},
-        "sharegpt tags where they are not the usual ones (role_tag, content_tag, user_tag, ...)",
-        "run",
-        "data",
+        {}, "unusual sharegpt tags: {role_tag: speaker, user_tag: visitor, ...}", "run", "data"
     )
     eval_group_column: str | None = key(
         None, "column of the target set that names each row's group; by default its data set", "run", "data"
@@ -164,7 +159,9 @@ class Config(BaseModel):
     per_device_train_batch_size: int = key(8, "rows per process and forward pass", "run", "training", ge=1)
     gradient_accumulation_steps: int = key(1, "forward passes per optimizer step", "run", "training", ge=1)
     learning_rate: float = key(1e-4, "peak learning rate", "run", "training", gt=0.0)
-    lr_scheduler_type: str = key("cosine", "learning-rate schedule over the whole horizon", "run", "training")
+    lr_scheduler_type: str = key(
+        "cosine", "learning-rate schedule over the horizon: cosine, linear, constant, ...", "run", "training"
+    )
     warmup_ratio: float = key(
         0.0, "share of the horizon over which the learning rate rises", "run", "training", ge=0.0, le=1.0
     )
@@ -206,7 +203,7 @@ class Config(BaseModel):
     )
     deepspeed: str | None = key(None, "DeepSpeed configuration file (JSON)", "runtime", "training")
     ddp_timeout: int = key(
-        1800, "seconds after which a silent process group gives up", "runtime", "training", ge=1
+        1800, "seconds until a silent process group gives up", "runtime", "training", ge=1, le=10**9
     )
 
     # evaluation on the target
@@ -223,7 +220,7 @@ class Config(BaseModel):
         None, "steps between evaluations; by default logging_steps", "run", "evaluation", ge=1
     )
     metric_for_best_model: str = key(
-        "eval_loss", "metric that names the best checkpoint", "run", "evaluation"
+        "eval_loss", "what names the best checkpoint: eval_loss or eval_token_accuracy", "run", "evaluation"
     )
     greater_is_better: bool | None = key(
         None, "whether a larger metric is better; by default not for a loss", "run", "evaluation"

@@ -22,7 +22,9 @@ def is_secret(name: str, value: Any) -> bool:
 
     A value that looks like the name of an environment variable (``api_key: DF_API_KEY``) is no secret.
     """
-    return is_secret_name(name) and isinstance(value, str) and _VARIABLE_NAME.fullmatch(value) is None
+    if not is_secret_name(name) or isinstance(value, bool) or not isinstance(value, str | int | float):
+        return False
+    return _VARIABLE_NAME.fullmatch(str(value)) is None
 
 
 def without_secrets(value: Any) -> Any:

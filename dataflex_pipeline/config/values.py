@@ -94,7 +94,7 @@ def _type_in_words(kind: Any) -> str:
 
 def _bounds_in_words(name: str) -> str:
     found = [
-        f"{words} {getattr(bound, attribute):g}"
+        f"{words} {_plain(getattr(bound, attribute))}"
         for kind, attribute, words in _BOUNDS
         for bound in Config.model_fields[name].metadata
         if isinstance(bound, kind)
@@ -122,20 +122,30 @@ def _advice(name: str, full: str, value: Any) -> str:
     if get_origin(kind) is Literal:
         choices = [str(a) for a in get_args(kind)]
         return f"Choose one of them.{did_you_mean(str(value), choices)}"
-    number = _number(value) if kind in (int, float) else None
+    number = _meant(name, value) if kind in (int, float) else None
     if number is not None:
-        return f"Write {name}: {int(number) if number.is_integer() else number:g}"
+        return f"Write {name}: {number}"
     if kind is str and isinstance(value, bool | int | float) and not is_secret_name(name):
         return f'If it is meant as text, write it in quotes: {name}: "{value}"'
     return f"Give {full} such a value, or leave it out to take the default."
 
 
-def _number(value: Any) -> float | None:
-    """Return the finite number that quoted text or a decimal stands for; None for anything else."""
-    if not isinstance(value, str | float):
-        return None
+def _meant(name: str, value: Any) -> int | float | None:
+    """Return the number that quoted text or a decimal stands for, if the key takes that one."""
     try:
-        number = float(value)
+        number = float(value) if isinstance(value, str | float) else math.nan
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    if not math.isfinite(number):
+        return None
+    meant = int(number) if number.is_integer() else number
+    try:
+        Config.model_validate({name: meant}, strict=True)
+    except ValidationError:
+        return None
+    return meant
+
+
+def _plain(bound: float) -> str:
+    """Write a limit in digits: 1000000000, 0.5, 1."""
+    return str(int(bound)) if float(bound).is_integer() else str(bound)

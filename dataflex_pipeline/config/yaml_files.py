@@ -26,6 +26,7 @@ _FLOAT = re.compile(
 _BOOL = re.compile(r"^(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$")
 _INT = re.compile(r"^(?:[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+)$")
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
+_ODD_BREAKS = re.compile("[\r\x85\u2028\u2029]")
 # kind, pattern, characters that such a scalar may start with
 _RESOLVERS: tuple[tuple[str, re.Pattern[str], list[str]], ...] = (
     ("bool", _BOOL, list("yYnNtTfFoO")),
@@ -48,6 +49,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """Write line breaks other than newline as escapes: PyYAML would read them back as something else."""
+    style = '"' if _ODD_BREAKS.search(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Loader.yaml_implicit_resolvers = {}
 for _kind, _pattern, _starts in _RESOLVERS:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _pattern, _starts)

@@ -2,8 +2,7 @@
 
 A row's text is cut where a response begins and ends, by rendering prefixes of the conversation: what
 is written up to a response is ``render(turns before it, add_generation_prompt=True)``, and the response
-is what ``render(turns up to and with it)`` adds. Each piece is tokenised by itself, so that a response
-begins at a token of its own, as it does when a model generates it.
+is what ``render(turns up to and with it)`` adds. Each piece is tokenised by itself.
 
 The response includes its end-of-turn marker. White space that a template writes after the marker
 belongs to what follows, and carries no label; where white space is all that ends the turn, it is the
@@ -20,12 +19,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline.api import Progress
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError
+from dataflex_pipeline.data.piece_tokens import PieceTokenizer
 from dataflex_pipeline.data.templates import TEMPLATES, NamedTemplate, named_template
 from dataflex_pipeline.errors import ConfigError
 
@@ -85,8 +85,7 @@ class ChatFormat:
             )
         self._text = template.text if template else tokenizer.get_chat_template()
         self._tools_text = template.text if template else self._own_with_tools()
-        self._adds_bos = template is not None and self._begins_with_bos()
-        self._pads = self._pads_front()
+        self._pieces = PieceTokenizer(tokenizer, one_bos=template is not None)
 
     @classmethod
     def load(cls, folder: str, template: str | None, trust_remote_code: bool = False) -> ChatFormat:
@@ -112,16 +111,17 @@ class ChatFormat:
         own = self.tokenizer.chat_template
         return own.get("tool_use", self._text) if isinstance(own, dict) else self._text
 
-    def _begins_with_bos(self) -> bool:
-        """Whether the tokenizer by itself begins every text with its beginning-of-sequence token."""
-        bos = self.tokenizer.bos_token_id
-        return bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
+    @property
+    def stop_ids(self) -> list[int]:
+        """Token ids of which the last one ends a response; empty where nothing does."""
+        marker = (self.named.stop if self.named else None) or self.tokenizer.eos_token
+        return self._pieces.ids(marker) if marker else []
 
     def notices(self) -> list[str]:
         """Return what a user should know about this tokenizer with this template, one line each."""
         lines = []
         if self.named is not None:
-            lacking = [token for token in self.named.tokens if len(self._ids(token)) != 1]
+            lacking = [token for token in self.named.tokens if len(self._pieces.ids(token)) != 1]
             if lacking:
                 lines.append(
                     f"template {self.named.name}: the tokenizer has no single token for {' '.join(lacking)}; "
@@ -160,7 +160,7 @@ class ChatFormat:
         template = self._tools_text if tools else self._text
         native = bool(tools) and re.search(r"\btools\b", template) is not None
         if tools and not native:
-            messages = _with_tools_text(messages, tools)
+            messages = _with_tools_text(messages, tools, self.named.system if self.named else "")
         try:
             text = self.tokenizer.apply_chat_template(
                 _as_dicts(messages, "tool_calls" in template),
@@ -203,58 +203,16 @@ class ChatFormat:
         return [piece for piece in (*pieces, Piece(whole[written:], False)) if piece.text]
 
     def encode(self, rows: Sequence[Sequence[Piece]]) -> list[tuple[list[int], list[int]]]:
-        """Tokenise rows piece by piece, all in one call.
-
-        Returns:
-            Per row its token ids and its labels (the id in a labelled piece, -100 elsewhere), of equal
-            length; a beginning-of-sequence token comes first where the family has one, exactly once.
-        """
-        texts = [(piece.text, place > 0) for pieces in rows for place, piece in enumerate(pieces)]
-        ids = iter(self._encode_texts(texts))
-        return [self._join([(next(ids), piece.labelled) for piece in pieces]) for pieces in rows]
-
-    def _join(self, parts: Sequence[tuple[list[int], bool]]) -> tuple[list[int], list[int]]:
-        bos = self.tokenizer.bos_token_id
-        input_ids: list[int] = []
-        labels: list[int] = []
-        if self._adds_bos and parts and parts[0][0][:1] != [bos]:
-            input_ids, labels = [bos], [-100]
-        for ids, labelled in parts:
-            input_ids += ids
-            labels += ids if labelled else [-100] * len(ids)
-        return input_ids, labels
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _encode_texts(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
-        """Tokenise texts, each with whether it continues a row."""
-        if not texts:
-            return []
-        if self._pads:
-            return [self._continue(text) if inner else self._ids(text) for text, inner in texts]
-        encoded = self.tokenizer([text for text, _ in texts], add_special_tokens=False, verbose=False)
-        return [list(ids) for ids in encoded["input_ids"]]
-
-    def _pads_front(self) -> bool:
-        """Whether the tokenizer puts a space before every text (SentencePiece's dummy prefix)."""
-        first = self.tokenizer.convert_ids_to_tokens(self._ids("a")[:1])
-        return bool(first) and first[0].startswith(("\u2581", "\u0120"))
-
-    def _continue(self, text: str) -> list[int]:
-        """Tokenise a text without that space, which only the start of a row has."""
-        for anchor in ("\n", "a"):
-            lead, both = self._ids(anchor), self._ids(anchor + text)
-            if both[: len(lead)] == lead:
-                return both[len(lead) :]
-        return self._ids(text)
+        """Tokenise rows; see ``PieceTokenizer.encode``."""
+        return self._pieces.encode([[(piece.text, piece.labelled) for piece in row] for row in rows])
 
 
-def _with_tools_text(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
-    text = tools_text(tools)
-    if messages[0].role == "system":
-        return [replace(messages[0], content=f"{messages[0].content}\n\n{text}"), *messages[1:]]
-    return [Message("system", text), *messages]
+def _with_tools_text(
+    messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], default_system: str
+) -> list[Message]:
+    turns = list(messages)
+    system = turns.pop(0).content if turns[0].role == "system" else default_system
+    return [Message("system", f"{system}\n\n{tools_text(tools)}".lstrip("\n")), *turns]
 
 
 def _as_dicts(messages: Sequence[Message], takes_calls: bool) -> list[dict[str, Any]]:

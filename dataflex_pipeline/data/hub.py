@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from dataflex_pipeline.data.settings import Row
 from dataflex_pipeline.errors import DataError
@@ -34,14 +39,41 @@ def read_hub(hub: HubName, given: str) -> Iterator[Row]:
     """
     import datasets
 
+    if not hub_answers() and not _is_cached(hub.repository, Path(datasets.config.HF_DATASETS_CACHE)):
+        raise _not_loaded(hub, given, "The hub's name cannot be resolved: there is no network here.")
     try:
         table = datasets.load_dataset(hub.repository, name=hub.subset, data_dir=hub.folder, split=hub.split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"dataset '{given}' is neither a local file or folder nor an entry of dataset_info.json, and "
-            f"loading {hub.repository} (split {hub.split}) from the hub failed.",
-            f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}",
-            "Check the name, the connection (or HF_TOKEN for a gated one), or give a local file.",
-        ) from error
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        raise _not_loaded(hub, given, f"{type(error).__name__}: {first}") from error
     for batch in table.with_format("arrow").iter(batch_size=_BATCH_ROWS):
         yield from batch.to_pylist()
+
+
+def _not_loaded(hub: HubName, given: str, why: str) -> DataError:
+    return DataError(
+        f"dataset '{given}' is neither a local file or folder nor an entry of dataset_info.json, and "
+        f"loading {hub.repository} (split {hub.split}) from the hub failed.",
+        why,
+        "Check the name, the connection (or HF_TOKEN for a gated one), or give a local file.",
+    )
+
+
+def hub_answers() -> bool:
+    """Whether the hub's host has an address; behind a proxy that is not for us to say, so yes.
+
+    Without this check the hub's client tries again for most of a minute where there is no network, and
+    a mistyped name is far more frequent than a name server that fails for a moment.
+    """
+    if getproxies():
+        return True
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
+
+
+def _is_cached(repository: str, cache: Path) -> bool:
+    return (cache / repository.replace("/", "___")).exists()

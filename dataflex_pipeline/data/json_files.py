@@ -18,8 +18,9 @@ _BLOCK_BYTES = 65536
 def read_json(path: Path) -> Iterator[Row]:
     """Yield the rows of a JSON array of objects; a ``.json`` file of JSON Lines is read as such."""
     with path.open("rb") as stream:
-        skip_bom(stream, path)
-        start = stream.read(_BLOCK_BYTES).lstrip()
+        offset = skip_bom(stream, path)
+        block = stream.read(_BLOCK_BYTES)
+    start = block.lstrip()
     if not start:
         raise empty_file(path)
     if start.startswith(b"["):
@@ -33,7 +34,8 @@ def read_json(path: Path) -> Iterator[Row]:
             "Store the list of rows itself as the file's top level.",
         )
     else:
-        raise _malformed(path, *_locate(path), "it starts neither with [ nor with {")
+        place = _line_and_column(path, offset + len(block) - len(start))
+        raise _malformed(path, *place, "it starts neither with [ nor with {")
 
 
 def _is_object(line: bytes) -> bool:
@@ -62,11 +64,11 @@ def _read_array(path: Path) -> Iterator[Row]:
 
 
 def _array_error(path: Path, error: Exception) -> DataError:
-    line, column = _locate(path)
-    text = str(error).strip()
-    if isinstance(error, UnicodeDecodeError) or "UTF8" in text:
+    failing = _failing_byte(path)
+    line, column = _line_and_column(path, path.stat().st_size if failing is None else failing)
+    if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
         return not_utf8(path, line)
-    reason = "the file ends too early" if isinstance(error, ijson.IncompleteJSONError) else "unexpected text"
+    reason = "the file ends too early" if failing is None else "unexpected text"
     return _malformed(path, line, column, reason)
 
 
@@ -78,17 +80,14 @@ def _malformed(path: Path, line: int, column: int, reason: str) -> DataError:
     )
 
 
-def _locate(path: Path) -> tuple[int, int]:
-    """Return line and column (from 1, in bytes) where the JSON parser gives up.
+def _failing_byte(path: Path) -> int | None:
+    """Return the offset at which the JSON parser gives up; None if only at the end of the file.
 
     The parser does not say where it is, so the file is fed to it again: by blocks to find the failing
     one, then that one byte by byte.
     """
-    failing = _feed(path, _BLOCK_BYTES, until=None)
-    if failing is None:
-        return _line_and_column(path, path.stat().st_size)
-    exact = _feed(path, 1, until=failing)
-    return _line_and_column(path, failing if exact is None else exact)
+    block = _feed(path, _BLOCK_BYTES, until=None)
+    return None if block is None else _feed(path, 1, until=block)
 
 
 def _feed(path: Path, step: int, until: int | None) -> int | None:
@@ -111,6 +110,7 @@ def _feed(path: Path, step: int, until: int | None) -> int | None:
 
 
 def _line_and_column(path: Path, offset: int) -> tuple[int, int]:
+    """Return line and column (from 1, in bytes) of a byte."""
     line, last_break, position = 1, -1, 0
     with path.open("rb") as stream:
         while position < offset:

@@ -32,7 +32,7 @@ from dataflex_pipeline.store.parts import PartedTable, PartsWriter, part_name
 
 PART_ROWS = 4096
 CHUNK_ROWS = 512
-MIN_ROWS_PER_WORKER = 4096
+MIN_ROWS_PER_WORKER = 8192
 """A process takes seconds to start; fewer rows than this are tokenised sooner without it."""
 PREPARE_VERSION = 1
 """Raised whenever the same settings would make other rows."""
@@ -107,14 +107,7 @@ def prepare(
         tally.add(pq.read_table(folder / part_name(number), columns=list(Tally.COLUMNS)), settings.cutoff_len)
     progress.start(f"preparing {split}", scan.n_rows, "rows", sum(tally.rows.values()))
     with ExitStack() as stack:
-        tables = _tables(
-            stack,
-            RowMaker(settings, scan, chat, split),
-            tokenizer_folder,
-            trust_remote_code,
-            writer,
-            progress,
-        )
+        tables = _tables(stack, RowMaker(settings, scan, chat, split), writer.done, progress)
         for number, table in _parts(tables, progress):
             writer.write(number, table)
             tally.add(table, settings.cutoff_len)
@@ -123,10 +116,13 @@ def prepare(
         shutil.rmtree(folder)
         raise _nothing_valid(settings, tally)
     _tell(progress, split, settings, tally)
-    n_parts = -(-scan.n_rows // PART_ROWS)
-    return writer.finish(
-        n_parts, {**tally.summary(), "template": settings.template, "notices": chat.notices()}
-    )
+    summary = {**tally.summary(), "template": settings.template, "notices": chat.notices()}
+    return writer.finish(part_count(scan), summary)
+
+
+def part_count(scan: Scan) -> int:
+    """Return how many parts the prepared table has."""
+    return -(-scan.n_rows // PART_ROWS)
 
 
 def _nothing_valid(settings: DataSettings, tally: Tally) -> DataError:
@@ -176,31 +172,36 @@ def _chunks(scan: Scan, done: frozenset[int]) -> Iterator[Chunk]:
 
 
 def _tables(
-    stack: ExitStack,
-    maker: RowMaker,
-    tokenizer_folder: str,
-    trust_remote_code: bool,
-    writer: PartsWriter,
-    progress: Progress,
+    stack: ExitStack, maker: RowMaker, done: frozenset[int], progress: Progress
 ) -> Iterator[pa.Table]:
-    """Yield the prepared chunks in order, made here or in a pool of processes."""
-    chunks = _chunks(maker.scan, writer.done)
-    n_workers = worker_count(maker.settings.workers, maker.scan.n_rows)
+    """Yield the prepared chunks in order, made here or in a pool of processes that ends with the stack."""
+    if len(done) == part_count(maker.scan):
+        return iter(())
+    chunks = _chunks(maker.scan, done)
+    asked = maker.settings.workers
+    n_workers = worker_count(asked, maker.scan.n_rows)
+    if n_workers != asked:
+        progress.say(
+            f"tokenising in {n_workers} of the {asked} processes asked for: more would take longer for "
+            f"{maker.scan.n_rows} rows on {available_cores()} cores"
+        )
     if n_workers == 1:
         return (maker.table(start, rows) for start, rows in chunks)
-    progress.say(f"tokenising in {n_workers} processes")
-    start_up = (maker.settings, maker.scan, tokenizer_folder, maker.split, trust_remote_code)
-    pool = ProcessPoolExecutor(
-        n_workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=start_up
-    )
+    # spawn: a forked copy of the tokenizer's threads, or of an accelerator's, would hang
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(n_workers, context, initializer=_start_worker, initargs=(maker,))
     stack.callback(pool.shutdown, wait=True, cancel_futures=True)
     return _in_order(pool, chunks, 2 * n_workers)
 
 
 def worker_count(asked: int, n_rows: int) -> int:
     """Return how many processes are worth starting: never more than asked, or than there are cores."""
-    cores = len(os.sched_getaffinity(0))
-    return max(1, min(asked, cores, n_rows // MIN_ROWS_PER_WORKER))
+    return max(1, min(asked, available_cores(), n_rows // MIN_ROWS_PER_WORKER))
+
+
+def available_cores() -> int:
+    """Return how many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[Chunk], in_flight: int) -> Iterator[pa.Table]:
@@ -224,12 +225,9 @@ _MAKER: list[RowMaker] = []
 """The row maker of a worker process; empty elsewhere."""
 
 
-def _start_worker(
-    settings: DataSettings, scan: Scan, tokenizer_folder: str, split: Split, trust_remote_code: bool
-) -> None:
+def _start_worker(maker: RowMaker) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores already
-    chat = ChatFormat.load(tokenizer_folder, settings.template, trust_remote_code)
-    _MAKER.append(RowMaker(settings, scan, chat, split))
+    _MAKER.append(maker)
 
 
 def _work(chunk: Chunk) -> pa.Table:

@@ -13,12 +13,12 @@ from dataflex_pipeline.data.chat import ChatFormat, Piece
 from dataflex_pipeline.data.columns import original_arrays
 from dataflex_pipeline.data.conversation import Conversation, RowError, content_hash
 from dataflex_pipeline.data.formats import to_conversation
+from dataflex_pipeline.data.piece_tokens import IGNORED
 from dataflex_pipeline.data.scan import Scan
 from dataflex_pipeline.data.settings import DataSettings, Row
 from dataflex_pipeline.schemas import GROUP, PREPARED
 
 Split = Literal["pool", "target"]
-IGNORED = -100
 
 
 def prepared_schema(scan: Scan, split: Split) -> pa.Schema:

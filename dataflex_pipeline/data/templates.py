@@ -21,6 +21,7 @@ class NamedTemplate:
         name: the name in ``template:``. summary: family, in words.
         stop: what ends a response; None for the tokenizer's end-of-sequence token.
         tokens: texts that the family's tokenizers have as single tokens.
+        system: system prompt that the template writes where a row has none; empty for none.
         file: name of the file in chat_templates/; the name itself when empty.
     """
 
@@ -29,6 +30,7 @@ class NamedTemplate:
     stop: str | None = None
     tokens: tuple[str, ...] = ()
     file: str = ""
+    system: str = ""
 
     @property
     def text(self) -> str:
@@ -37,6 +39,14 @@ class NamedTemplate:
         return (folder / f"{self.file or self.name}.jinja").read_text(encoding="utf-8")
 
 
+_ALPACA_SYSTEM = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+)
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
 _CHATML = ("<|im_start|>", "<|im_end|>")
 _LLAMA3 = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 _GEMMA = ("<start_of_turn>", "<end_of_turn>")
@@ -48,7 +58,7 @@ _DEEPSEEK = ("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>")
 TEMPLATES = {
     template.name: template
     for template in (
-        NamedTemplate("alpaca", "Stanford Alpaca: ### Instruction: / ### Response:"),
+        NamedTemplate("alpaca", "Stanford Alpaca: ### Instruction: / ### Response:", system=_ALPACA_SYSTEM),
         NamedTemplate("chatml", "ChatML, no default system prompt", "<|im_end|>", _CHATML),
         NamedTemplate("deepseek", "DeepSeek LLM chat: User: / Assistant:"),
         NamedTemplate("deepseek3", "DeepSeek V3", "<｜end▁of▁sentence｜>", _DEEPSEEK),
@@ -63,10 +73,8 @@ TEMPLATES = {
         NamedTemplate("phi3", "Phi 3 and 3.5", "<|end|>", _PHI3),
         NamedTemplate("phi4", "Phi 4", "<|im_end|>", _PHI4),
         NamedTemplate("plain", "prompt and response without any marks"),
-        NamedTemplate(
-            "qwen", "ChatML with the default system prompt and tools of Qwen 2.5", "<|im_end|>", _CHATML
-        ),
-        NamedTemplate("vicuna", "Vicuna 1.1: USER: / ASSISTANT:"),
+        NamedTemplate("qwen", "ChatML with the system prompt and tools of Qwen 2.5", "<|im_end|>", _CHATML),
+        NamedTemplate("vicuna", "Vicuna 1.1: USER: / ASSISTANT:", system=_VICUNA_SYSTEM),
         NamedTemplate("zephyr", "Zephyr: <|user|> / <|assistant|>"),
     )
 }

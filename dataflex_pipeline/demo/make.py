@@ -215,7 +215,7 @@ Made on this machine by the package; nothing in it was downloaded. Delete the fo
   language, of whose dictionary pre-training has shown about two thirds).
 - `test.jsonl`: {corpus.test_rows} other rows of that skill, for exact match. Neither file's phrases occur in
   the pool's rows of the skill or in the pre-training mix.
-- `model/`: a Llama of {measured["parameters"]:,} parameters, pre-trained for {settings.model.steps} steps, with
+- `model/`: a Llama, {measured["parameters"]:,} parameters, pre-trained for {settings.model.steps} steps, with
   a byte-level tokenizer and a chat template.
 - `demo.json`: settings, versions and measured numbers.
 

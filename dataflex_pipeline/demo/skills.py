@@ -1,6 +1,6 @@
 """The skills of the demo corpus: each makes one question and its right answer from a random stream.
 
-Skills differ in how much of them pre-training already taught, which is what data selection is about: some rows
+Skills differ in how much of them pre-training taught, which is what data selection is about: some rows
 teach nothing new, some teach the target skill, some teach another one, some cannot be learnt.
 """
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +98,7 @@ def _load(source: str, config: Config, device: str, **arguments: Any) -> PreTrai
 
     if config.attn_implementation is not None:
         arguments["attn_implementation"] = config.attn_implementation
-    with explained(source, "weights"):
+    with explained(source, "weights"), _no_bars():
         model = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=getattr(torch, precision(config, device).dtype),
@@ -104,6 +106,20 @@ def _load(source: str, config: Config, device: str, **arguments: Any) -> PreTrai
             **arguments,
         )
     return model.to(device)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars off the console; this program has one of its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_base(config: Config, device: str) -> PreTrainedModel:

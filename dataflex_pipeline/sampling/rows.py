@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +72,7 @@ class Rows:
             wanted.append((self.pool, names))
         self._check_lengths([table.n_rows for table, _ in wanted])
         start = 0
-        for batches in zip_blocks(*wanted, max_rows=self.block_rows):
+        for batches in _ahead(zip_blocks(*wanted, max_rows=self.block_rows)):
             yield self._block(start, {n: c for b in batches for n, c in zip(b.schema.names, b, strict=True)})
             start += batches[0].num_rows
 
@@ -124,6 +125,15 @@ class Rows:
         found = pc.index_in(source, value_set=pa.array(self.sources, source.type))
         numbers: npt.NDArray[np.int32] = pc.fill_null(found, len(self.sources)).to_numpy(zero_copy_only=False)
         return numbers
+
+
+def _ahead(batches: Iterator[tuple[pa.RecordBatch, ...]]) -> Iterator[tuple[pa.RecordBatch, ...]]:
+    """Yield the same items; the next one is decoded in a thread while the last one is worked on."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, None)
+        while (here := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield here
 
 
 def count_valid(table: BlockTable) -> int:

@@ -44,7 +44,7 @@ def read_footer(path: Path) -> dict[bytes, bytes]:
         CorruptError: the file is truncated or not Parquet.
     """
     try:
-        return dict(pq.read_schema(path).metadata or {})
+        return dict(pq.read_metadata(path).metadata or {})
     except (pa.ArrowInvalid, OSError) as error:
         raise corrupt(path, str(error).splitlines()[0]) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -69,8 +70,9 @@ def accumulation(config: Config, global_batch: int, world: int) -> int:
     rows = config.per_device_train_batch_size * world
     if global_batch % rows:
         raise ConfigError(
-            f"per_device_train_batch_size {config.per_device_train_batch_size} x {world} processes = {rows} rows.",
-            f"The run trains {global_batch} rows per step since its warm-up, which is no multiple of that.",
+            f"{world} processes train {config.per_device_train_batch_size} rows each "
+            "(per_device_train_batch_size) per forward pass.",
+            f"The run trains {global_batch} rows per step since its warm-up, which is no multiple of {rows}.",
             "Use another number of processes, or a per-device batch that divides "
             f"{global_batch} by the number of processes.",
         )
@@ -118,6 +120,32 @@ def training_device(config: Config) -> str:
             f"Set device: cuda and the environment variable CUDA_VISIBLE_DEVICES={number}.",
         )
     return device.partition(":")[0]
+
+
+def check_settings(config: Config, plan: RoundPlan) -> None:
+    """Refuse settings that cannot train, before anything is loaded.
+
+    Raises:
+        ConfigError: tracker, schedule, device, batch size or DeepSpeed file that cannot be used.
+    """
+    trackers(config)
+    schedule(config)
+    training_device(config)
+    accumulation(config, plan.global_batch, processes())
+    if config.deepspeed is None:
+        return
+    if not Path(config.deepspeed).is_file():
+        raise ConfigError(
+            f"deepspeed: {config.deepspeed} was set.",
+            "There is no such file.",
+            "Give the path of a DeepSpeed configuration (JSON), or leave the key out.",
+        )
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"deepspeed: {config.deepspeed} was set.",
+            "The package deepspeed is not installed in this environment.",
+            "Install it (pip install 'dataflex-pipeline[deepspeed]'), or leave the key out.",
+        )
 
 
 def training_arguments(config: Config, plan: RoundPlan) -> SFTConfig:
@@ -233,7 +261,7 @@ def announce_to_lark(config: Config) -> None:
     """Register SwanLab's Lark notification, where a webhook is configured."""
     if config.swanlab_lark_webhook_url is None or "swanlab" not in trackers(config):
         return
-    import swanlab
-    from swanlab.plugin.notification import LarkCallback
-
-    swanlab.register_callbacks([LarkCallback(config.swanlab_lark_webhook_url, config.swanlab_lark_secret)])
+    swanlab = importlib.import_module("swanlab")
+    notification = importlib.import_module("swanlab.plugin.notification")
+    callback = notification.LarkCallback(config.swanlab_lark_webhook_url, config.swanlab_lark_secret)
+    swanlab.register_callbacks([callback])

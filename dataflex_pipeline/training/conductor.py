@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
 
 
-class Conductor(TrainerCallback):
+class Conductor(TrainerCallback):  # type: ignore[misc]
     """The trainer's callback for one round.
 
     Args:
@@ -156,7 +156,7 @@ class Conductor(TrainerCallback):
                 "Check that the installed transformers and peft are versions that this package supports.",
             )
         ended = self.step == self.plan.last_step or self.stopped
-        result = result_of(self.plan, self.course, self.log, self.step).plain() if ended else None
+        result = result_of(self.plan, self.course, self.log, self.stopped).plain() if ended else None
         write_marker(
             folder, self.plan.ingredients, self.plan.describe(), self.step, self.course.plain(), result
         )

@@ -145,7 +145,7 @@ class StepLog:
         return [line for line in self.lines if "loss" in line]
 
 
-def result_of(plan: RoundPlan, course: Course, log: StepLog, step: int) -> RoundResult:
+def result_of(plan: RoundPlan, course: Course, log: StepLog, stopped: bool) -> RoundResult:
     """Sum a round up from its log and the course at its end."""
     lines = log.steps()
     evaluated = course.evaluated
@@ -156,7 +156,7 @@ def result_of(plan: RoundPlan, course: Course, log: StepLog, step: int) -> Round
         train_loss=mean([line["loss"] for line in lines]),
         metrics=evaluated["metrics"] if here and evaluated is not None else {},
         seconds=course.seconds,
-        stopped_early=step < plan.last_step,
+        stopped_early=stopped,
         best=course.best,
     )
 

@@ -112,7 +112,7 @@ def verify_checkpoint(checkpoint: Path) -> Marker:
         raise CorruptError(
             f"{checkpoint} has no {MARKER}.",
             "It is no finished checkpoint: the marker is written last.",
-            "Run the command that makes it again; it goes on from what is there.",
+            "Run the command that makes it again, with --overwrite if this stays.",
         )
     for name, known in marker.files.items():
         path = checkpoint / name
@@ -157,5 +157,7 @@ def missing_pieces(names: Collection[str], full: bool, sharded_states: bool) -> 
     missing += ["latest"] if sharded_states and "latest" not in names else []
     if not any(name.startswith("rng_state") for name in names):
         missing.append("rng_state.pth")
-    weights = ("model.safetensors", "model.safetensors.index.json") if full else ("adapter_model.safetensors",)
+    weights = (
+        ("model.safetensors", "model.safetensors.index.json") if full else ("adapter_model.safetensors",)
+    )
     return missing + ([] if any(name in names for name in weights) else [weights[0]])

@@ -64,7 +64,8 @@ def target_positions(target: PartedTable, vocabulary: int) -> Dataset:
         DataError: no row is valid, or a token id is outside the model's vocabulary.
     """
     batches = [
-        batch.filter(batch.column("valid")).select(list(TOKENS)) for batch in target.blocks([*TOKENS, "valid"])
+        batch.filter(batch.column("valid")).select(list(TOKENS))
+        for batch in target.blocks([*TOKENS, "valid"])
     ]
     table = pa.Table.from_batches(batches).cast(_tokens_schema())
     if not table.num_rows:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataflex_pipeline.api import Progress
-from dataflex_pipeline.errors import CorruptError, RunError, StaleError
+from dataflex_pipeline.errors import ConfigError, RunError
 from dataflex_pipeline.seeds import derive_seed
-from dataflex_pipeline.store.atomic import commit, set_aside, write_text
-from dataflex_pipeline.store.fingerprint import changes, digest
+from dataflex_pipeline.store.atomic import commit, write_text
 from dataflex_pipeline.store.parts import PartedTable
-from dataflex_pipeline.training.course import LOG, Course, Judge, StepLog
-from dataflex_pipeline.training.marker import Marker, missing_pieces, read_marker, verify_checkpoint
+from dataflex_pipeline.training.course import LOG, Judge
+from dataflex_pipeline.training.marker import Marker
 from dataflex_pipeline.training.plan import RoundPlan, RoundResult
+from dataflex_pipeline.training.resume import BEST, Start, already_there, checkpoint_before, newest_inside
 
 if TYPE_CHECKING:
     from trl import SFTConfig
 
     from dataflex_pipeline.config.fields import Config
+    from dataflex_pipeline.training.conductor import Conductor
     from dataflex_pipeline.training.trainer import WeightedTrainer
-
-BEST = "best"
 
 
 def train_round(
@@ -50,20 +47,151 @@ def train_round(
             index that does not fit, a loss that is not finite, a full disk. The round's checkpoint is then
             not there.
     """
-    from dataflex_pipeline.training.arguments import training_arguments
-
     plan.check()
-    finished = _finished(plan)
+    finished = already_there(plan)
     if finished is None:
-        rule = _check_settings(config, target)
-        course = _course_before(plan)
-        finished = _continue_at_end(plan, progress)
-        if finished is None:
-            arguments = training_arguments(config, plan)
-            finished = _train(config, plan, pool, target, progress, rule, course, arguments)
-        _publish(config, plan, finished)
-    shutil.rmtree(plan.work, ignore_errors=True)
+        rule = _check_settings(config, plan, target)
+        before = checkpoint_before(plan)
+        finished = _run(config, plan, pool, target, progress, rule, before)
     return _result(finished)
+
+
+def _run(
+    config: Config,
+    plan: RoundPlan,
+    pool: PartedTable,
+    target: PartedTable | None,
+    progress: Progress,
+    rule: Judge,
+    before: Marker | None,
+) -> Marker:
+    from accelerate import PartialState
+
+    from dataflex_pipeline.training.arguments import tracker_environment, training_arguments
+
+    with tracker_environment(config, plan.run_folder):
+        arguments = training_arguments(config, plan)
+        with arguments.main_process_first():
+            inside = newest_inside(plan, progress)
+        if inside is None or not inside.finished:
+            start = Start.of(plan, config, inside, before, progress)
+            _train(config, plan, pool, target, progress, rule, start, arguments)
+            inside = newest_inside(plan, progress)
+    if inside is None or not inside.finished:
+        raise RunError(
+            f"The training of round {plan.round} ended without a checkpoint.",
+            "The trainer stopped before the round's last step.",
+            "Run the same command again; if it stays, please report it with the versions in run.yaml.",
+        )
+    if PartialState().is_main_process:
+        _publish(config, plan, inside, progress)
+    PartialState().wait_for_everyone()
+    return inside
+
+
+def _check_settings(config: Config, plan: RoundPlan, target: PartedTable | None) -> Judge:
+    from dataflex_pipeline.training.arguments import check_settings
+
+    if config.eval_strategy != "no" and target is None:
+        raise ConfigError(
+            f"eval_strategy: {config.eval_strategy} was set, and there is no target.",
+            "An evaluation needs rows to evaluate on.",
+            "Set eval_dataset, or eval_strategy: no.",
+        )
+    rule = Judge.of(config)
+    check_settings(config, plan)
+    return rule
+
+
+def _train(
+    config: Config,
+    plan: RoundPlan,
+    pool: PartedTable,
+    target: PartedTable | None,
+    progress: Progress,
+    rule: Judge,
+    start: Start,
+    arguments: SFTConfig,
+) -> None:
+    from dataflex_pipeline.training.conductor import Conductor
+
+    conductor = Conductor(config, plan, start.course, start.log, rule, progress)
+    trainer = _trainer(config, plan, pool, target, progress, conductor, arguments)
+    unit, total = "steps", plan.last_step - plan.first_step
+    progress.start(f"train round {plan.round}", total, unit, done=start.step - plan.first_step)
+    try:
+        trainer.train(resume_from_checkpoint=None if start.folder is None else str(start.folder))
+    finally:
+        progress.finish()
+
+
+def _trainer(
+    config: Config,
+    plan: RoundPlan,
+    pool: PartedTable,
+    target: PartedTable | None,
+    progress: Progress,
+    conductor: Conductor,
+    arguments: SFTConfig,
+) -> WeightedTrainer:
+    from transformers import PrinterCallback
+
+    from dataflex_pipeline.models.adapters import wrap_for_training
+    from dataflex_pipeline.models.base import load_base, precision
+    from dataflex_pipeline.models.tokenizer import load_tokenizer
+    from dataflex_pipeline.training.arguments import announce_to_lark
+    from dataflex_pipeline.training.positions import PaddingCollator, target_positions, training_positions
+    from dataflex_pipeline.training.trainer import WeightedTrainer
+
+    device = str(arguments.device)
+    # Several visible GPUs and one process: the trainer would copy the model to each for every batch.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    for notice in precision(config, device).notices:
+        progress.say(notice)
+    tokenizer = load_tokenizer(config, progress.say)
+    model = wrap_for_training(config, load_base(config, device), derive_seed(config.seed, "adapter"))
+    vocabulary = model.get_input_embeddings().num_embeddings
+    evaluated = target_positions(target, vocabulary) if target and config.eval_strategy != "no" else None
+    announce_to_lark(config)
+    trainer = WeightedTrainer(
+        conductor,
+        config.seed,
+        model=model,
+        args=arguments,
+        train_dataset=training_positions(plan, pool, vocabulary),
+        eval_dataset=evaluated,
+        processing_class=tokenizer,
+        data_collator=PaddingCollator(tokenizer.pad_token_id),
+    )
+    trainer.remove_callback(PrinterCallback)
+    conductor.trainer = trainer
+    return trainer
+
+
+def _publish(config: Config, plan: RoundPlan, marker: Marker, progress: Progress) -> None:
+    """Make the finished round visible: its log, the plot, the best checkpoint, and last the checkpoint."""
+    folder = plan.work / f"checkpoint-{marker.step}"
+    write_text(plan.checkpoint.parent / LOG, (folder / LOG).read_text())
+    if config.plot_loss:
+        from dataflex_pipeline.training.plot import plot_training
+
+        plot_training(plan.run_folder, plan.round)
+    best = marker.course["best"]
+    if config.load_best_model_at_end and best is not None and best["round"] == plan.round:
+        _publish_best(plan, best["step"])
+    commit(folder, plan.checkpoint)
+    shutil.rmtree(plan.work)
+
+
+def _publish_best(plan: RoundPlan, step: int) -> None:
+    fresh, final = plan.work / f"{BEST}-{step}", plan.run_folder / BEST
+    if not fresh.exists():
+        return  # moved already by a call that was killed right after
+    replaced = plan.work / "replaced"
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    commit(fresh, final)
 
 
 def _result(marker: Marker) -> RoundResult:

@@ -11,16 +11,19 @@ own and carries no weights, so w = 1 is exactly TRL's loss and a step of a singl
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import TrainerCallback, set_seed  # noqa: TID253 (this module is only imported to train)
+import torch  # noqa: TID253 (this module is only imported to train)
+from safetensors import SafetensorError
+from transformers import set_seed  # noqa: TID253
 from trl import SFTTrainer  # noqa: TID253
 
-from dataflex_pipeline.errors import DataflexError, RunError, UserError
+from dataflex_pipeline.errors import RunError, UserError
 from dataflex_pipeline.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ NOT_KEPT = ("training_args.bin", "README.md")
 model card without content."""
 
 
-class WeightedTrainer(SFTTrainer):
+class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer on rows of input_ids, labels and weight.
 
     Args:
@@ -44,6 +47,7 @@ class WeightedTrainer(SFTTrainer):
         super().__init__(callbacks=[conductor], **arguments)
         self.conductor = conductor
         self.stream_seed = seed
+        self.control: Any
         self.loss_of_step = torch.zeros((), device=self.args.device)
         self.norm_of_step = 0.0
 
@@ -82,14 +86,14 @@ class WeightedTrainer(SFTTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run one micro-batch and add its loss to the step's."""
-        loss = super().training_step(*args, **kwargs)
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
         self.loss_of_step += loss
         return loss
 
     def take_step_loss(self) -> float:
         """Return the loss of the step that just ended, over all processes, and begin the next one."""
         # Each process holds its share times the number of processes, because DDP averages gradients.
-        value = self.accelerator.gather(self.loss_of_step.reshape(1)).mean().item()
+        value: float = self.accelerator.gather(self.loss_of_step.reshape(1)).mean().item()
         self.loss_of_step.zero_()
         return value
 
@@ -108,8 +112,9 @@ class WeightedTrainer(SFTTrainer):
             (nats per token; a long answer counts more than a short one, a batch size changes nothing).
             eval_token_accuracy: share of those tokens that are the model's most likely one.
         """
-        sums = self._sum_over_rows()
-        nll, correct, tokens = sums.tolist()
+        # A data loader draws from the random stream when it starts; dropout must not depend on evaluations.
+        with torch.random.fork_rng(devices=[]):
+            nll, correct, tokens = self._sum_over_rows().tolist()
         metrics = {
             f"{metric_key_prefix}_loss": nll / max(tokens, 1.0),
             f"{metric_key_prefix}_token_accuracy": correct / max(tokens, 1.0),
@@ -133,7 +138,6 @@ class WeightedTrainer(SFTTrainer):
                 # Gathering row by row drops what the loader repeated to fill the processes' last batches.
                 stacked = torch.stack([column.double() for column in per_row], dim=1)  # [B, 3]
                 rows.append(self.accelerator.gather_for_metrics(stacked).cpu())
-        model.train()
         return torch.cat(rows).sum(0)  # [3]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -159,29 +163,20 @@ class WeightedTrainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
 
 
-class writing:  # noqa: N801 (a context manager, used like contextlib's)
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
     """Turn a failed write (a full disk, a quota) into an error that says so; the folder is removed.
 
-    safetensors and torch raise their own kinds of errors where the system's write fails.
+    safetensors and torch raise errors of their own kinds where the system's write fails.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        """Begin."""
-
-    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
-        """Explain what went wrong, if anything did."""
-        from safetensors import SafetensorError
-
-        if isinstance(error, DataflexError) or not isinstance(error, OSError | RuntimeError | SafetensorError):
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        free = shutil.disk_usage(self.folder.parent).free / 2**20
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        free = shutil.disk_usage(folder.parent).free / 2**20
         found = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"The checkpoint {self.folder} could not be written: {found}",
+            f"The checkpoint {folder} could not be written: {found}",
             f"{free:.0f} MiB are free there (a quota or a file-size limit may allow less).",
             "Make room and run the same command again; it goes on from the last complete checkpoint.",
         ) from error
@@ -195,13 +190,9 @@ def remove_unkept(folder: Path) -> None:
 
 def refuse_bad_loss(loss: float, step: int, rows: list[int]) -> None:
     """Raise RunError when the loss of a step is not finite."""
-    if loss != loss or loss in (float("inf"), float("-inf")):
+    if not math.isfinite(loss):
         raise RunError(
             f"The training loss of step {step} is {loss} (pool rows {', '.join(map(str, rows[:8]))}...).",
             "A weight update with it would spoil the model; nothing was saved after the last checkpoint.",
             "Lower learning_rate, set max_grad_norm, or look at those rows.",
         )
-
-
-Say = Callable[[str], None]
-Callback = TrainerCallback

@@ -1,0 +1,184 @@
+"""Selecting from large tables: seconds and peak memory, beside merely reading two columns.
+
+    python benchmarks/tables.py --rows 20000000 --json tables.json
+
+Makes a score table and a probability table of that many rows in a temporary folder (about 60 bytes of disk
+per row), then runs every measurement in a process of its own: reading ``row`` and ``probability`` with
+pyarrow (``iter_batches``, as it comes and without read-ahead), a draw by probability without replacement,
+and a top-k. Seconds are the fastest of the repetitions; importing is not in them. MiB are what the process
+needed at its peak beyond its state after importing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataflex_pipeline.sampling import DrawSettings, draw, row_uniforms
+from dataflex_pipeline.schemas import PROBABILITIES, SCORES
+from dataflex_pipeline.store.tables import TableFile, table_writer
+
+BLOCK = 65536
+HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
+
+
+def identities(start: int, n: int) -> pa.StringArray:
+    """Return ``n`` random row ids of 32 hex characters, as incompressible as real content hashes. [n]"""
+    raw = np.random.Philox(key=9, counter=start).random_raw(2 * n).view(np.uint8)
+    characters = np.stack([HEX[raw >> 4], HEX[raw & 15]], axis=1)
+    ends = np.arange(n + 1, dtype=np.int32) * 32
+    return pa.StringArray.from_buffers(n, pa.py_buffer(ends), pa.py_buffer(characters))
+
+
+def write_tables(folder: Path, rows: int) -> None:
+    """Write ``scores.parquet`` and ``probabilities.parquet``: uniform scores, p proportional to them."""
+    with (
+        table_writer(folder / "scores.parquet", SCORES, {}) as scores,
+        table_writer(folder / "probabilities.parquet", PROBABILITIES, {}) as probabilities,
+    ):
+        for start in range(0, rows, BLOCK):
+            n = min(BLOCK, rows - start)
+            row, ids = np.arange(start, start + n), identities(start, n)
+            score = row_uniforms(1, start, start + n)
+            valid, reason = np.ones(n, bool), pa.nulls(n, pa.string())
+            scores(pa.record_batch([row, ids, score, valid, reason], SCORES.names))
+            probabilities(pa.record_batch([row, ids, score * (2 / rows)], PROBABILITIES.names))
+
+
+def read(folder: Path, selected: int, pre_buffer: bool) -> None:
+    """Read ``row`` and ``probability`` block by block."""
+    with pq.ParquetFile(folder / "probabilities.parquet", pre_buffer=pre_buffer) as parquet:
+        for _ in parquet.iter_batches(BLOCK, columns=["row", "probability"]):
+            pass
+
+
+def sample(folder: Path, selected: int) -> None:
+    """Draw by probability without replacement."""
+    scores, probabilities = TableFile(folder / "scores.parquet"), TableFile(folder / "probabilities.parquet")
+    drawn = draw(scores, probabilities, scores, DrawSettings("sample", selected, weights="importance"))
+    assert drawn.n_distinct == selected
+
+
+def top_k(folder: Path, selected: int) -> None:
+    """Take the best by score."""
+    scores = TableFile(folder / "scores.parquet")
+    assert draw(scores, None, scores, DrawSettings("top_k", selected)).n_distinct == selected
+
+
+MEASUREMENTS: dict[str, Callable[[Path, int], None]] = {
+    "read row and probability, pyarrow's defaults": lambda folder, k: read(folder, k, True),
+    "read row and probability, no read-ahead": lambda folder, k: read(folder, k, False),
+    "sample without replacement": sample,
+    "top_k": top_k,
+}
+
+
+def measure(name: str, folder: Path, selected: int, repeat: int) -> dict[str, float]:
+    """Run one measurement in this process."""
+    pa.array(np.zeros(1))  # pyarrow imports pandas at its first conversion, where that is installed
+    before = peak_mib()
+    seconds, cpu = [], []
+    for _ in range(repeat):
+        wall, process = time.perf_counter(), time.process_time()
+        MEASUREMENTS[name](folder, selected)
+        seconds.append(time.perf_counter() - wall)
+        cpu.append(time.process_time() - process)
+    return {"seconds": min(seconds), "cpu_seconds": min(cpu), "peak_mib": peak_mib() - before}
+
+
+def peak_mib() -> float:
+    """Return the peak resident memory of this process so far, MiB (Linux counts in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def surroundings() -> dict[str, Any]:
+    """Return hardware, commit and versions."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
+    )
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": model[0].partition(":")[2].strip() if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load_before": os.getloadavg()[0],
+        "commit": commit.stdout.strip() or "not a git checkout",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("dataflex-pipeline", "numpy", "pyarrow")},
+    }
+
+
+def in_own_process(name: str, folder: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Run one measurement in a new process."""
+    command = [sys.executable, __file__, "--measure", name, "--folder", str(folder)]
+    command += ["--select", str(args.select), "--repeat", str(args.repeat)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise SystemExit(answer.stderr)
+    result: dict[str, float] = json.loads(answer.stdout)
+    return result
+
+
+def run_all(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Make the tables, measure everything and compare with reading."""
+    began = time.perf_counter()
+    write_tables(folder, args.rows)
+    written = time.perf_counter() - began
+    results = {name: in_own_process(name, folder, args) for name in MEASUREMENTS}
+    for reading in [name for name in MEASUREMENTS if name.startswith("read")]:
+        for name in ("sample without replacement", "top_k"):
+            ratio = results[name]["seconds"] / results[reading]["seconds"]
+            results[name][f"times '{reading}'"] = ratio
+    size = sum(path.stat().st_size for path in folder.glob("*.parquet"))
+    return {
+        "rows": args.rows,
+        "selected": args.select,
+        "seconds_to_write": written,
+        "bytes_on_disk": size,
+        "results": results,
+        **surroundings(),
+    }
+
+
+def main() -> None:
+    """Read the command line and print, or write, the results as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rows", type=int, default=20_000_000)
+    parser.add_argument("--select", type=int, default=100_000, help="rows to select")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the results here too")
+    parser.add_argument("--folder", type=Path, help="where the tables are made; default a temporary folder")
+    parser.add_argument("--measure", choices=list(MEASUREMENTS), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure, args.folder, args.select, args.repeat)))
+        return
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        results = run_all(Path(folder), args)
+    text = json.dumps(results, indent=2)
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

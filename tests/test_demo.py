@@ -1,0 +1,397 @@
+"""The demo: what its rows hold, that rows and model are made the same twice, and that the model answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataflex_pipeline.demo import Demo, DemoSettings, ensure_demo, words
+from dataflex_pipeline.demo.corpus import CorpusSettings, Row, make_corpus, pretraining_rows
+from dataflex_pipeline.demo.make import EDITION
+from dataflex_pipeline.demo.measure import exact_match, greedy_answers, mean_loss
+from dataflex_pipeline.demo.pretrain import ModelSettings, learning_rate
+from dataflex_pipeline.demo.skills import SKILLS, TARGET_SKILL
+
+CORPUS = make_corpus(CorpusSettings())
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    return ensure_demo(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def loaded(demo: Demo):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(demo.model).eval(), AutoTokenizer.from_pretrained(demo.model)
+
+
+def read(path: Path) -> list[Row]:
+    return [Row(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+
+
+def digest(rows: list[Row]) -> str:
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- corpus
+
+
+def test_the_corpus_is_the_same_every_time_and_belongs_to_its_edition():
+    assert make_corpus(CorpusSettings()) == CORPUS
+    mix = pretraining_rows(CorpusSettings(), CORPUS, 500)
+    assert mix == pretraining_rows(CorpusSettings(), CORPUS, 500)
+    made = (EDITION, digest(CORPUS.pool), digest(CORPUS.target), digest(CORPUS.test), digest(mix))
+    assert made == PINNED, "the rows changed: raise EDITION in demo/make.py and pin the new digests"
+
+
+def test_another_seed_makes_other_rows():
+    other = make_corpus(CorpusSettings(seed=21))
+    assert other.pool != CORPUS.pool
+    assert other.test != CORPUS.test
+
+
+def test_sizes_and_shares():
+    assert (len(CORPUS.pool), len(CORPUS.target), len(CORPUS.test)) == (3600, 128, 200)
+    qualities = Counter(row.quality for row in CORPUS.pool)
+    assert qualities == {
+        "clean": 2844, "duplicate": 144, "near_duplicate": 144, "noise": 252, "mislabelled": 216,
+    }  # fmt: skip
+    shares = Counter(row.skill for row in CORPUS.pool)
+    assert set(shares) == set(SKILLS)
+    for name, count in shares.items():
+        assert abs(count / 3600 - SKILLS[name].pool) < 0.01, name
+    assert 0.08 < shares[TARGET_SKILL] / 3600 < 0.12
+    assert {row.skill for row in (*CORPUS.target, *CORPUS.test)} == {TARGET_SKILL}
+    assert {row.quality for row in (*CORPUS.target, *CORPUS.test)} == {"clean"}
+
+
+def test_the_skill_shares_are_whole():
+    assert sum(skill.pool for skill in SKILLS.values()) == pytest.approx(1.0)
+    assert sum(skill.pretraining for skill in SKILLS.values()) == pytest.approx(1.0)
+
+
+def test_short_and_long_rows():
+    lengths = sorted(len(row.prompt) + len(row.output) for row in CORPUS.pool)
+    assert lengths[len(lengths) // 10] < 40
+    assert lengths[-len(lengths) // 50] > 400
+
+
+def test_held_out_phrases_stay_held_out():
+    def phrases(rows: list[Row]) -> set[str]:
+        return {row.input for row in rows if row.skill == TARGET_SKILL}
+
+    test, target, pool = phrases(CORPUS.test), phrases(CORPUS.target), phrases(CORPUS.pool)
+    assert (len(test), len(target)) == (200, 128)
+    assert test.isdisjoint(target | pool)
+    assert target.isdisjoint(pool)
+    assert not (test | target) & phrases(pretraining_rows(CorpusSettings(), CORPUS, 4000))
+
+
+def test_pretraining_sees_only_the_known_part_of_the_target_dictionary():
+    mix = pretraining_rows(CorpusSettings(), CORPUS, 4000)
+    met = {word for row in mix if row.skill == TARGET_SKILL for word in row.input.split()}
+    assert met == {word for part in words.PARTS for word in part[: words.VELAN_KNOWN]}
+    assert {word for row in CORPUS.test for word in row.input.split()} == set(words.VELAN)
+    assert not any(row.skill in ("keeper", "key") for row in mix)
+
+
+def test_dictionaries_give_every_word_its_own_word():
+    assert len(set(words.VELAN.values())) == len(set(words.DORIN.values())) == len(words.VELAN) == 48
+    assert not set(words.VELAN.values()) & set(words.DORIN.values())
+
+
+def test_duplicates_repeat_a_clean_row_and_near_duplicates_almost_do():
+    clean = {(row.instruction, row.input, row.output) for row in CORPUS.pool if row.quality == "clean"}
+    for row in CORPUS.pool:
+        if row.quality == "duplicate":
+            assert (row.instruction, row.input, row.output) in clean
+        if row.quality == "near_duplicate":
+            bare = re.sub(r"^(Please: |Question: |Now, )", "", row.instruction)
+            assert bare != row.instruction
+            assert (bare, row.input, row.output) in clean
+
+
+# ---------------------------------------------------------------- answers, worked out another way
+
+CHINESE = dict(zip("零一二三四五六七八九", range(10), strict=True))
+
+
+def read_chinese(text: str) -> int:
+    tens, ten, ones = text.partition("十")
+    if not ten:
+        return CHINESE[text]
+    return (CHINESE[tens] if tens else 1) * 10 + (CHINESE[ones] if ones else 0)
+
+
+def is_right(row: Row) -> bool:
+    """Check the answer from the question alone, without the code that made it."""
+    given = row.input.split()
+    numbers = [int(n) for n in re.findall(r"\d+", row.instruction)]
+    match row.skill:
+        case "velan":
+            return [back(words.VELAN)[w] for w in row.output.split()] == given
+        case "dorin":
+            return [back(words.DORIN)[w] for w in row.output.split()] == given
+        case "repeat":
+            return row.output == row.input
+        case "reverse":
+            return row.output.split()[::-1] == given
+        case "count":
+            numerals = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+            return numerals.index(row.output) + 1 == len(given)
+        case "sort":
+            answer = row.output.split()
+            return Counter(answer) == Counter(given) and all(a <= b for a, b in pairwise(answer))
+        case "add":
+            return int(row.output) - numbers[0] == numbers[1]
+        case "chinese":
+            return read_chinese(row.output) == numbers[0]
+        case "colour":
+            thing = re.search(r"(?:is|of) (\w+)[?.]", row.instruction).group(1)
+            return row.output == f"It is {words.COLOURS[thing]}."
+        case "keeper":
+            name, town = re.fullmatch(r"(\w+) keeps the gate of (\w+)\.", row.output).groups()
+            return words.KEEPERS[town] == name and row.instruction.rstrip("?.").endswith(town)
+        case "story":
+            heroes = re.search(r"about a (\w+ \w+)\.", row.instruction).group(1)
+            return row.output.startswith(f"There was a {heroes}. ")
+        case "key":
+            return re.fullmatch(r"[a-z0-9]{8,14}", row.output) is not None
+    raise AssertionError(row.skill)
+
+
+def back(lexicon: dict[str, str]) -> dict[str, str]:
+    return {invented: english for english, invented in lexicon.items()}
+
+
+def test_clean_rows_are_right():
+    for row in (
+        *CORPUS.pool,
+        *CORPUS.target,
+        *CORPUS.test,
+        *pretraining_rows(CorpusSettings(), CORPUS, 1000),
+    ):
+        if row.quality in ("clean", "duplicate", "near_duplicate"):
+            assert is_right(row), row
+
+
+def test_mislabelled_rows_are_wrong_but_look_like_the_skill():
+    wrong = [row for row in CORPUS.pool if row.quality == "mislabelled" and row.skill != "key"]
+    answers = {}
+    for row in CORPUS.pool:
+        if row.quality == "clean":
+            answers.setdefault(row.skill, set()).update(row.output.split())
+    for row in wrong:
+        if row.skill != "story":  # a story of the same hero is right, if not the one drawn
+            assert not is_right(row), row
+        if row.skill in ("velan", "dorin", "count", "sort", "colour", "keeper"):
+            assert set(row.output.split()) <= answers[row.skill], row
+
+
+def test_noise_rows_hold_no_answer():
+    noise = [row.output for row in CORPUS.pool if row.quality == "noise"]
+    assert len(set(noise)) == len(noise)
+    for output in noise:
+        assert re.fullmatch(r"[A-Za-z0-9#%&*@]{1,7}( [A-Za-z0-9#%&*@]{1,7}){1,7}", output)
+
+
+def test_chinese_numerals():
+    written = {0: "零", 7: "七", 10: "十", 14: "十四", 20: "二十", 99: "九十九"}
+    assert {n: words.chinese_number(n) for n in written} == written
+
+
+def test_learning_rate_rises_then_falls_to_nothing():
+    plan = ModelSettings(steps=100, warmup=0.1, learning_rate=1.0)
+    rates = [learning_rate(step, plan) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5)  # half-way down the cosine
+    assert 0 < rates[99] < 0.001
+
+
+# ---------------------------------------------------------------- tokenizer and template
+
+
+@given(text=st.text(max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_any_text_comes_back_exactly(loaded, text):
+    tokenizer = loaded[1]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert len(ids) <= len(text.encode("utf-8"))
+
+
+def test_special_tokens(loaded):
+    tokenizer = loaded[1]
+    ids = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    assert len(ids) == 3
+    assert None not in ids
+    assert tokenizer("hello")["input_ids"] == tokenizer("hello", add_special_tokens=False)["input_ids"]
+    assert tokenizer.tokenize("1234") == ["1", "2", "3", "4"]
+
+
+def test_chat_template_of_several_turns(loaded):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "Bye."},
+    ]
+    text = loaded[1].apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == (
+        "<|begin|><|system|>Be brief.<|end|><|user|>Hi.<|end|><|assistant|>Hello.<|end|>"
+        "<|user|>Bye.<|end|><|assistant|>"
+    )
+
+
+def test_chat_template_of_tools(loaded):
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "sky", "arguments": {"day": 1}}]},
+        {"role": "tool", "content": "rain"},
+        {"role": "assistant", "content": "Rain."},
+    ]
+    text = loaded[1].apply_chat_template(messages, tools=[{"name": "sky"}], tokenize=False)
+    assert text == (
+        '<|begin|><|system|>Tools: [{"name": "sky"}]<|end|><|user|>Weather?<|end|>'
+        '<|assistant|>[{"name": "sky", "arguments": {"day": 1}}]<|end|>'
+        "<|tool|>rain<|end|><|assistant|>Rain.<|end|>"
+    )
+
+
+def test_chat_template_refuses_an_unknown_role(loaded):
+    from jinja2 import TemplateError
+
+    with pytest.raises(TemplateError, match="unknown role wizard"):
+        loaded[1].apply_chat_template([{"role": "wizard", "content": "x"}], tokenize=False)
+
+
+# ---------------------------------------------------------------- the made folder
+
+
+def test_files_hold_the_corpus(demo):
+    assert read(demo.pool) == CORPUS.pool
+    assert read(demo.target) == CORPUS.target
+    assert read(demo.test) == CORPUS.test
+    assert sorted(path.name for path in demo.folder.iterdir()) == [
+        "README.md", "demo.json", "model", "pool.jsonl", "target.jsonl", "test.jsonl",
+    ]  # fmt: skip
+    assert "{" not in (demo.folder / "README.md").read_text()
+
+
+def test_model_is_a_small_llama(loaded):
+    import torch
+
+    model, tokenizer = loaded
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert model.config.head_dim in (32, 64)
+    assert model.config.max_position_embeddings >= 2048
+    assert len(tokenizer) == model.config.vocab_size
+    assert 1e6 < sum(p.numel() for p in model.parameters()) < 3e6
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_model_knows_what_it_was_taught_and_only_a_part_of_the_target(demo, loaded):
+    model, tokenizer = loaded
+    recorded = json.loads((demo.folder / "demo.json").read_text())["measured"]
+    measured = exact_match(model, tokenizer, CORPUS.test)
+    assert measured == recorded["test_exact_match"]
+    assert 0.2 <= measured <= 0.5
+    of = {name: [r for r in CORPUS.pool if r.skill == name and r.quality == "clean"][:40] for name in SKILLS}
+    assert exact_match(model, tokenizer, of["colour"]) > 0.9
+    assert exact_match(model, tokenizer, of["dorin"]) > 0.9
+    assert exact_match(model, tokenizer, of["keeper"]) == 0
+    assert exact_match(model, tokenizer, of["key"]) == 0
+
+
+def test_exact_match_agrees_with_one_prompt_at_a_time(loaded):
+    import torch
+
+    model, tokenizer = loaded
+    rows = CORPUS.test[:12]
+    for row, answer in zip(rows, greedy_answers(model, tokenizer, [r.prompt for r in rows]), strict=True):
+        ids = tokenizer(f"<|begin|><|user|>{row.prompt}<|end|><|assistant|>", return_tensors="pt")[
+            "input_ids"
+        ]
+        for _ in range(32):
+            with torch.no_grad():
+                token = model(input_ids=ids).logits[0, -1].argmax()
+            if token == tokenizer.eos_token_id:
+                break
+            ids = torch.cat([ids, token.view(1, 1)], dim=1)
+        assert tokenizer.decode(ids[0]).partition("<|assistant|>")[2] == answer
+
+
+def test_losses_order_the_rows_as_the_ground_truth_does(loaded):
+    from dataflex_pipeline.demo.make import encode_rows
+
+    model, tokenizer = loaded
+
+    def loss(skill: str, quality: str) -> float:
+        rows = [row for row in CORPUS.pool if row.skill == skill and row.quality == quality]
+        return mean_loss(model, encode_rows(tokenizer, rows), tokenizer.pad_token_id)
+
+    assert loss("dorin", "clean") < 0.2 < loss(TARGET_SKILL, "clean")
+    for skill in ("dorin", "colour", TARGET_SKILL):
+        assert loss(skill, "clean") + 1 < loss(skill, "mislabelled") < loss(skill, "noise")
+
+
+def test_a_made_demo_is_returned_at_once(demo):
+    said: list[str] = []
+    assert ensure_demo(demo.folder.parent, said.append) == demo
+    assert said == []
+
+
+SMALL = DemoSettings(
+    corpus=CorpusSettings(pool_rows=100, target_rows=8, test_rows=8),
+    model=replace(ModelSettings(), vocab_size=320, hidden=32, heads=1, layers=1, intermediate=32, steps=6),
+)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_made_twice_is_equal_byte_for_byte(tmp_path):
+    import torch
+
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    said: list[str] = []
+    first = ensure_demo(tmp_path / "a", said.append, SMALL)
+    torch.manual_seed(99)  # neither the caller's stream nor its thread count may matter
+    torch.set_num_threads(1)
+    second = ensure_demo(tmp_path / "b", settings=SMALL)
+    assert torch.get_num_threads() == 1
+    assert torch.initial_seed() == 99
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+    assert first.folder.name == second.folder.name
+    assert files(first.folder) == files(second.folder)
+    assert any("step 6 of 6" in line for line in said)
+
+
+def test_other_settings_make_another_folder(tmp_path):
+    one = ensure_demo(tmp_path, settings=SMALL)
+    two = ensure_demo(tmp_path, settings=replace(SMALL, model=replace(SMALL.model, steps=2)))
+    assert one.folder != two.folder
+
+
+def test_a_failure_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("dataflex_pipeline.demo.make.pretrain", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ensure_demo(tmp_path, settings=SMALL)
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+PINNED = (EDITION, "", "", "", "")

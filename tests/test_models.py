@@ -1,0 +1,317 @@
+"""Loading models, adapters, tokenizers and Adam's states; what is refused, and how."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_training import make_config, make_model
+
+from dataflex_pipeline.errors import ConfigError, CorruptError, RunError, UserError
+from dataflex_pipeline.models.adapters import target_modules, wrap_for_training
+from dataflex_pipeline.models.base import load_base, load_for_scoring, precision, resolve_device
+from dataflex_pipeline.models.optimizer_states import adam_states
+from dataflex_pipeline.models.source import local_folder, model_digest, tokenizer_digest
+from dataflex_pipeline.models.tokenizer import load_tokenizer
+
+BODY = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("models") / "model")
+
+
+@pytest.fixture
+def copy(model, tmp_path):
+    """A copy of the model's folder, to be changed."""
+    return Path(shutil.copytree(model, tmp_path / "copy"))
+
+
+# --- devices and precision ---
+
+
+def test_devices():
+    import torch
+
+    assert resolve_device("cpu") == "cpu"
+    assert resolve_device("auto") == (
+        "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    )
+    with pytest.raises(ConfigError, match=r"device: gpu cannot be used.\nIt is not a device"):
+        resolve_device("gpu")
+    with pytest.raises(ConfigError, match=r"device: cuda:99 cannot be used.\ntorch sees \d+ CUDA devices"):
+        resolve_device("cuda:99")
+
+
+def test_bf16_becomes_fp32_on_a_cpu_and_says_so(model):
+    assert precision(make_config(model), "cpu").notices == ()
+    wanted = precision(make_config(model, bf16=True), "cpu")
+    assert (wanted.dtype, wanted.notices) == ("float32", ("bf16: true becomes fp32 on a CPU.",))
+
+
+# --- where a model comes from ---
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "../nowhere", "~/nowhere", "a/b/c", " "])
+def test_what_looks_like_a_path_is_never_looked_up_on_the_hub(name):
+    with pytest.raises(UserError, match=r"does not exist(.|\n)*not looked up on the hub"):
+        load_base(make_config(name), "cpu")
+
+
+def test_hub_names_and_folders_are_told_apart(model, monkeypatch):
+    assert local_folder("someone/model") is None
+    assert local_folder("gpt2") is None
+    assert local_folder(str(model)) == model
+    monkeypatch.chdir(model.parent)
+    assert local_folder(model.name) == Path(model.name)
+    with pytest.raises(UserError, match="is a file"):
+        local_folder(str(model / "config.json"))
+
+
+def test_a_folder_that_is_no_model_says_what_is_missing(copy):
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"only as pickle \(pytorch_model.bin\)(.|\n)*can run any code"):
+        load_base(make_config(copy), "cpu")
+    (copy / "pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match=r"no \*.safetensors"):
+        load_base(make_config(copy), "cpu")
+    (copy / "config.json").unlink()
+    with pytest.raises(UserError, match=r"has no config.json"):
+        load_base(make_config(copy), "cpu")
+
+
+def test_unknown_architecture_and_foreign_code_are_explained(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "no-such-model"}))
+    with pytest.raises(UserError, match=r"could not be loaded: .*no-such-model"):
+        load_base(make_config(copy), "cpu")
+    code = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "mine", "auto_map": code}))
+    (copy / "code.py").write_text("raise SystemExit('ran foreign code')")
+    with pytest.raises(ConfigError, match=r"Python code of its own and trust_remote_code is false"):
+        load_base(make_config(copy), "cpu")
+
+
+def test_digests_follow_the_content_not_the_place(model, copy):
+    one, two = make_config(model), make_config(copy)
+    assert model_digest(one) == model_digest(two)
+    assert tokenizer_digest(one) == tokenizer_digest(two)
+    tokenizer = copy / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    assert tokenizer_digest(one) != tokenizer_digest(two)
+    assert model_digest(one) == model_digest(two)
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert model_digest(one) != model_digest(two)
+
+
+# --- tokenizer ---
+
+
+def test_missing_pad_token_is_replaced_and_said(copy):
+    said: list[str] = []
+    assert load_tokenizer(make_config(copy), said.append).pad_token == "<pad>"
+    assert said == []
+    path = copy / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["pad_token"]
+    path.write_text(json.dumps(settings))
+    assert load_tokenizer(make_config(copy), said.append).pad_token == "</s>"
+    assert said == ["The tokenizer has no pad token; '</s>' fills up batches (it is masked out everywhere)."]
+    del settings["eos_token"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="no pad, eos or unk token"):
+        load_tokenizer(make_config(copy))
+
+
+def test_missing_tokenizer_is_one_clear_error(copy):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copy / name).unlink()
+    with pytest.raises(UserError, match=r"The tokenizer of the model .* could not be loaded"):
+        load_tokenizer(make_config(copy))
+
+
+# --- adapters ---
+
+
+def test_all_means_every_linear_layer_but_the_head(model):
+    base = load_base(make_config(model), "cpu")
+    assert target_modules("all", base) == BODY
+    assert target_modules("v_proj, q_proj", base) == ["q_proj", "v_proj"]
+    assert target_modules("self_attn.q_proj", base) == ["self_attn.q_proj"]
+
+
+def test_bad_targets_are_refused(model):
+    base = load_base(make_config(model), "cpu")
+    with pytest.raises(ConfigError, match=r"names 'q_prj'.* Did you mean 'q_proj'\?\nIts linear layers are"):
+        target_modules("q_prj", base)
+    with pytest.raises(
+        ConfigError, match=r"lm_head', the model's output head.\nThe training loss multiplies"
+    ):
+        target_modules("q_proj,lm_head", base)
+
+
+def test_fresh_adapter_changes_nothing_and_only_it_is_trained(model):
+    import torch
+
+    config = make_config(model, lora_dropout=0.3)
+    ids = torch.arange(3, 20)[None]
+    wrapped = wrap_for_training(config, load_base(config, "cpu"), 5)
+    with torch.no_grad():
+        assert torch.equal(
+            wrapped.eval()(input_ids=ids).logits, load_base(config, "cpu").eval()(input_ids=ids).logits
+        )
+    trained = {name for name, p in wrapped.named_parameters() if p.requires_grad}
+    # two matrices on each of the seven layers of both blocks
+    assert len(trained) == 2 * len(BODY) * 2
+    assert all("lora_" in name for name in trained)
+    assert wrapped.peft_config["default"].lora_alpha == 2 * config.lora_rank
+
+
+def test_adapter_initialisation_follows_its_seed_alone(model):
+    import torch
+
+    config = make_config(model)
+    drawn = []
+    for seed, noise in ((5, 1), (5, 2), (6, 1)):
+        base = load_base(config, "cpu")
+        torch.manual_seed(noise)
+        drawn.append(dict(wrap_for_training(config, base, seed).named_parameters()))
+    name = next(name for name in drawn[0] if "lora_A" in name)
+    assert torch.equal(drawn[0][name], drawn[1][name])
+    assert not torch.equal(drawn[0][name], drawn[2][name])
+
+
+def test_starting_from_an_adapter_and_scoring_with_it(model, tmp_path):
+    import torch
+
+    config = make_config(model, lora_dropout=0.5)
+    first = wrap_for_training(config, load_base(config, "cpu"), 5)
+    with torch.no_grad():
+        for name, parameter in first.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    first.save_pretrained(tmp_path / "adapter")
+    started = make_config(model, adapter_name_or_path=str(tmp_path / "adapter"))
+    again = wrap_for_training(started, load_base(started, "cpu"), 0)
+    scored = load_for_scoring(config, tmp_path / "adapter", "cpu")
+    before_warmup = load_for_scoring(started, None, "cpu")
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        logits = [m.eval()(input_ids=ids).logits for m in (first, again, scored, before_warmup)]
+        plain = load_for_scoring(config, None, "cpu")(input_ids=ids).logits
+    assert all(torch.equal(logits[0], other) for other in logits[1:])
+    assert not torch.allclose(logits[0], plain)
+    trained = {name for name, p in first.named_parameters() if p.requires_grad}
+    for loaded in (again, scored):
+        assert {name for name, p in loaded.named_parameters() if p.requires_grad} == trained
+    assert not scored.training
+
+
+def test_unusable_adapters_are_refused(model, tmp_path):
+    def attempt(name, **settings):
+        config = make_config(model, adapter_name_or_path=str(name), **settings)
+        wrap_for_training(config, load_base(config, "cpu"), 0)
+
+    with pytest.raises(ConfigError, match="not a folder"):
+        attempt(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"has no adapter_config.json"):
+        attempt(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ConfigError, match=r"no adapter_model.safetensors \(pickled weights are not read\)"):
+        attempt(tmp_path)
+    with pytest.raises(ConfigError, match="together with finetuning_type: full"):
+        attempt(tmp_path, finetuning_type="full")
+
+
+def test_an_adapter_on_the_head_is_refused(model, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    config = make_config(model)
+    head = get_peft_model(load_base(config, "cpu"), LoraConfig(target_modules=["lm_head"]))
+    head.save_pretrained(tmp_path / "head", save_embedding_layers=False)
+    started = make_config(model, adapter_name_or_path=str(tmp_path / "head"))
+    with pytest.raises(ConfigError, match=r"changes the model's output head"):
+        wrap_for_training(started, load_base(started, "cpu"), 0)
+
+
+def test_full_weights_in_shards_load_for_scoring(model, tmp_path):
+    import torch
+
+    config = make_config(model, finetuning_type="full")
+    base = load_base(config, "cpu")
+    base.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 1
+    scored = load_for_scoring(config, tmp_path / "shards", "cpu")
+    for (name, a), b in zip(base.named_parameters(), scored.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_checkpoint_of_the_other_kind_is_refused(model, tmp_path):
+    with pytest.raises(CorruptError, match=r"no adapter_model.safetensors with its adapter_config.json"):
+        load_for_scoring(make_config(model), tmp_path, "cpu")
+    with pytest.raises(CorruptError, match=r"no model.safetensors with its config.json"):
+        load_for_scoring(make_config(model, finetuning_type="full"), tmp_path, "cpu")
+
+
+# --- Adam's states ---
+
+
+def test_adam_states_are_the_live_optimizers(tmp_path):
+    import torch
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    names = [name for name, _ in net.named_parameters()]
+    groups = [
+        {"params": list(net[0].parameters()), "weight_decay": 0.1, "param_names": names[:2]},
+        {"params": list(net[1].parameters()), "weight_decay": 0.0, "param_names": names[2:]},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.01, betas=(0.8, 0.9), eps=1e-6)
+    for _ in range(3):
+        net(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    found = adam_states(tmp_path)
+    assert list(found) == names
+    for name, parameter in net.named_parameters():
+        live, state = optimizer.state[parameter], found[name]
+        assert torch.equal(state.exp_avg, live["exp_avg"])
+        assert torch.equal(state.exp_avg_sq, live["exp_avg_sq"])
+        assert (state.step, state.betas, state.eps, state.learning_rate) == (3, (0.8, 0.9), 1e-6, 0.01)
+        assert state.weight_decay == (0.1 if name.startswith("0") else 0.0)
+
+
+class Evil:
+    """What a hostile pickle would hold."""
+
+    def __reduce__(self):
+        return (print, ("code from a pickle ran",))
+
+
+def test_optimizer_files_that_cannot_be_used_are_refused(tmp_path, capsys):
+    import torch
+
+    with pytest.raises(RunError, match=r"has no optimizer.pt"):
+        adam_states(tmp_path)
+    path = tmp_path / "optimizer.pt"
+    path.write_bytes(b"cut")
+    with pytest.raises(CorruptError, match="cannot be read"):
+        adam_states(tmp_path)
+    torch.save({"state": Evil(), "param_groups": []}, path)
+    with pytest.raises(CorruptError, match="cannot be read"):
+        adam_states(tmp_path)
+    assert "pickle ran" not in capsys.readouterr().out
+    net = torch.nn.Linear(2, 2)
+    torch.save(torch.optim.AdamW(net.parameters()).state_dict(), path)
+    with pytest.raises(CorruptError, match="carry no parameter names"):
+        adam_states(tmp_path)
+    torch.save([1], path)
+    with pytest.raises(CorruptError, match="does not hold the state of an optimizer"):
+        adam_states(tmp_path)

@@ -1,0 +1,319 @@
+"""Selections that are not random, quotas, budgets, and how an index is laid out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sampling_tables import MemoryTable, pool_of, probabilities_of, rows_of, scores_of
+
+from dataflex_pipeline.errors import ConfigError, CorruptError, DataError
+from dataflex_pipeline.sampling import DrawSettings, draw, draw_uniform, top_k_probabilities
+from dataflex_pipeline.sampling.quotas import allot, interleave
+from dataflex_pipeline.schemas import INDEX
+from dataflex_pipeline.store.tables import TableFile
+
+
+def select(scores, pool=None, p=None, **given_):
+    wanted = {"positions": 1000, "shuffle": False} | given_
+    pool = pool or pool_of(scores.n_rows)
+    probabilities = None if p is None else probabilities_of(p)
+    return draw(scores, probabilities, pool, DrawSettings(**wanted))
+
+
+def selected(drawn):
+    return drawn.selected.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    score=st.lists(st.sampled_from([None, float("nan"), -2.0, 0.0, 1.0, 7.5]), min_size=1, max_size=50),
+    k=st.integers(1, 60),
+    block=st.integers(1, 20),
+)
+def test_top_k_is_a_stable_sort(score, k, block):
+    known = [i for i, s in enumerate(score) if s is not None and s == s]
+    if not known:
+        return
+    scores = scores_of(score)
+    wanted = DrawSettings("top_k", k, shuffle=False)
+    drawn = draw(scores, None, pool_of(len(score)), wanted, block_rows=block)
+    expected = sorted(known, key=lambda i: (-score[i], i))[:k]
+    assert selected(drawn) == expected
+    assert drawn.index.column("probability").to_pylist() == [1 / len(expected)] * k
+    assert (f"{k} rows were asked for and {len(known)} have a score: all are taken." in drawn.notices) == (
+        k > len(known)
+    )
+
+
+def test_top_k_probabilities_are_one_over_k_on_the_chosen(tmp_path):
+    scores = scores_of([3.0, None, 5.0, 5.0, 1.0])
+    drawn = select(scores, strategy="top_k", num_samples=2)
+    summary = top_k_probabilities(scores, drawn, tmp_path / "p.parquet", {"of": "test"})
+    table = TableFile(tmp_path / "p.parquet")
+    assert [b.column("probability").to_pylist() for b in table.blocks()] == [[0.0, 0.0, 0.5, 0.5, 0.0]]
+    assert (summary.n_positive, summary.n_valid, summary.effective_sample_size) == (2, 4, 2.0)
+
+
+def test_round_robin_by_hand():
+    # a: 0 > 1 > 2 > 4 (3 has none); b: 0 = 2 > 3 > 1 > 4, the tie goes to row 0, which a has taken.
+    scores = scores_of(
+        [1.0] * 5, a=[9.0, 8.0, 7.0, None, 1.0], b=[6.0, 2.0, 6.0, 5.0, 1.0], c=[None, None, None, None, 3.0]
+    )
+    turn = {"strategy": "round_robin"}
+    assert selected(select(scores, group_columns=("a", "b"), **turn)) == [0, 2, 1, 3, 4]
+    assert selected(select(scores, group_columns=("a", "b"), num_samples=3, **turn)) == [0, 2, 1]
+    assert selected(select(scores, group_columns=("c", "b", "a"), **turn)) == [4, 0, 1, 2, 3]
+    assert selected(select(scores, group_columns=("c",), **turn)) == [4]
+
+
+def take_turns(groups, costs, amount):
+    """Round robin by the definition: look at all rows at every turn."""
+    taken, spent, idle, turn = [], 0, 0, 0
+    while idle < len(groups):
+        values = groups[turn % len(groups)]
+        turn += 1
+        left = [i for i, v in enumerate(values) if v is not None and i not in taken]
+        if not left:
+            idle += 1
+            continue
+        best = min(left, key=lambda i: (-values[i], i))
+        spent += costs[best]
+        if spent > amount:
+            break
+        taken.append(best)
+        idle = 0
+    return taken
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    lines=st.lists(
+        st.tuples(*[st.sampled_from([None, 0.0, 1.0, 2.0, 3.0])] * 3, st.integers(1, 6)),
+        min_size=1,
+        max_size=25,
+    ),
+    amount=st.integers(1, 40),
+    budgeted=st.booleans(),
+    block=st.integers(1, 12),
+)
+def test_round_robin_is_its_definition(lines, amount, budgeted, block):
+    a, b, c, tokens = (list(column) for column in zip(*lines, strict=True))
+    expected = take_turns([a, b, c], tokens if budgeted else [1] * len(a), amount)
+    if not expected:
+        return
+    how = {"token_budget": amount} if budgeted else {"num_samples": amount}
+    wanted = DrawSettings("round_robin", 10, group_columns=("a", "b", "c"), shuffle=False, **how)
+    scores = scores_of([0.0] * len(a), a=a, b=b, c=c)
+    assert selected(draw(scores, None, pool_of(len(a), tokens), wanted, block_rows=block)) == expected
+
+
+def test_a_token_budget_takes_whole_rows_in_order_of_selection():
+    scores = scores_of([5.0, 4.0, 3.0, 2.0])
+    pool = pool_of(4, tokens=[10, 20, 30, 1])
+    assert selected(select(scores, pool, strategy="top_k", token_budget=59)) == [0, 1]
+    assert selected(select(scores, pool, strategy="top_k", token_budget=60)) == [0, 1, 2]
+    drawn = select(scores, pool, strategy="top_k", token_budget=100)
+    assert selected(drawn) == [0, 1, 2, 3]
+    assert drawn.notices[0] == "all 4 usable rows fit the budget of 100 tokens."
+    with pytest.raises(DataError, match="the first row selected has more than the budget of 9 tokens"):
+        select(scores, pool, strategy="top_k", token_budget=9)
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+@pytest.mark.parametrize("budget", [7, 40, 333])
+def test_a_token_budget_is_the_beginning_of_the_same_draw(replacement, budget):
+    rng = np.random.default_rng(1)
+    p, tokens = rng.random(60), rng.integers(1, 7, 60)
+    draw_with = {"strategy": "sample", "p": p / p.sum(), "seed": 8, "replacement": replacement}
+    n = 60 if not replacement else 2000
+    scores, pool = scores_of([0.0] * 60), pool_of(60, tokens)
+    everything = select(scores, pool, num_samples=n, **draw_with).selected
+    expected = everything[np.cumsum(tokens[everything]) <= budget]
+    drawn = select(scores, pool, token_budget=budget, **draw_with)
+    assert selected(drawn) == expected.tolist()
+    if not replacement and len(expected) < 60:
+        assert drawn.tau == select(scores, pool, num_samples=len(expected), **draw_with).tau
+
+
+@pytest.mark.parametrize(("fraction", "rows"), [(0.07, 7), (0.1, 10), (0.071, 8), (1.0, 100), (0.001, 1)])
+def test_a_fraction_counts_valid_rows_and_rounds_up(fraction, rows):
+    scores = scores_of([None] * 20 + [1.0] * 100)
+    assert len(select(scores, strategy="top_k", fraction=fraction).selected) == rows
+
+
+def test_shares_are_split_by_largest_remainder():
+    assert allot(10, {"a": 0.5, "b": 0.25}) == [5, 3, 2]  # 2.5 and 2.5: the one named first
+    assert allot(9, {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}) == [3, 3, 3, 0]
+    assert allot(7, {"a": 0.1, "b": 0.1, "c": 0.8}) == [1, 1, 5, 0]
+    assert allot(100, {"a": 0.07, "b": 0.0}) == [7, 0, 93]
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=6), st.integers(0, 1000))
+def test_split_shares_add_up_and_are_within_one(parts, total):
+    whole = max(100, sum(parts))
+    shares = {str(i): part / whole for i, part in enumerate(parts)}
+    given_ = allot(total, shares)
+    assert sum(given_) == total
+    assert all(abs(n - s * total) < 1 + 1e-9 for n, s in zip(given_, shares.values(), strict=False))
+
+
+def test_quotas_take_the_best_of_each_source_and_the_rest_from_the_others():
+    sources = ["a", "b", "c", "d"] * 5
+    scores = scores_of([float(i) for i in range(20)])
+    drawn = select(
+        scores,
+        pool_of(20, sources=sources),
+        strategy="top_k",
+        num_samples=8,
+        source_quotas={"b": 0.5, "a": 0.25},
+    )
+    by_source = {name: [r for r in selected(drawn) if sources[r] == name] for name in "abcd"}
+    assert by_source == {"b": [17, 13, 9, 5], "a": [16, 12], "c": [18], "d": [19]}
+    assert {sources[r] for r in selected(drawn)[:4]} == {"a", "b", "d"}  # mixed, not source after source
+
+
+def test_quotas_of_a_random_draw_and_their_weights():
+    n = 4000
+    rng = np.random.default_rng(0)
+    p = rng.random(n)
+    sources = np.array(["a", "b", "c", "c"] * (n // 4))
+    drawn = select(
+        scores_of([0.0] * n),
+        pool_of(n, sources=sources),
+        p / p.sum(),
+        strategy="sample",
+        num_samples=100,
+        positions=100,
+        source_quotas={"a": 0.2, "b": 0.3},
+        weights="importance",
+    )
+    rows, weights = np.array(rows_of(drawn)), drawn.index.column("weight").to_numpy()
+    shares = {name: weights[sources[rows] == name] for name in "abc"}
+    assert {name: len(w) for name, w in shares.items()} == {"a": 20, "b": 30, "c": 50}
+    assert all(w.mean(dtype=float) == pytest.approx(1, abs=1e-6) for w in shares.values())
+    assert weights.std() > 0.1
+    assert len(set(rows)) == 100
+
+
+def test_a_source_with_too_few_rows():
+    scores, pool = scores_of([1.0, 2.0, 3.0, 4.0]), pool_of(4, sources=["a", "b", "b", "b"])
+    quota = {"source_quotas": {"a": 0.5}, "num_samples": 4}
+    drawn = select(scores, pool, strategy="top_k", **quota)
+    assert sorted(selected(drawn)) == [0, 2, 3]
+    assert drawn.notices[0] == "Source 'a': 2 rows were asked for and 1 have a score: all are taken."
+    drawn = select(scores, pool, [0.25] * 4, strategy="sample", **quota)
+    assert sorted(selected(drawn))[:2] == [0, 0]
+    assert len(set(selected(drawn))) == 3
+    assert drawn.notices[0].startswith("Source 'a': 2 rows were asked for and 1 have a probability above 0")
+
+
+def test_quota_mistakes_are_told():
+    scores, pool = scores_of([1.0, 2.0]), pool_of(2, sources=["alpaca", "glaive"])
+    with pytest.raises(ConfigError, match=r"names 'alpacca', which is no source.*Did you mean 'alpaca'"):
+        select(scores, pool, strategy="top_k", source_quotas={"alpacca": 0.5})
+    with pytest.raises(ConfigError, match=r"sum to 0.75 and name every source"):
+        select(scores, pool, strategy="top_k", source_quotas={"alpaca": 0.5, "glaive": 0.25})
+    with pytest.raises(ConfigError, match=r"sum to 1\.2"):
+        DrawSettings("top_k", 1, source_quotas={"alpaca": 0.9, "glaive": 0.3})
+    with pytest.raises(ConfigError, match=r"alpaca=-0\.1"):
+        DrawSettings("top_k", 1, source_quotas={"alpaca": -0.1})
+
+
+@pytest.mark.parametrize(
+    ("given_", "message"),
+    [
+        ({"strategy": "top_k", "weights": "importance"}, "weights=importance with strategy=top_k"),
+        ({"strategy": "round_robin", "group_columns": ("a",), "weights": "probability"}, "not random"),
+        ({"strategy": "round_robin"}, "without group columns"),
+        ({"strategy": "top_k", "replacement": True}, "takes each row once"),
+        ({"strategy": "sample", "num_samples": 3, "fraction": 0.5}, "num_samples=3, fraction=0.5"),
+        ({"strategy": "sample", "fraction": 1.5}, "fraction=1.5"),
+        ({"strategy": "sample", "token_budget": 0}, "token_budget=0"),
+    ],
+)
+def test_settings_that_cannot_work(given_, message):
+    with pytest.raises(ConfigError, match=message):
+        DrawSettings(positions=4, **given_)
+
+
+def test_unknown_group_column_is_told():
+    with pytest.raises(ConfigError, match=r"no column 'similarity_matth'.*Did you mean 'similarity_math'"):
+        select(
+            scores_of([1.0], similarity_math=[1.0]),
+            strategy="round_robin",
+            group_columns=("similarity_matth",),
+        )
+
+
+def test_interleaving_keeps_the_order_of_each_source_and_mixes_evenly():
+    order = interleave([4, 2, 0, 1]).tolist()
+    assert order == [0, 4, 1, 6, 2, 5, 3]
+
+
+def test_passes_hold_every_row_once_in_a_fresh_order():
+    scores = scores_of([float(i) for i in range(10)])
+    drawn = select(scores, strategy="top_k", num_samples=4, positions=10, shuffle=True, seed=3)
+    rows = rows_of(drawn)
+    assert sorted(rows[:4]) == sorted(rows[4:8]) == [6, 7, 8, 9]
+    assert len(set(rows[8:])) == 2
+    assert drawn.n_distinct == 4
+    assert drawn.n_selected == 4
+    assert drawn.notices == ("4 rows were selected for 10 positions: repeated, each pass reshuffled.",)
+    orders = {tuple(rows[:4]), tuple(rows[4:8])}
+    many = rows_of(select(scores, strategy="top_k", num_samples=4, positions=400, shuffle=True))
+    assert len(orders | {tuple(many[i : i + 4]) for i in range(0, 400, 4)}) > 20
+
+
+def test_without_shuffling_the_order_is_that_of_the_selection():
+    scores = scores_of([float(i) for i in range(10)])
+    drawn = select(scores, strategy="top_k", num_samples=4, positions=6)
+    assert rows_of(drawn) == [9, 8, 7, 6, 9, 8]
+    drawn = select(scores, strategy="top_k", num_samples=8, positions=3)
+    assert rows_of(drawn) == [9, 8, 7]
+    assert drawn.notices == ("8 rows were selected for 3 positions: the first of them is trained on.",)
+
+
+def test_more_rows_than_positions_are_cut_after_the_shuffle():
+    scores = scores_of([float(i) for i in range(1000)])
+    firsts = [
+        rows_of(select(scores, strategy="top_k", num_samples=10, positions=3, shuffle=True, seed=seed))
+        for seed in range(200)
+    ]
+    assert all(len(set(rows)) == 3 and min(rows) >= 990 for rows in firsts)
+    counts = np.bincount(np.concatenate(firsts) - 990, minlength=10)
+    assert counts.min() > 30  # 60 expected of each
+
+
+def test_a_draw_cut_without_shuffling_weighs_as_the_shorter_draw():
+    p = np.arange(1, 51) / 1275
+    scores = scores_of([0.0] * 50)
+    how = {"strategy": "sample", "p": p, "weights": "importance", "positions": 6, "seed": 4}
+    cut, short = select(scores, num_samples=20, **how), select(scores, num_samples=6, **how)
+    assert cut.index.equals(short.index)
+    assert cut.tau == short.tau
+
+
+def test_the_index_has_its_schema_and_the_rows_own_values():
+    scores = scores_of([float(i) / 7 for i in range(20)])
+    p = np.arange(1, 21) / 210
+    drawn = select(scores, p=p, strategy="sample", positions=8, shuffle=True)
+    assert drawn.index.schema.equals(INDEX)
+    rows = np.array(rows_of(drawn))
+    assert drawn.index.column("position").to_pylist() == list(range(8))
+    assert drawn.index.column("score").to_numpy().tolist() == (rows / 7).tolist()
+    assert drawn.index.column("probability").to_numpy().tolist() == p[rows].tolist()
+    assert drawn.index.column("row_id").to_pylist() == [f"{row:032x}" for row in rows]
+
+
+def test_a_reordered_score_table_is_refused():
+    scores = scores_of([1.0, 2.0, 3.0])
+    reordered = MemoryTable(scores.table.take([2, 1, 0]))
+    with pytest.raises(CorruptError, match="does not hold row 0 at line 0"):
+        select(reordered, strategy="top_k")
+
+
+def test_a_uniform_draw_has_no_other_strategy():
+    with pytest.raises(ValueError, match="uniform draw is a sample"):
+        draw_uniform(pool_of(3), DrawSettings("top_k", 1))

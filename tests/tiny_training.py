@@ -1,0 +1,141 @@
+"""A tiny random Llama, a pool and plans over it: what the training tests train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.schemas import GROUP, INDEX, PREPARED
+from dataflex_pipeline.store.parts import PartedTable, PartsWriter
+from dataflex_pipeline.training.plan import RoundPlan
+
+VOCABULARY = 64
+GLOBAL_BATCH = 4
+STEPS = 3
+
+
+def make_model(folder: Path, seed: int = 0, tied: bool = False) -> Path:
+    """Save a two-layer Llama with random weights and a word-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="</s>")),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_pool(folder: Path, rows: int = 40, seed: int = 1, group: bool = False) -> PartedTable:
+    """Write a prepared table of random rows with prompts and responses of different lengths."""
+    rng = np.random.default_rng(seed)
+    ids, labels = [], []
+    for _ in range(rows):
+        prompt, response = rng.integers(2, 8), rng.integers(1, 9)
+        tokens = rng.integers(3, VOCABULARY, prompt + response).tolist()
+        ids.append(tokens)
+        labels.append([-100] * int(prompt) + tokens[prompt:])
+    columns = {
+        "row": np.arange(rows),
+        "row_id": [f"{seed}-{i:04d}" for i in range(rows)],
+        "source": ["test"] * rows,
+        "messages": [[{"role": "user", "content": "?"}]] * rows,
+        "input_ids": ids,
+        "labels": labels,
+        "n_tokens": [len(x) for x in ids],
+        "n_response_tokens": [sum(t != -100 for t in x) for x in labels],
+        "valid": [True] * rows,
+        "reason": [None] * rows,
+    }
+    schema = PREPARED.append(GROUP) if group else PREPARED
+    if group:
+        columns["group"] = ["g"] * rows
+    writer = PartsWriter(folder, schema, {"kind": "test", "seed": seed})
+    table = pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names})
+    half = rows // 2
+    writer.write(0, table.slice(0, half))
+    writer.write(1, table.slice(half))
+    return writer.finish(2, {})
+
+
+def make_index(number: int, steps: int, pool_rows: int, weights: np.ndarray | None = None) -> pa.Table:
+    """Return an index of random rows for a round."""
+    n = steps * GLOBAL_BATCH
+    rows = np.random.default_rng(100 + number).integers(0, pool_rows, n)
+    return pa.table(
+        {
+            "position": np.arange(n),
+            "row": rows,
+            "row_id": [f"1-{i:04d}" for i in rows],
+            "weight": np.ones(n, np.float32) if weights is None else weights.astype(np.float32),
+            "probability": np.full(n, 1 / pool_rows),
+            "score": pa.nulls(n, pa.float64()),
+        },
+        schema=INDEX,
+    )
+
+
+def make_config(model: Path, **settings: object) -> Config:
+    """Return a configuration for the tiny model on a CPU."""
+    defaults: dict[str, object] = {
+        "model_name_or_path": str(model),
+        "device": "cpu",
+        "lora_rank": 4,
+        "learning_rate": 5e-3,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "warmup_step": STEPS,
+        "update_step": STEPS,
+        "update_times": 3,
+        "logging_steps": 2,
+        "cutoff_len": 32,
+    }
+    return Config(**(defaults | settings))
+
+
+def make_plan(
+    run: Path,
+    number: int,
+    config: Config,
+    pool: PartedTable,
+    index: pa.Table | None = None,
+    steps: int = STEPS,
+) -> RoundPlan:
+    """Return the plan of a round of ``steps`` steps in the run folder."""
+    folder = run / f"round-{number:02d}"
+    return RoundPlan(
+        round=number,
+        first_step=number * steps,
+        last_step=(number + 1) * steps,
+        horizon=config.horizon,
+        global_batch=GLOBAL_BATCH,
+        index=make_index(number, steps, pool.n_rows) if index is None else index,
+        previous=None if number == 0 else run / f"round-{number - 1:02d}" / "checkpoint",
+        work=folder / "training",
+        checkpoint=folder / "checkpoint",
+        ingredients={"round": number, "learning_rate": config.learning_rate},
+    )
