@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
+from dataflex_pipeline.sampling import DrawSettings, draw
 from dataflex_pipeline.schemas import PROBABILITIES, SCORES
 
 
@@ -68,3 +69,14 @@ def pool_of(n: int, tokens=None, sources=None, valid=None, batch: int = 65536) -
 
 def rows_of(drawn) -> list[int]:
     return drawn.index.column("row").to_pylist()
+
+
+def select(scores, pool=None, p=None, **given_):
+    wanted = {"positions": 1000, "shuffle": False} | given_
+    pool = pool or pool_of(scores.n_rows)
+    probabilities = None if p is None else probabilities_of(p)
+    return draw(scores, probabilities, pool, DrawSettings(**wanted))
+
+
+def selected(drawn):
+    return drawn.selected.tolist()

@@ -210,8 +210,10 @@ def test_whatever_is_given_loads_or_is_refused_in_three_parts(tmp_path_factory, 
     (folder / "run.yaml").write_text(run, encoding="utf-8")
     (folder / "components.yaml").write_text(components, encoding="utf-8")
     base = {"components_cfg_file": str(folder / "components.yaml")}
+    parts = ("loaded",)
     try:
         loaded = load_config(folder / "run.yaml", overrides, base)
         method_parameters(loaded.config, "loss", folder)
     except ConfigError as error:
-        assert all(part.strip() for part in (error.what, error.why, error.fix))
+        parts = (error.what, error.why, error.fix)
+    assert all(part.strip() for part in parts)

@@ -22,6 +22,8 @@ from dataflex_pipeline.demo.pretrain import ModelSettings, learning_rate
 from dataflex_pipeline.demo.skills import SKILLS, TARGET_SKILL
 
 CORPUS = make_corpus(CorpusSettings())
+# Edition, then digests of pool, target, test and the first 500 rows of the pre-training mix.
+PINNED = (1, "3d32ec20b660e1cf", "8f96fd1d0209dc99", "f6b0b9eb9fb0ac4b", "8c6989abfbf0f4c7")
 
 
 @pytest.fixture(scope="session")
@@ -306,7 +308,7 @@ def test_model_knows_what_it_was_taught_and_only_a_part_of_the_target(demo, load
     model, tokenizer = loaded
     recorded = json.loads((demo.folder / "demo.json").read_text())["measured"]
     measured = exact_match(model, tokenizer, CORPUS.test)
-    assert measured == recorded["test_exact_match"]
+    assert measured == pytest.approx(recorded["test_exact_match"], abs=0.01)
     assert 0.2 <= measured <= 0.5
     of = {name: [r for r in CORPUS.pool if r.skill == name and r.quality == "clean"][:40] for name in SKILLS}
     assert exact_match(model, tokenizer, of["colour"]) > 0.9
@@ -340,7 +342,7 @@ def test_losses_order_the_rows_as_the_ground_truth_does(loaded):
 
     def loss(skill: str, quality: str) -> float:
         rows = [row for row in CORPUS.pool if row.skill == skill and row.quality == quality]
-        return mean_loss(model, encode_rows(tokenizer, rows), tokenizer.pad_token_id)
+        return mean_loss(model, encode_rows(tokenizer, rows[:50]), tokenizer.pad_token_id)
 
     assert loss("dorin", "clean") < 0.2 < loss(TARGET_SKILL, "clean")
     for skill in ("dorin", "colour", TARGET_SKILL):
@@ -392,6 +394,3 @@ def test_a_failure_leaves_no_folder(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         ensure_demo(tmp_path, settings=SMALL)
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
-
-
-PINNED = (EDITION, "", "", "", "")

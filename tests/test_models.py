@@ -13,7 +13,7 @@ from dataflex_pipeline.errors import ConfigError, CorruptError, RunError, UserEr
 from dataflex_pipeline.models.adapters import target_modules, wrap_for_training
 from dataflex_pipeline.models.base import load_base, load_for_scoring, precision, resolve_device
 from dataflex_pipeline.models.optimizer_states import adam_states
-from dataflex_pipeline.models.source import local_folder, model_digest, tokenizer_digest
+from dataflex_pipeline.models.source import hub_reachable, local_folder, model_digest, tokenizer_digest
 from dataflex_pipeline.models.tokenizer import load_tokenizer
 
 BODY = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -93,6 +93,42 @@ def test_unknown_architecture_and_foreign_code_are_explained(copy):
     (copy / "code.py").write_text("raise SystemExit('ran foreign code')")
     with pytest.raises(ConfigError, match=r"Python code of its own and trust_remote_code is false"):
         load_base(make_config(copy), "cpu")
+
+
+def test_weights_that_are_damaged_or_not_whole_are_refused(copy):
+    from safetensors.torch import load_file, save_file
+
+    path = copy / "model.safetensors"
+    weights = load_file(path)
+    norm = weights.pop("model.norm.weight")
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lack 1 parameters: model.norm.weight.\nThey would be random"):
+        load_base(make_config(copy), "cpu")
+    save_file(weights | {"model.norm.weight": norm[:3].clone()}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"The weights of the model .* could not be loaded"):
+        load_base(make_config(copy), "cpu")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"The weights of the model .* could not be loaded"):
+        load_base(make_config(copy), "cpu")
+
+
+def test_an_unreachable_hub_is_told_at_once(monkeypatch):
+    import socket
+    import time
+
+    def unknown(*_):
+        raise socket.gaierror("Name or service not known")
+
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    hub_reachable.cache_clear()
+    started = time.monotonic()
+    for attempt in (load_tokenizer, model_digest, lambda config: load_base(config, "cpu")):
+        with pytest.raises(UserError, match="'someone/no-such-model' could not be loaded"):
+            attempt(make_config("someone/no-such-model"))
+    assert time.monotonic() - started < 5
+    hub_reachable.cache_clear()
 
 
 def test_digests_follow_the_content_not_the_place(model, copy):

@@ -403,6 +403,34 @@ def test_dying_before_any_rename_then_the_same_call_is_identical(world, tmp_path
     print(f"{count[0]} kill points in a round of {STEPS} steps")
 
 
+def test_leftovers_of_other_settings_are_removed_and_said(world, tmp_path, monkeypatch):
+    model, pool, _ = world
+    config = make_config(model, save_steps=1)
+    with monkeypatch.context() as patch:
+        stop_at_replace(patch, 2)  # the marker of the second step
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, [0], config, pool)
+    assert (tmp_path / "round-00/training/checkpoint-1" / MARKER).is_file()
+    other = config.model_copy(update={"learning_rate": 1e-3})
+    heard = Listener()
+    assert train(tmp_path, [0], other, pool, progress=heard).mean_learning_rate < 1e-3
+    assert any("was made from other settings" in line for line in heard.lines)
+    assert not any("goes on" in line for line in heard.lines)
+
+
+def test_a_best_checkpoint_of_an_abandoned_course_is_not_taken_for_the_best(world, tmp_path):
+    model, pool, target = world
+    config = make_config(model, eval_strategy="epoch", load_best_model_at_end=True)
+    train(tmp_path, [0], config, pool, target)
+    edit = tmp_path / "best" / MARKER
+    write_json(edit, read_json(edit) | {"step": 99})
+    heard = Listener()
+    result = train(tmp_path, [1], config, pool, target, heard)
+    assert any("best/ is not the best checkpoint before this round (step 3)" in x for x in heard.lines)
+    assert result.best["round"] == 1
+    assert read_marker(tmp_path / "best").step == 2 * STEPS
+
+
 def test_finished_round_is_not_trained_again(world, tmp_path):
     model, pool, _ = world
     config = make_config(model)
@@ -544,7 +572,7 @@ def test_loss_that_is_not_finite_stops_before_anything_is_saved(world, tmp_path)
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], float("nan"))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RunError, match=r"training loss of step 1 is nan \(pool rows \d+"):
+    with pytest.raises(RunError, match=r"training loss of step 1 is nan.*\(pool rows \d+"):
         train(tmp_path / "run", [0], make_config(folder), pool)
     assert not (tmp_path / "run/round-00/checkpoint").exists()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataflex_pipeline.errors import ConfigError, CorruptError
+from dataflex_pipeline.errors import ConfigError, CorruptError, UserError
 from dataflex_pipeline.models.source import check_model_folder, explained, load_arguments, local_folder
 
 if TYPE_CHECKING:
@@ -98,18 +98,26 @@ def _load(source: str, config: Config, device: str, **arguments: Any) -> PreTrai
 
     if config.attn_implementation is not None:
         arguments["attn_implementation"] = config.attn_implementation
-    with explained(source, "weights"), _no_bars():
-        model = AutoModelForCausalLM.from_pretrained(
+    with explained(source, "weights"), no_bars():
+        model, found = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=getattr(torch, precision(config, device).dtype),
             use_safetensors=True,
+            output_loading_info=True,
             **arguments,
+        )
+    if found["missing_keys"]:
+        names = sorted(found["missing_keys"])
+        raise UserError(
+            f"The weights of '{source}' lack {len(names)} parameters: {', '.join(names[:3])}.",
+            "They would be random numbers, without a word.",
+            "Use the folder of a whole causal language model (not of an encoder or a headless one).",
         )
     return model.to(device)
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """Keep transformers' own progress bars off the console; this program has one of its own."""
     from transformers.utils import logging
 

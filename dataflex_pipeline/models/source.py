@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from safetensors import SafetensorError
 
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.store.fingerprint import files_digest
@@ -87,7 +93,7 @@ def explained(name: str, what: str) -> Iterator[None]:
     """Turn what transformers raises on an unusable model into one error that says what to do."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         found = lines[0] if lines else type(error).__name__
         if "trust_remote_code" in str(error):
@@ -98,9 +104,26 @@ def explained(name: str, what: str) -> Iterator[None]:
             ) from error
         raise UserError(
             f"The {what} of the model '{name}' could not be loaded: {found}",
-            "The name is neither a folder with a usable model nor a hub model that can be reached now.",
+            "It is neither a folder with a usable model nor a hub model that is cached or can be reached now.",
             "Check model_name_or_path (and model_revision), the network, or download the model to a folder.",
         ) from error
+
+
+@functools.cache
+def hub_reachable() -> bool:
+    """Return whether the hub's address can be resolved; asked once per process.
+
+    Without a network the hub's client would try again for nearly a minute, per file, before it looks
+    into its cache.
+    """
+    if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
+        return True
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True
 
 
 def load_arguments(config: Config) -> dict[str, Any]:
@@ -108,7 +131,7 @@ def load_arguments(config: Config) -> dict[str, Any]:
     local = local_folder(config.model_name_or_path) is not None
     return {
         "trust_remote_code": config.trust_remote_code,
-        "local_files_only": local,
+        "local_files_only": local or not hub_reachable(),
         **({} if local or config.model_revision is None else {"revision": config.model_revision}),
     }
 

@@ -15,7 +15,7 @@ from dataflex_pipeline.store.atomic import atomic_folder
 from dataflex_pipeline.training.course import LOG, Course, Judge, StepLog, result_of
 from dataflex_pipeline.training.marker import MARKER, missing_pieces, write_marker
 from dataflex_pipeline.training.plan import RoundPlan
-from dataflex_pipeline.training.trainer import WeightedTrainer, refuse_bad_loss, remove_unkept, writing
+from dataflex_pipeline.training.trainer import WeightedTrainer, refuse_not_finite, remove_unkept, writing
 
 if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
@@ -57,7 +57,7 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
         """Book the step and decide what follows it."""
         self.step = state.global_step
         loss = self.trainer.take_step_loss()
-        refuse_bad_loss(loss, self.step, self._rows_of_step())
+        refuse_not_finite(loss, self.trainer.norm_of_step, self.step, self._rows_of_step())
         self.log.step(self.step, loss, self.rate, self.trainer.norm_of_step)
         self._report(loss)
         last = self.step == self.plan.last_step
@@ -102,11 +102,11 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
                 f"step {self.step}/{self.plan.horizon}: loss {loss:.4f}, learning rate {self.rate:.3g}"
             )
 
-    def say_stream_restarted(self, process: int) -> None:
-        """Say that a process continues a checkpoint made with another number of processes."""
+    def say_streams_restarted(self) -> None:
+        """Say that the training continues a checkpoint made with another number of processes."""
         self.progress.say(
-            f"Process {process} has no random state in the checkpoint (another number of processes made "
-            "it); its dropout starts a stream of its own."
+            "Another number of processes made the checkpoint, so the random streams start anew; that "
+            "changes dropout and nothing else."
         )
 
     def keep_best(self, trainer: WeightedTrainer) -> None:

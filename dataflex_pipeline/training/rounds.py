@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING
 
-from dataflex_pipeline.api import Progress
-from dataflex_pipeline.errors import ConfigError, RunError
+from dataflex_pipeline.api import Progress, Silent
+from dataflex_pipeline.errors import ConfigError, RunError, UserError
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.atomic import commit, write_text
 from dataflex_pipeline.store.parts import PartedTable
@@ -52,7 +53,9 @@ def train_round(
     if finished is None:
         rule = _check_settings(config, plan, target)
         before = checkpoint_before(plan)
-        finished = _run(config, plan, pool, target, progress, rule, before)
+        # Every process trains, the first one reports.
+        listener = progress if os.environ.get("RANK", "0") == "0" else Silent()
+        finished = _run(config, plan, pool, target, listener, rule, before)
     return _result(finished)
 
 
@@ -67,9 +70,10 @@ def _run(
 ) -> Marker:
     from accelerate import PartialState
 
+    from dataflex_pipeline.models.base import no_bars
     from dataflex_pipeline.training.arguments import tracker_environment, training_arguments
 
-    with tracker_environment(config, plan.run_folder):
+    with tracker_environment(config, plan.run_folder), no_bars():
         arguments = training_arguments(config, plan)
         with arguments.main_process_first():
             inside = newest_inside(plan, progress)
@@ -113,6 +117,8 @@ def _train(
     start: Start,
     arguments: SFTConfig,
 ) -> None:
+    from torch import OutOfMemoryError
+
     from dataflex_pipeline.training.conductor import Conductor
 
     conductor = Conductor(config, plan, start.course, start.log, rule, progress)
@@ -121,6 +127,13 @@ def _train(
     progress.start(f"train round {plan.round}", total, unit, done=start.step - plan.first_step)
     try:
         trainer.train(resume_from_checkpoint=None if start.folder is None else str(start.folder))
+    except OutOfMemoryError as error:
+        raise UserError(
+            f"The memory of {arguments.device} is too small: {str(error).splitlines()[0]}",
+            f"A forward pass holds {config.per_device_train_batch_size} rows of up to {config.cutoff_len} tokens.",
+            "Lower per_device_train_batch_size and raise gradient_accumulation_steps (in a new run), set "
+            "gradient_checkpointing: true, or lower cutoff_len.",
+        ) from error
     finally:
         progress.finish()
 

@@ -141,15 +141,16 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
         return torch.cat(rows).sum(0)  # [3]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        name = f"rng_state_{self.args.process_index}.pth" if self.args.world_size > 1 else "rng_state.pth"
-        if checkpoint is None or (Path(checkpoint) / name).is_file():
+        world = self.args.world_size
+        names = ["rng_state.pth"] if world == 1 else [f"rng_state_{rank}.pth" for rank in range(world)]
+        if checkpoint is None or all((Path(checkpoint) / name).is_file() for name in names):
             super()._load_rng_state(checkpoint)
             return
         # Another number of processes than the checkpoint was made with: dropout, if there is any, cannot
         # be what it would have been; it must still not be the same on every process.
         step = self.state.global_step
         set_seed(derive_seed(self.stream_seed, "resume", step, self.args.process_index) % 2**32)
-        self.conductor.say_stream_restarted(self.args.process_index)
+        self.conductor.say_streams_restarted()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -188,11 +189,11 @@ def remove_unkept(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def refuse_bad_loss(loss: float, step: int, rows: list[int]) -> None:
-    """Raise RunError when the loss of a step is not finite."""
-    if not math.isfinite(loss):
+def refuse_not_finite(loss: float, norm: float, step: int, rows: list[int]) -> None:
+    """Raise RunError when the loss of a step or the norm of its gradient is not finite."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
         raise RunError(
-            f"The training loss of step {step} is {loss} (pool rows {', '.join(map(str, rows[:8]))}...).",
+            f"The training loss of step {step} is {loss}, its gradient's norm {norm} (pool rows {', '.join(map(str, rows[:8]))}...).",
             "A weight update with it would spoil the model; nothing was saved after the last checkpoint.",
             "Lower learning_rate, set max_grad_norm, or look at those rows.",
         )

@@ -1,0 +1,44 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """The embedded demo in full, the one that `make round` uses: made once, kept in runs/."""
+    from dataflex_pipeline.demo import ensure_demo
+
+    return ensure_demo(REPOSITORY / "runs", print)
+
+
+@pytest.fixture(scope="session")
+def tiny_demo(tmp_path_factory):
+    """A demo of a few hundred rows and a barely trained model, made in seconds."""
+    from dataflex_pipeline.demo import DemoSettings, ensure_demo
+    from dataflex_pipeline.demo.corpus import CorpusSettings
+    from dataflex_pipeline.demo.pretrain import ModelSettings
+
+    settings = DemoSettings(
+        CorpusSettings(pool_rows=200, target_rows=16, test_rows=8),
+        ModelSettings(hidden=64, layers=2, heads=2, intermediate=128, steps=20, batch_rows=16, threads=1),
+    )
+    return ensure_demo(tmp_path_factory.mktemp("tiny"), print, settings)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real data sets beside the checkout, where there is one."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the folder of real data sets (../shared/data) is not there")
+    return SHARED_DATA
