@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from surroundings import surroundings
 
 from dataflex_pipeline.sampling import DrawSettings, draw, row_uniforms
 from dataflex_pipeline.schemas import PROBABILITIES, SCORES
@@ -104,27 +102,6 @@ def measure(name: str, folder: Path, selected: int, repeat: int) -> dict[str, fl
 def peak_mib() -> float:
     """Return the peak resident memory of this process so far, MiB (Linux counts in KiB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def surroundings() -> dict[str, Any]:
-    """Return hardware, commit and versions."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": model[0].partition(":")[2].strip() if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "load_before": os.getloadavg()[0],
-        "commit": commit.stdout.strip() or "not a git checkout",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("dataflex-pipeline", "numpy", "pyarrow")},
-    }
 
 
 def in_own_process(name: str, folder: Path, args: argparse.Namespace) -> dict[str, float]:

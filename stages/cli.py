@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import logging
-import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -41,6 +39,7 @@ Settings = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the configuration.")
 ]
 EXAMPLES = "[bold]Example[/bold]  "
+INTERRUPTED = 130
 
 
 @app.callback(invoke_without_command=True)
@@ -164,25 +163,26 @@ def status(
 
 def main() -> None:
     """Run the command: exit code 0 done, 1 our failure, 2 the user's mistake, 130 interrupted."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.captureWarnings(True)
-    from stages import console
-
     try:
         app(standalone_mode=True)
     except DataflexError as error:
-        console.fail(error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.err.print("interrupted; the same command goes on from here")
-        sys.exit(130)
+        _leave(error)
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:  # typer has turned the KeyboardInterrupt into this
+            typer.echo("interrupted; the same command goes on from here", err=True)
+        raise
     except Exception as error:
         full = disk_full(error)
         if full is None:
             raise
-        console.fail(full)
-        sys.exit(full.exit_code)
+        _leave(full)
+
+
+def _leave(error: DataflexError) -> NoReturn:
+    from stages import console
+
+    console.fail(error)
+    sys.exit(error.exit_code)
 
 
 def disk_full(error: BaseException) -> DataflexError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +21,7 @@ def warmup(config: Path | None, settings: list[str], run: str | None, overwrite:
     from stages import round as rounds
 
     context = open_context(_options(config, settings, run, None, overwrite))
-    sources = rounds.check_before_start(context)
-    with context.writing():
-        outcomes = rounds.warmup(context, sources)
-    outcome.report(outcomes, rounds.next_after(context, 0))
+    _up_to(context, 0, rounds.next_after)
 
 
 def round_(
@@ -36,10 +34,16 @@ def round_(
     context = open_context(_options(config, settings, run, method, overwrite))
     last = context.given.update_times if number is None else number
     context.check_round(last)
-    sources = rounds.check_before_start(context)
+    _up_to(context, last, rounds.next_after)
+
+
+def _up_to(context: Context, last: int, next_steps: Callable[[Context, int], list[str]]) -> None:
+    from stages import round as rounds
+
+    sources = rounds.check_before_start(context, last)
     with context.writing():
         outcomes = rounds.rounds(context, last, sources)
-    outcome.report(outcomes, rounds.next_after(context, last))
+    outcome.report(context.run.folder, outcomes, next_steps(context, last))
 
 
 def score(
@@ -56,8 +60,9 @@ def score(
 
     context = open_context(_options(config, settings, run, None, overwrite))
     name = method or context.given.component_name
-    next_step = f"select:  dataflex select --round {number} --method {name}"
-    _one_stage(context, number, check_scored_round, lambda: stage(context, number, name), next_step)
+    # The settings given now are not kept in run.yaml, so the next step needs them too.
+    next_step = _command("select", f"--round {number} --method {name}", context, settings)
+    _one_stage(context, number, check_scored_round, lambda: [stage(context, number, name)], next_step)
 
 
 def select(
@@ -74,32 +79,47 @@ def select(
 
     context = open_context(_options(config, settings, run, None, overwrite))
     name = method or context.given.component_name
-    next_step = f"train:  dataflex train-round --round {number}"
-    _one_stage(context, number, check_scored_round, lambda: stage(context, number, name), next_step)
+    next_step = _command("train-round", f"--round {number}", context)
+    _one_stage(context, number, check_scored_round, lambda: [stage(context, number, name)], next_step)
 
 
 def train_round(
     config: Path | None, settings: list[str], run: str | None, number: int, overwrite: bool
 ) -> None:
     """Train one round on its index."""
+    from stages.final_adapter import publish_adapter
     from stages.train_round import train as stage
 
     context = open_context(_options(config, settings, run, None, overwrite))
-    next_step = f"go on:  dataflex score --round {number + 1}"
-    _one_stage(context, number, Context.check_round, lambda: stage(context, number), next_step)
+    is_last = number >= context.given.update_times
+    next_step = None if is_last else _command("score", f"--round {number + 1}", context)
+    _one_stage(
+        context,
+        number,
+        Context.check_round,
+        lambda: [stage(context, number), *publish_adapter(context)],
+        next_step,
+    )
+
+
+def _command(name: str, options: str, context: Context, settings: list[str] | None = None) -> str:
+    named = ("runs_dir", "output_dir")  # said by ``again``
+    given = shlex.join(text for text in settings or [] if text.partition("=")[0] not in named)
+    return f"{name}:  dataflex {name} {options} {context.again} {given}".rstrip()
 
 
 def _one_stage(
     context: Context,
     number: int,
     check: Callable[[Context, int], None],
-    stage: Callable[[], outcome.Outcome],
-    next_step: str,
+    stage: Callable[[], list[outcome.Outcome]],
+    next_step: str | None,
 ) -> None:
+    from stages.existing import check_settings
+
     require_run(context)
     check(context, number)
-    if context.run.folder.name and "--run" not in next_step:
-        next_step += f" --run {context.run.folder.name}"
+    check_settings(context)
     with context.writing():
         done = stage()
-    outcome.report([done], [next_step])
+    outcome.report(context.run.folder, done, [next_step] if next_step else [])

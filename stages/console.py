@@ -1,165 +1,55 @@
-"""What the commands print: lines, progress with rate and time left, tables, errors."""
+"""What the commands print: lines, tables, errors. Progress is in stages/progress.py."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 
-from dataflex_pipeline.api import Progress as ProgressProtocol
 from dataflex_pipeline.errors import DataflexError
 
-PLAIN_INTERVAL = 10.0
-"""Seconds between two progress lines where there is no terminal."""
-
+# Made at import: rich decides then about NO_COLOR, and colours only reach a terminal. Long lines are left
+# to the terminal, so that a path can be copied whole.
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def line(text: str, style: str | None = None) -> None:
     """Print one line as it is: square brackets in it are not markup."""
-    out.print(text, style=style, markup=False)
+    out.print(text, style=style, markup=False, emoji=False)
 
 
 def fail(error: DataflexError) -> None:
     """Print an error in its three parts."""
     err.print("error: ", style="bold red", end="")
-    err.print(error.what, markup=False)
-    err.print(error.why, markup=False)
+    err.print(error.what, markup=False, emoji=False)
+    err.print(error.why, markup=False, emoji=False)
     err.print("-> ", style="bold", end="")
-    err.print(error.fix, markup=False)
+    err.print(error.fix, markup=False, emoji=False)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; without a terminal as tab-separated lines, for scripts."""
     if not out.is_terminal:
-        line(f"{title}")
+        line(title)
         for row in [columns, *rows]:
             line("\t".join(row))
         return
-    table = Table(title=title, title_justify="left", header_style="bold")
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(title), title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE
+    )
     for name in columns:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    out.print(table)
+        table.add_row(*(Text(cell) for cell in row))
+    out.print(table, soft_wrap=False)
 
 
-def progress() -> ProgressProtocol:
-    """Return a progress bar in a terminal, plain lines elsewhere."""
-    return BarProgress() if out.is_terminal else PlainProgress()
-
-
-class BarProgress:
-    """A live bar with rate and time left."""
-
-    def __init__(self) -> None:
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._unit = ""
-        self._counted = 0
-        self._began = 0.0
-
-    def start(self, what: str, total: int | None, unit: str, done: int = 0) -> None:
-        """Show a bar."""
-        self.finish()
-        self._unit, self._counted, self._began = unit, 0, time.monotonic()
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=out,
-        )
-        self._bar.start()
-        self._task = self._bar.add_task(what, total=total, completed=done, rate="")
-
-    def advance(self, n: int) -> None:
-        """Move the bar."""
-        if self._bar is None:
-            return
-        self._counted += n
-        rate = self._counted / max(time.monotonic() - self._began, 1e-9)
-        self._bar.update(self._task, advance=n, rate=f"{rate:,.1f} {self._unit}/s")
-
-    def finish(self) -> None:
-        """Leave the finished bar on the screen."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def say(self, line_text: str) -> None:
-        """Print a line above the bar."""
-        line(line_text)
-
-
-class PlainProgress:
-    """A line at the start, every few seconds, and at the end."""
-
-    def __init__(self) -> None:
-        self._what = ""
-        self._unit = ""
-        self._total: int | None = None
-        self._done = 0
-        self._counted = 0
-        self._began = 0.0
-        self._spoke = 0.0
-        self._running = False
-
-    def start(self, what: str, total: int | None, unit: str, done: int = 0) -> None:
-        """Say what begins, and how much of it is there already."""
-        self.finish()
-        self._what, self._unit, self._total = what, unit, total
-        self._done, self._counted = done, 0
-        self._began = self._spoke = time.monotonic()
-        self._running = True
-        there = f", {done:,} already done" if done else ""
-        size = f" ({total:,} {unit}{there})" if total is not None else ""
-        line(f"  {what}{size}")
-
-    def advance(self, n: int) -> None:
-        """Count; speak when it is time."""
-        self._done += n
-        self._counted += n
-        if time.monotonic() - self._spoke >= PLAIN_INTERVAL:
-            self._spoke = time.monotonic()
-            self._status()
-
-    def _status(self) -> None:
-        rate = self._counted / max(time.monotonic() - self._began, 1e-9)
-        if self._total is None:
-            line(f"  {self._what}: {self._done:,} {self._unit}, {rate:,.1f}/s")
-            return
-        left = (self._total - self._done) / rate if rate else 0.0
-        there = f"{self._done:,} of {self._total:,} {self._unit}"
-        line(f"  {self._what}: {there}, {rate:,.1f}/s, {left:.0f} s left")
-
-    def finish(self) -> None:
-        """Say how it went."""
-        if self._running:
-            self._running = False
-            seconds = time.monotonic() - self._began
-            rate = self._counted / max(seconds, 1e-9)
-            line(f"  {self._what}: {self._done:,} {self._unit} in {seconds:.1f} s ({rate:,.1f}/s)")
-
-    def say(self, line_text: str) -> None:
-        """Print a line."""
-        line(line_text)
-        sys.stdout.flush()
+def shown(path: Path, below: Path) -> str:
+    """Return a path as it is shown: relative to the run folder, which is named once, where it lies in it."""
+    return str(path.relative_to(below)) if path.is_relative_to(below) else str(path)

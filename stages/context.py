@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +20,16 @@ from dataflex_pipeline.errors import RunError, UserError
 from dataflex_pipeline.methods import build_method, method_class
 from dataflex_pipeline.store.run import RunFolder, provenance
 from stages import console
+from stages.libraries import quieten
+from stages.memo import Memo
+from stages.progress import progress
 
 if TYPE_CHECKING:
     from dataflex_pipeline.demo import Demo
 
 DEMO = "demo"
+NAMING_KEYS = ("runs_dir", "output_dir", "dataset", "component_name")
+"""Settings that the place of a run follows from."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,15 @@ class Context:
         loaded: the configuration as given, with what was said about it.
         run: the run folder. overwrite: see Options.
         config_path: the configuration file, if one was given.
-        progress: where to report.
+        progress: where to report. said: notices that were shown already.
     """
 
     loaded: Loaded
     run: RunFolder
     overwrite: bool = False
     config_path: Path | None = None
-    progress: Progress = field(default_factory=console.progress)
+    progress: Progress = field(default_factory=progress)
+    said: set[str] = field(default_factory=set)
 
     @property
     def given(self) -> Config:
@@ -82,6 +89,20 @@ class Context:
         if self.given.eval_dataset == DEMO:
             changed["eval_dataset"] = str(self.demo.target)
         return self.given.model_copy(update=changed)
+
+    @property
+    def again(self) -> str:
+        """The options that name this run in another command, whatever named it in this one."""
+        folder, runs = self.run.folder, self.given.runs_dir
+        if folder.parent != Path(runs):
+            return shlex.join([f"output_dir={folder}"])
+        elsewhere = [] if runs == Config.model_fields["runs_dir"].default else [f"runs_dir={runs}"]
+        return shlex.join(["--run", folder.name, *elsewhere])
+
+    @cached_property
+    def memo(self) -> Memo:
+        """What this run knows of its sources and its model from the last time."""
+        return Memo(self.run.folder / "sources.json")
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -111,6 +132,10 @@ class Context:
     def method(self, name: str) -> tuple[Method, ComponentEntry]:
         """Return a method with its parameters checked, and its entry."""
         entry = self.entry(name)
+        for notice in entry.notices:
+            if notice not in self.said:
+                self.said.add(notice)
+                self.progress.say(f"note: {notice}")
         kind = method_class(entry.kind, Path(entry.file) if entry.file else None, entry.module)
         return build_method(name, kind, dict(entry.params), entry.where), entry
 
@@ -127,15 +152,27 @@ class Context:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Own the run for writing. A mistake found before anything was done leaves no folder behind."""
-        existed = self.run.folder.exists()
+        """Own the run for writing; what was read of the sources is remembered at the end.
+
+        A mistake found before a run has begun leaves nothing behind, not even the folders above it.
+        """
+        missing = [path for path in (self.run.folder, *self.run.folder.parents) if not path.exists()]
         try:
             with self.run.lock():
-                yield
+                try:
+                    yield
+                    self.memo.save()
+                except UserError:
+                    if missing and not self.run.exists():
+                        shutil.rmtree(self.run.folder)
+                    raise
         except UserError:
-            if not existed and not self.run.exists():
-                shutil.rmtree(self.run.folder, ignore_errors=True)
+            for path in missing:
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
             raise
+        finally:
+            self.progress.finish()
 
     def save_settings(self) -> None:
         """Write run.yaml: the configuration as given, replayable, with the record beside it."""
@@ -147,23 +184,31 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def open_context(options: Options) -> Context:
+def open_context(options: Options, quiet: Progress | None = None) -> Context:
     """Load the configuration and find the run folder; nothing is written.
 
     The configuration of an existing run is its own run.yaml, under the overrides given now; a
     configuration file given now takes its place.
+
+    Args:
+        options: of the command. quiet: where to report instead of the console.
     """
+    quieten()
     overrides = list(options.overrides)
     if options.method is not None:
         overrides.append(f"component_name={options.method}")
-    loaded = load_config(options.config, overrides)
-    folder = run_folder(loaded, options)
-    run = RunFolder(folder)
-    if options.config is None and run.exists():
-        loaded = load_config(None, overrides, base=run.read()[0])
+    if options.config is not None:
+        loaded = load_config(options.config, overrides)
+        run = RunFolder(run_folder(loaded, options))
+    else:
+        # Where the run is comes first: its own settings are what the other overrides lie over.
+        naming = [text for text in overrides if text.partition("=")[0].strip() in NAMING_KEYS]
+        run = RunFolder(run_folder(load_config(None, naming), options))
+        base = run.read()[0] if run.exists() else None
+        loaded = load_config(None, overrides, base=base)
     for notice in loaded.notices:
         console.line(f"note: {notice}", style="yellow")
-    return Context(loaded, run, options.overwrite, options.config)
+    return Context(loaded, run, options.overwrite, options.config, progress=quiet or progress())
 
 
 def run_folder(loaded: Loaded, options: Options) -> Path:

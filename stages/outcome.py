@@ -25,18 +25,18 @@ class Outcome:
     found: str
 
 
-def report(outcomes: Sequence[Outcome], next_steps: Sequence[str]) -> None:
-    """Print what happened, what was found, where it is, and what to do next."""
+def report(run: Path, outcomes: Sequence[Outcome], next_steps: Sequence[str]) -> None:
+    """Print what happened, what was found, where it is below the run folder, and what to do next."""
     rows = [
         [
             outcome.stage,
             f"{outcome.seconds:.1f} s" if outcome.done else "up to date",
             outcome.found,
-            str(outcome.output),
+            console.shown(outcome.output, run),
         ]
         for outcome in outcomes
     ]
-    console.print_table("Summary", ["stage", "time", "result", "where"], rows)
+    console.print_table(f"Summary of {run}", ["stage", "time", "result", "where"], rows)
     if next_steps:
         console.line("Next:")
         for step in next_steps:

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline.api import Split
-from dataflex_pipeline.data.prepare import ingredients, prepare
+from dataflex_pipeline.data.prepare import ingredients, prepare, worker_count
 from dataflex_pipeline.data.scan import Scan, scan_sources
 from dataflex_pipeline.data.settings import DataSettings
+from dataflex_pipeline.data.sources import resolve_sources
 from dataflex_pipeline.errors import RunError
 from dataflex_pipeline.models.source import tokenizer_digest
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import is_complete, is_current
 from stages.context import Context
+from stages.memo import sources_key
 from stages.outcome import Outcome
 
 MAX_WORKERS = 8
@@ -25,7 +27,6 @@ MAX_WORKERS = 8
 def data_settings(context: Context, split: Split) -> DataSettings:
     """Return what decides the rows of the pool or the target."""
     config = context.config
-    workers = config.preprocessing_num_workers or min(os.cpu_count() or 1, MAX_WORKERS)
     return DataSettings(
         datasets=context.datasets(split),
         dataset_dir=config.dataset_dir,
@@ -37,7 +38,7 @@ def data_settings(context: Context, split: Split) -> DataSettings:
         tags=config.data_tags,
         default_system=config.default_system,
         group_column=config.eval_group_column if split == "target" else None,
-        workers=workers,
+        workers=config.preprocessing_num_workers or min(os.cpu_count() or 1, MAX_WORKERS),
     )
 
 
@@ -61,10 +62,24 @@ class Source:
 
 
 def look(context: Context, split: Split) -> Source:
-    """Resolve and scan the sources of a split; every mistake in them shows here, nothing is written."""
+    """Resolve and scan the sources of a split; every mistake in them shows here, nothing is written.
+
+    Sources that are those of the last command are not read again: the run remembers what they were.
+    """
     settings = data_settings(context, split)
-    scan = scan_sources(settings, context.progress)
-    return Source(settings, scan, ingredients(settings, scan, tokenizer_digest(context.config), split))
+    sources = resolve_sources(settings)
+    key = sources_key(settings, sources)
+    scan = context.memo.scan(split, key, sources)
+    if scan is None:
+        try:
+            scan = scan_sources(settings, context.progress)
+        finally:
+            context.progress.finish()
+        context.memo.keep(split, key, scan)
+    if context.config.preprocessing_num_workers is None:  # ours to choose, so without a word
+        settings = dataclasses.replace(settings, workers=worker_count(settings.workers, scan.n_rows))
+    tokenizer = tokenizer_digest(context.config, context.memo.digest)
+    return Source(settings, scan, ingredients(settings, scan, tokenizer, split))
 
 
 def prepare_split(context: Context, split: Split, source: Source) -> Outcome:
@@ -79,12 +94,13 @@ def prepare_split(context: Context, split: Split, source: Source) -> Outcome:
             source.settings,
             source.scan,
             context.config.model_name_or_path,
-            tokenizer_digest(context.config),
+            tokenizer_digest(context.config, context.memo.digest),
             folder,
             split,
             context.progress,
             trust_remote_code=context.config.trust_remote_code,
         )
+        context.memo.save()
         context.run.note(stage=f"prepare {split}", seconds=time.monotonic() - began, rows=table.n_rows)
     return Outcome(split, folder, not current, time.monotonic() - began, describe(table))
 

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
+from dataflex_pipeline.api import Split
 from dataflex_pipeline.errors import UserError
 from stages import console
 from stages.context import Context
+from stages.existing import check_existing
+from stages.final_adapter import publish_adapter
 from stages.outcome import Outcome
+from stages.preflight import check_model
 from stages.prepare import Source, has_target, look, prepare_split
 from stages.score import score
 from stages.select_index import draw_warmup, select
 from stages.train_round import ended_early, train
 
 
-def check_before_start(context: Context) -> dict[str, Source]:
-    """Find every mistake that can be found before anything is written: data, model, method."""
+def check_before_start(context: Context, last: int) -> dict[Split, Source]:
+    """Find every mistake that can be found before anything is written.
+
+    The method and its parameters, the data, what is on disk from other settings, and the model.
+    """
     context.method(context.given.component_name)
-    sources = {"pool": look(context, "pool")}
+    sources: dict[Split, Source] = {"pool": look(context, "pool")}
     if has_target(context):
         sources["target"] = look(context, "target")
+    check_existing(context, last, sources)
+    check_model(context)
     return sources
 
 
-def warmup(context: Context, sources: dict[str, Source]) -> list[Outcome]:
+def warmup(context: Context, sources: dict[Split, Source]) -> list[Outcome]:
     """Prepare the data, draw uniformly, train round 0."""
-    outcomes = [prepare_split(context, "pool", sources["pool"])]
-    if "target" in sources:
-        outcomes.append(prepare_split(context, "target", sources["target"]))
+    # The target first: it is the smaller one, so mistakes in it show sooner.
+    prepared = {split: prepare_split(context, split, sources[split]) for split in reversed(sources)}
     context.save_settings()
-    outcomes.append(draw_warmup(context))
-    outcomes.append(train(context, 0))
-    return outcomes
+    return [*(prepared[split] for split in sources), draw_warmup(context), train(context, 0)]
 
 
-def rounds(context: Context, last: int, sources: dict[str, Source]) -> list[Outcome]:
+def rounds(context: Context, last: int, sources: dict[Split, Source]) -> list[Outcome]:
     """Do whatever is missing up to round ``last``; stops where early stopping ended the run."""
-    context.check_round(last)
     outcomes = warmup(context, sources)
     for number in range(1, last + 1):
         if ended_early(context, number - 1):
@@ -42,8 +47,9 @@ def rounds(context: Context, last: int, sources: dict[str, Source]) -> list[Outc
                 f"The run ended in round {number - 1} by early stopping; there is nothing to do after it."
             )
             break
+        publish_adapter(context)
         outcomes += one_round(context, number)
-    return outcomes
+    return outcomes + publish_adapter(context)
 
 
 def one_round(context: Context, number: int) -> list[Outcome]:
@@ -55,10 +61,9 @@ def one_round(context: Context, number: int) -> list[Outcome]:
 
 def next_after(context: Context, last: int) -> list[str]:
     """Say what can be done after round ``last``."""
-    folder = context.run.folder
-    steps = [f"see what there is:  dataflex status --run {folder.name}"]
+    steps = [f"see what there is:  dataflex status {context.again}"]
     if last < context.given.update_times and not ended_early(context, last):
-        steps.insert(0, f"go on:  dataflex round {last + 1} --run {folder.name}")
+        steps.insert(0, f"go on:  dataflex round {last + 1} {context.again}")
     return steps
 
 

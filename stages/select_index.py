@@ -14,6 +14,7 @@ from dataflex_pipeline.sampling.draw import Drawn, DrawSettings, draw, draw_unif
 from dataflex_pipeline.sampling.probabilities import write_probabilities
 from dataflex_pipeline.schemas import INDEX
 from dataflex_pipeline.seeds import derive_seed
+from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import is_current
 from dataflex_pipeline.store.tables import TableFile, table_writer
 from stages.context import Context
@@ -65,14 +66,46 @@ def draw_warmup(context: Context) -> Outcome:
     """Write the index of round 0: valid rows of the pool, drawn uniformly."""
     began = time.monotonic()
     pool = open_split(context, "pool")
-    settings = draw_settings(context, 0, "sample", replacement=False)
-    wanted = {"table": "index", "pool": pool.fingerprint, "draw": _settings_as_ingredients(settings)}
+    settings = warmup_draw(context)
+    wanted = wanted_warmup_index(pool, settings)
     output = context.run.round(0).index
     current = is_current(output, wanted, "The index of the warm-up", overwrite=context.overwrite)
     if not current:
         _write_index(context, output, draw_uniform(pool, settings), wanted, {"round": "0"})
-    found = f"{settings.positions:,} positions drawn uniformly"
+    found = f"{TableFile(output).metadata.get('found', '')}, drawn uniformly"
     return Outcome("select, warm-up", output, not current, time.monotonic() - began, found)
+
+
+def warmup_draw(context: Context) -> DrawSettings:
+    """Return how the rows of round 0 are drawn."""
+    return draw_settings(context, 0, "sample", replacement=False)
+
+
+def wanted_warmup_index(pool: PartedTable, settings: DrawSettings) -> dict[str, Any]:
+    """Return what the index of round 0 is made from."""
+    return {"table": "index", "pool": pool.fingerprint, "draw": _settings_as_ingredients(settings)}
+
+
+def wanted_probabilities(context: Context, scoring: Scoring, scores: TableFile) -> dict[str, Any]:
+    """Return what a method's probability table of a round is made from."""
+    return {
+        "table": "probabilities",
+        "scores": scores.fingerprint,
+        "params": scoring.wanted["params"],
+        "draw": _settings_as_ingredients(round_settings(context, scoring, scores)),
+    }
+
+
+def wanted_index(
+    context: Context, scoring: Scoring, scores: TableFile, probabilities: TableFile
+) -> dict[str, Any]:
+    """Return what the index of a round is made from."""
+    return {
+        "table": "index",
+        "method": scoring.name,
+        "probabilities": probabilities.fingerprint,
+        "draw": _settings_as_ingredients(round_settings(context, scoring, scores)),
+    }
 
 
 def select(context: Context, number: int, name: str) -> Outcome:
@@ -80,13 +113,8 @@ def select(context: Context, number: int, name: str) -> Outcome:
     began = time.monotonic()
     scoring = plan_scoring(context, number, name)
     scores = _finished_scores(context, scoring)
-    settings = _round_settings(context, scoring, scores)
-    wanted = {
-        "table": "probabilities",
-        "scores": scores.fingerprint,
-        "params": scoring.wanted["params"],
-        "draw": _settings_as_ingredients(settings),
-    }
+    settings = round_settings(context, scoring, scores)
+    wanted = wanted_probabilities(context, scoring, scores)
     where = context.run.round(number)
     output = where.probabilities(name)
     current = is_current(
@@ -116,7 +144,8 @@ def _finished_scores(context: Context, scoring: Scoring) -> TableFile:
     return TableFile(path)
 
 
-def _round_settings(context: Context, scoring: Scoring, scores: TableFile) -> DrawSettings:
+def round_settings(context: Context, scoring: Scoring, scores: TableFile) -> DrawSettings:
+    """Return how the rows of a scored round are drawn."""
     strategy = context.given.strategy or scoring.method.default_strategy
     replacement = context.given.replacement
     if replacement is None:
@@ -148,12 +177,7 @@ def _select_index(
 ) -> Outcome:
     where = context.run.round(scoring.selection.round)
     probabilities = TableFile(where.probabilities(scoring.name))
-    wanted = {
-        "table": "index",
-        "method": scoring.name,
-        "probabilities": probabilities.fingerprint,
-        "draw": _settings_as_ingredients(settings),
-    }
+    wanted = wanted_index(context, scoring, scores, probabilities)
     what = f"The index of round {scoring.selection.round}"
     current = is_current(where.index, wanted, what, overwrite=context.overwrite)
     if not current:

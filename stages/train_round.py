@@ -64,7 +64,7 @@ def wanted_checkpoint(context: Context, number: int, index_fingerprint: str) -> 
         "round": number,
         "index": index_fingerprint,
         "previous": None if before is None else digest(found_ingredients(before) or {}),
-        "model": model_digest(context.config),
+        "model": model_digest(context.config, context.memo.digest),
         "adapter": _adapter_digest(context),
         "pool": open_split(context, "pool").fingerprint,
         "target": open_split(context, "target").fingerprint if evaluates else None,

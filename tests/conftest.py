@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Same examples on every run, and no deadlines: a busy machine is no failure.
+settings.register_profile("dataflex", deadline=None, derandomize=True)
+settings.load_profile("dataflex")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

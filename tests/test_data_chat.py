@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from data_fixtures import byte_tokenizer
@@ -260,6 +261,20 @@ def test_mistral_writes_tools_as_version_3(tokenizer):
         '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Bern"}, "id": "call00000"}]</s>'
         '[TOOL_RESULTS] {"content": {"t": 7}, "call_id": "call00000"}[/TOOL_RESULTS] 7 degrees.</s>'
     )
+
+
+@pytest.mark.parametrize(("name", "file"), [("qwen", "qwen2_5"), ("llama3", "llama3"), ("gemma3", "gemma3")])
+def test_template_equals_the_one_that_trl_carries(tmp_path, tokenizer, name, file):
+    import trl
+
+    path = Path(trl.__file__).parent / "chat_templates" / f"{file}.jinja"
+    if not path.is_file():
+        pytest.skip(f"this version of trl carries no {path.name}")
+    theirs = own_template(tmp_path, path.read_text(encoding="utf-8"))
+    ours = ChatFormat(tokenizer, named_template(name))
+    rows = [conversation(*TWO_TURNS), conversation(*WITH_SYSTEM), *([CALLING] if name == "qwen" else [])]
+    for row in rows:
+        assert ours.pieces(row) == theirs.pieces(row)
 
 
 def test_families_without_tools_get_them_in_the_system_prompt(tokenizer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataflex_pipeline.data.columns import ColumnTypes
@@ -232,6 +232,7 @@ def test_row_id_is_of_the_content_and_nothing_else():
     assert read(with_tools).row_id != same[0].row_id
 
 
+@settings(deadline=None)
 @given(
     values=st.lists(
         st.none()

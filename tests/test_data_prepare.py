@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import tracemalloc
 from dataclasses import replace
@@ -14,10 +15,11 @@ from data_fixtures import Lines, alpaca_rows, byte_tokenizer, write_jsonl
 
 from dataflex_pipeline.api import Silent
 from dataflex_pipeline.data import DataSettings, ingredients, prepare, scan_sources
-from dataflex_pipeline.errors import ConfigError, CorruptError, DataError
+from dataflex_pipeline.errors import ConfigError, CorruptError, DataError, DataflexError
 from dataflex_pipeline.schemas import GROUP, PREPARED
 from dataflex_pipeline.store.fingerprint import changes, digest
 
+preparing = importlib.import_module("dataflex_pipeline.data.prepare")  # the name is also the function's
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
@@ -26,13 +28,6 @@ def tokenizer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     byte_tokenizer(folder, extra=("<|im_start|>", "<|im_end|>"))
     return str(folder)
-
-
-@pytest.fixture
-def module():
-    import importlib
-
-    return importlib.import_module("dataflex_pipeline.data.prepare")
 
 
 def wanted(folder: Path, *names: str, **more) -> DataSettings:
@@ -116,7 +111,7 @@ def test_a_label_at_position_0_does_not_count_because_it_is_never_predicted(tmp_
     )
     write_jsonl(tmp_path / "a.jsonl", [{"prompt": "A", "completion": text} for text in ("A", "AB")])
     one, two = rows_of(run(tmp_path, str(folder), wanted(tmp_path, template=None)))
-    assert (one["valid"], one["reason"]) == (False, "the response has no tokens")
+    assert (one["valid"], one["reason"]) == (False, "the response has no token that can be predicted")
     assert (two["valid"], two["n_response_tokens"]) == (True, 1)
 
 
@@ -171,19 +166,19 @@ def test_template_errors_come_before_anything_is_written(tmp_path, tokenizer_fol
     assert not (tmp_path / "out").exists()
 
 
-def small_parts(monkeypatch, module):
-    monkeypatch.setattr(module, "PART_ROWS", 64)
-    monkeypatch.setattr(module, "CHUNK_ROWS", 16)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(preparing, "PART_ROWS", 64)
+    monkeypatch.setattr(preparing, "CHUNK_ROWS", 16)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_number_of_processes_changes_no_byte(tmp_path, tokenizer_folder, monkeypatch, module):
-    small_parts(monkeypatch, module)
-    monkeypatch.setattr(module, "MIN_ROWS_PER_WORKER", 1)
-    monkeypatch.setattr(module, "available_cores", lambda: 3)
+def test_number_of_processes_changes_no_byte(tmp_path, tokenizer_folder, monkeypatch):
+    small_parts(monkeypatch)
+    monkeypatch.setattr(preparing, "MIN_ROWS_PER_WORKER", 1)
+    monkeypatch.setattr(preparing, "available_cores", lambda: 3)
     data = alpaca_rows(300)
     data[7]["output"] = ""
     write_jsonl(tmp_path / "a.jsonl", data)
@@ -196,15 +191,13 @@ def test_number_of_processes_changes_no_byte(tmp_path, tokenizer_folder, monkeyp
 
 
 @pytest.mark.parametrize("killed_at", range(5))
-def test_interrupted_prepare_goes_on_and_ends_identical(
-    tmp_path, tokenizer_folder, monkeypatch, module, killed_at
-):
-    small_parts(monkeypatch, module)
+def test_interrupted_prepare_goes_on_and_ends_identical(tmp_path, tokenizer_folder, monkeypatch, killed_at):
+    small_parts(monkeypatch)
     write_jsonl(tmp_path / "a.jsonl", alpaca_rows(300))
     settings = wanted(tmp_path)
     whole = run(tmp_path, tokenizer_folder, settings, out="whole")
     written = []
-    write = module.PartsWriter.write
+    write = preparing.PartsWriter.write
 
     def dying(self, number, table):
         if len(written) == killed_at:
@@ -213,7 +206,7 @@ def test_interrupted_prepare_goes_on_and_ends_identical(
         write(self, number, table)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.PartsWriter, "write", dying)
+        patch.setattr(preparing.PartsWriter, "write", dying)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, tokenizer_folder, settings)
     again = []
@@ -222,7 +215,7 @@ def test_interrupted_prepare_goes_on_and_ends_identical(
         again.append(number)
         write(self, number, table)
 
-    monkeypatch.setattr(module.PartsWriter, "write", counting)
+    monkeypatch.setattr(preparing.PartsWriter, "write", counting)
     progress = Lines()
     resumed = run(tmp_path, tokenizer_folder, settings, progress=progress)
     assert again == list(range(killed_at, 5))
@@ -231,8 +224,8 @@ def test_interrupted_prepare_goes_on_and_ends_identical(
     assert contents(resumed.folder) == contents(whole.folder)
 
 
-def test_part_in_the_middle_is_made_again_alone(tmp_path, tokenizer_folder, monkeypatch, module):
-    small_parts(monkeypatch, module)
+def test_part_in_the_middle_is_made_again_alone(tmp_path, tokenizer_folder, monkeypatch):
+    small_parts(monkeypatch)
     write_jsonl(tmp_path / "a.jsonl", alpaca_rows(300))
     whole = run(tmp_path, tokenizer_folder, wanted(tmp_path))
     before = contents(whole.folder)
@@ -280,9 +273,24 @@ def test_workers_that_would_not_help_are_not_started_and_that_is_said(tmp_path, 
     assert any(line.startswith("tokenising in 1 of the 16 processes asked for") for line in progress.said)
 
 
-def test_preparing_holds_a_small_part_of_the_data(tmp_path, tokenizer_folder, monkeypatch, module):
-    monkeypatch.setattr(module, "PART_ROWS", 256)
-    monkeypatch.setattr(module, "CHUNK_ROWS", 64)
+def test_process_that_dies_is_told():
+    from concurrent.futures import Future
+    from concurrent.futures.process import BrokenProcessPool
+
+    class Dying:
+        def submit(self, *_):
+            future = Future()
+            future.set_exception(BrokenProcessPool("gone"))
+            return future
+
+    with pytest.raises(DataflexError, match="A tokenising process died") as caught:
+        list(preparing._in_order(Dying(), iter([(0, [])]), 2))
+    assert "preprocessing_num_workers=1" in caught.value.fix
+
+
+def test_preparing_holds_a_small_part_of_the_data(tmp_path, tokenizer_folder, monkeypatch):
+    monkeypatch.setattr(preparing, "PART_ROWS", 256)
+    monkeypatch.setattr(preparing, "CHUNK_ROWS", 64)
     settings = wanted(tmp_path, cutoff_len=64)
 
     def peak(count: int) -> int:
@@ -339,6 +347,7 @@ def test_prepared_tables_open_elsewhere(tmp_path, tokenizer_folder):
     write_jsonl(tmp_path / "a.jsonl", alpaca_rows(5))
     folder = run(tmp_path, tokenizer_folder, wanted(tmp_path)).folder
     pattern = str(folder / "part-*.parquet")
-    assert duckdb.sql(f"select count(*), sum(n_tokens) from '{pattern}'").fetchone()[0] == 5
+    with duckdb.connect() as database:
+        assert database.execute(f"select count(*) from '{pattern}'").fetchall() == [(5,)]
     assert polars.read_parquet(pattern)["original_output"].to_list() == [f"answer {n}" for n in range(5)]
     assert pq.read_table(folder / "part-00000.parquet").to_pandas()["row"].tolist() == [0, 1, 2, 3, 4]

@@ -138,6 +138,7 @@ BROKEN = [
     ("a.json", b'[{"a": "x"},\n{"a": "\xe9"}]', "line 2, is not UTF-8"),
     ("a.json", b'{\n "data": [{"a": 1}]\n}', "holds one JSON object at its top level"),
     ("a.json", b'"text"', "line 1, column 1: not valid JSON"),
+    ("a.jsonl", b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 1, column 1: .*nested too deeply"),
     ("a.json", b"  \n ", "is empty"),
     ("a.json", b"", "is empty"),
     ("a.jsonl", "utf16".encode("utf-16"), "is not UTF-8"),
@@ -152,7 +153,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "message"), BROKEN)
+@pytest.mark.parametrize(("name", "content", "message"), BROKEN, ids=[case[2][:40] for case in BROKEN])
 def test_broken_files_are_told_with_their_place(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
@@ -233,6 +234,30 @@ def test_name_is_looked_for_as_entry_then_path_then_below_dataset_dir(tmp_path, 
     assert scan_sources(wanted(base, "mine")).n_rows == 2
     (base / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "entry.jsonl"}}))
     assert scan_sources(wanted(base, "mine")).n_rows == 3
+
+
+def test_folder_without_data_does_not_hide_a_file_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / ".hidden.jsonl").write_text("broken")
+    base = tmp_path / "data"
+    base.mkdir()
+    write_jsonl(base / "demo.jsonl", alpaca_rows(4))
+    assert scan_sources(wanted(base, "demo")).n_rows == 4
+
+
+def test_unreadable_file_is_told(tmp_path, monkeypatch):
+    path = write_jsonl(tmp_path / "a.jsonl", alpaca_rows(1))
+    opened = Path.open
+
+    def refusing(self, *args, **more):
+        if self == path:
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *args, **more)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(DataError, match=r"a\.jsonl cannot be read \(Permission denied\)"):
+        scan_sources(wanted(tmp_path, "a"))
 
 
 @pytest.mark.parametrize("name", ["no_such.json", "./mine", "/nowhere/x", "a/b/c", "alpaca_en_dem"])

@@ -70,7 +70,7 @@ def test_twenty_million_rows_are_selected_without_holding_them(tmp_path: Path) -
     assert answer.returncode == 0, answer.stderr
     found = json.loads(answer.stdout)
     # Held as arrays the two tables take 76 bytes per row, 1450 MiB.
-    assert found["mib"] < 400
+    assert found["mib"] < 150
     assert found["distinct"] == SELECTED
     assert found["invalid"] == 0
     assert found["ids"]

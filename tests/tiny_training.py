@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from dataflex_pipeline.api import Silent
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.schemas import GROUP, INDEX, PREPARED
 from dataflex_pipeline.store.parts import PartedTable, PartsWriter
-from dataflex_pipeline.training.plan import RoundPlan
+from dataflex_pipeline.training import RoundPlan, train_round
 
 VOCABULARY = 64
 GLOBAL_BATCH = 4
@@ -139,3 +141,82 @@ def make_plan(
         checkpoint=folder / "checkpoint",
         ingredients={"round": number, "learning_rate": config.learning_rate},
     )
+
+
+class Listener(Silent):
+    """Keeps what was said."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def make_world(root: Path):
+    """A model, a pool and a target."""
+    model = make_model(root / "model")
+    return model, make_pool(root / "pool"), make_pool(root / "target", rows=13, seed=2, group=True)
+
+
+def train(run, numbers, config, pool, target=None, progress=None, **plan):
+    """Train some rounds and return the last result."""
+    result = None
+    for number in numbers:
+        result = train_round(
+            config, make_plan(run, number, config, pool, **plan), pool, target, progress or Silent()
+        )
+    return result
+
+
+def states(checkpoint: Path):
+    """Everything that the next step depends on, as comparable values."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers.trainer_pt_utils import safe_globals
+
+    weights = {}
+    for path in sorted(checkpoint.glob("*model*.safetensors")):
+        weights |= load_file(path)
+    with safe_globals():
+        rng = torch.load(checkpoint / "rng_state.pth", weights_only=True)
+    return {
+        "weights": weights,
+        "optimizer": torch.load(checkpoint / "optimizer.pt", weights_only=True),
+        "scheduler": torch.load(checkpoint / "scheduler.pt", weights_only=True),
+        "rng": rng,
+    }
+
+
+def assert_same(a, b, where="state"):
+    """Compare nested values bit for bit."""
+    import torch
+
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for number, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{number}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, np.ndarray):
+        assert np.array_equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def joined_index(pool: PartedTable, rounds: int):
+    """The indices of several rounds as one round's."""
+    tables = [make_index(number, STEPS, pool.n_rows) for number in range(rounds)]
+    whole = pa.concat_tables(tables)
+    return whole.set_column(0, whole.schema.field(0), pa.array(np.arange(len(whole))))
+
+
+def log_of(run: Path, number: int):
+    return [
+        json.loads(x) for x in (run / f"round-{number:02d}" / "training_log.jsonl").read_text().splitlines()
+    ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataflex_pipeline.data.chat import ChatFormat
 from dataflex_pipeline.data.prepare import ingredients, prepare
-from dataflex_pipeline.data.rows import Split
 from dataflex_pipeline.data.scan import Scan, scan_sources
 from dataflex_pipeline.data.settings import DataSettings
 from dataflex_pipeline.data.templates import TEMPLATES, named_template
@@ -18,7 +17,6 @@ __all__ = [
     "ChatFormat",
     "DataSettings",
     "Scan",
-    "Split",
     "ingredients",
     "named_template",
     "prepare",

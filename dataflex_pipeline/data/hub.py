@@ -7,11 +7,15 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from dataflex_pipeline.data.settings import Row
 from dataflex_pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
 
 _BATCH_ROWS = 1024
 
@@ -37,17 +41,29 @@ def read_hub(hub: HubName, given: str) -> Iterator[Row]:
     Raises:
         DataError: the hub or the data set cannot be reached, or has no such subset or split.
     """
+    for batch in _load(hub, given).with_format("arrow").iter(batch_size=_BATCH_ROWS):
+        yield from batch.to_pylist()
+
+
+def hub_fingerprint(hub: HubName, given: str) -> str:
+    """Return what ``datasets`` tells versions of a hub data set apart by: its commit, subset and split.
+
+    Raises:
+        DataError: as for `read_hub`.
+    """
+    return str(_load(hub, given)._fingerprint)
+
+
+def _load(hub: HubName, given: str) -> datasets.Dataset:
     import datasets
 
     if not hub_answers() and not _is_cached(hub.repository, Path(datasets.config.HF_DATASETS_CACHE)):
         raise _not_loaded(hub, given, "The hub's name cannot be resolved: there is no network here.")
     try:
-        table = datasets.load_dataset(hub.repository, name=hub.subset, data_dir=hub.folder, split=hub.split)
+        return datasets.load_dataset(hub.repository, name=hub.subset, data_dir=hub.folder, split=hub.split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).strip().splitlines() or ["no message"])[0]
         raise _not_loaded(hub, given, f"{type(error).__name__}: {first}") from error
-    for batch in table.with_format("arrow").iter(batch_size=_BATCH_ROWS):
-        yield from batch.to_pylist()
 
 
 def _not_loaded(hub: HubName, given: str, why: str) -> DataError:

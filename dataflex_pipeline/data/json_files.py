@@ -140,6 +140,8 @@ def _parse_line(path: Path, number: int, line: bytes) -> Row:
         raise not_utf8(path, number) from error
     except json.JSONDecodeError as error:
         raise _malformed(path, number, error.colno, error.msg) from error
+    except RecursionError as error:
+        raise _malformed(path, number, 1, "nested too deeply") from error
     if not isinstance(value, dict):
         raise not_an_object(path, f"line {number}", value)
     return value

@@ -20,9 +20,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataflex_pipeline.api import Progress
+from dataflex_pipeline.api import Progress, Split
 from dataflex_pipeline.data.chat import ChatFormat
-from dataflex_pipeline.data.rows import RowMaker, Split, Tally, prepared_schema, reasons_text
+from dataflex_pipeline.data.rows import RowMaker, Tally, prepared_schema, reasons_text
 from dataflex_pipeline.data.scan import Scan, describe
 from dataflex_pipeline.data.settings import DataSettings, Row
 from dataflex_pipeline.data.templates import named_template

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
+from dataflex_pipeline.api import Split
 from dataflex_pipeline.data.chat import ChatFormat, Piece
 from dataflex_pipeline.data.columns import original_arrays
 from dataflex_pipeline.data.conversation import Conversation, RowError, content_hash
@@ -17,8 +18,6 @@ from dataflex_pipeline.data.piece_tokens import IGNORED
 from dataflex_pipeline.data.scan import Scan
 from dataflex_pipeline.data.settings import DataSettings, Row
 from dataflex_pipeline.schemas import GROUP, PREPARED
-
-Split = Literal["pool", "target"]
 
 
 def prepared_schema(scan: Scan, split: Split) -> pa.Schema:
@@ -42,7 +41,8 @@ class Draft:
     @property
     def n_response_tokens(self) -> int:
         """Labelled tokens that are predicted: position 0 never is."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        predicted = self.labels[1:]
+        return len(predicted) - predicted.count(IGNORED)
 
 
 class RowMaker:
@@ -103,7 +103,9 @@ class RowMaker:
         if draft.n_response_tokens == 0:
             cut = len(ids) > limit
             draft.reason = (
-                f"no response tokens left after cutoff_len {limit}" if cut else "the response has no tokens"
+                f"no response tokens left after cutoff_len {limit}"
+                if cut
+                else "the response has no token that can be predicted"
             )
 
     def _assemble(

@@ -61,7 +61,14 @@ class Source:
         if self.hub is not None:
             yield from read_hub(self.hub, self.given)
         for path in self.files:
-            yield from read_rows(path)
+            try:
+                yield from read_rows(path)
+            except OSError as error:
+                raise DataError(
+                    f"{path} cannot be read ({error.strerror or error}).",
+                    "The system refuses it, so its rows are not known.",
+                    "Check that it exists and that you may read it. Nothing was written.",
+                ) from error
 
 
 def resolve_sources(settings: DataSettings) -> tuple[Source, ...]:
@@ -135,24 +142,20 @@ def _resolve(given: str, settings: DataSettings, entries: Mapping[str, dict[str,
 
 
 def _find_path(given: str, base: Path) -> Path | None:
-    for start in (Path(given).expanduser(), base / given):
-        if start.exists():
-            return start.resolve()
-    for suffix in READERS:
-        candidate = base / f"{given}{suffix}"
-        if candidate.is_file():
-            return candidate.resolve()
-    return None
+    """Return the first file or folder of data by that name; a folder without data only if nothing else is."""
+    named = [Path(given).expanduser(), base / given, *(base / f"{given}{suffix}" for suffix in READERS)]
+    there = [path.resolve() for path in named if path.exists()]
+    return next((path for path in there if path.is_file() or _data_files(path)), there[0] if there else None)
+
+
+def _data_files(folder: Path) -> tuple[Path, ...]:
+    found = (path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in READERS)
+    usable = [path for path in found if path.name not in _METADATA_FILES and not path.name.startswith(".")]
+    return tuple(sorted(usable, key=lambda path: path.name))
 
 
 def _files(path: Path, given: str) -> tuple[Path, ...]:
-    if path.is_file():
-        return (path,)
-    files = tuple(
-        entry
-        for entry in sorted(path.iterdir(), key=lambda entry: entry.name)
-        if entry.is_file() and entry.suffix.lower() in READERS and entry.name not in _METADATA_FILES
-    )
+    files = (path,) if path.is_file() else _data_files(path)
     if files:
         return files
     held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"

@@ -105,15 +105,19 @@ def _digest(settings: DemoSettings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def _only_one(path: Path, report: Callable[[str], None]) -> FileLock:
-    """Take the lock that goes away with its process, saying so where another process holds it."""
+@contextlib.contextmanager
+def _only_one(path: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock that goes away with its process, saying so where another process holds it."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         report("another process is making the demo; waiting for it")
         lock.acquire()
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _make(folder: Path, settings: DemoSettings, report: Callable[[str], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,8 +35,12 @@ def resolve_device(setting: str) -> str:
     import torch
 
     if setting == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+        setting = "cuda" if has_cuda else "mps" if has_mps else "cpu"
     if setting == "cpu":
+        # DeepSpeed, where it is installed, is imported by transformers when a model is saved, and prints
+        # a warning to stdout unless it is told that a CPU is what is wanted.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         return setting
     if setting == "mps":
         if torch.backends.mps.is_available():
@@ -118,14 +123,16 @@ def _load(source: str, config: Config, device: str, **arguments: Any) -> PreTrai
 
 @contextmanager
 def no_bars() -> Iterator[None]:
-    """Keep transformers' own progress bars off the console; this program has one of its own."""
+    """Keep transformers' own progress bars and load reports off the console; errors are raised here."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 

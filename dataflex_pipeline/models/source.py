@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from safetensors import SafetensorError
 
 from dataflex_pipeline.errors import ConfigError, UserError
-from dataflex_pipeline.store.fingerprint import files_digest
+from dataflex_pipeline.store.fingerprint import digest, file_digest
 
 if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
@@ -104,7 +104,7 @@ def explained(name: str, what: str) -> Iterator[None]:
             ) from error
         raise UserError(
             f"The {what} of the model '{name}' could not be loaded: {found}",
-            "It is neither a folder with a usable model nor a hub model that is cached or can be reached now.",
+            "It is neither the folder of a usable model nor a hub model in the cache or within reach.",
             "Check model_name_or_path (and model_revision), the network, or download the model to a folder.",
         ) from error
 
@@ -136,9 +136,9 @@ def load_arguments(config: Config) -> dict[str, Any]:
     }
 
 
-def _folder_digest(folder: Path, patterns: tuple[str, ...]) -> str:
+def _folder_digest(folder: Path, patterns: tuple[str, ...], digest_of: Callable[[Path], str]) -> str:
     paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    return files_digest(paths, [path.name for path in paths])
+    return digest({path.name: digest_of(path) for path in paths})
 
 
 def _hub_identity(config: Config) -> str:
@@ -157,8 +157,12 @@ def _hub_identity(config: Config) -> str:
     return f"{name}@{commit}"
 
 
-def model_digest(config: Config) -> str:
+def model_digest(config: Config, digest_of: Callable[[Path], str] = file_digest) -> str:
     """Return what identifies the base model in a fingerprint.
+
+    Args:
+        config: names the model.
+        digest_of: gives the digest of a file, for callers that remember those of unchanged files.
 
     Returns:
         For a folder the digest over config.json and every weight file (the folder's own name is no part
@@ -171,12 +175,17 @@ def model_digest(config: Config) -> str:
     if folder is None:
         return _hub_identity(config)
     check_model_folder(folder)
-    return _folder_digest(folder, ("config.json", *WEIGHTS))
+    return _folder_digest(folder, ("config.json", *WEIGHTS), digest_of)
 
 
-def tokenizer_digest(config: Config) -> str:
-    """Return what identifies the tokenizer in a fingerprint: a digest over its files, or ``name@commit``."""
+def tokenizer_digest(config: Config, digest_of: Callable[[Path], str] = file_digest) -> str:
+    """Return what identifies the tokenizer in a fingerprint: a digest over its files, or ``name@commit``.
+
+    Args:
+        config: names the model that it belongs to.
+        digest_of: as for `model_digest`.
+    """
     folder = local_folder(config.model_name_or_path)
     if folder is None:
         return _hub_identity(config)
-    return _folder_digest(folder, TOKENIZER_FILES)
+    return _folder_digest(folder, TOKENIZER_FILES, digest_of)

@@ -76,13 +76,13 @@ def atomic_folder(final: Path) -> Iterator[Path]:
 def write_json(final: Path, value: Any) -> None:
     """Write a JSON file atomically, keys sorted, so that equal values are equal bytes."""
     with atomic_file(final) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
 
 
 def write_text(final: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_file(final) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, "utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -92,7 +92,7 @@ def read_json(path: Path) -> Any:
         CorruptError: the file is not valid JSON (it was cut off or edited).
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CorruptError(
             f"{path} is not valid JSON ({error}).",

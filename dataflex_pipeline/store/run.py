@@ -27,6 +27,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from dataflex_pipeline import __version__
+from dataflex_pipeline.config.yaml_files import dump_yaml
 from dataflex_pipeline.errors import CorruptError, RunError
 from dataflex_pipeline.store.atomic import write_text
 
@@ -96,7 +97,7 @@ class RunFolder:
             CorruptError: run.yaml is not what this program wrote.
         """
         try:
-            content = yaml.safe_load(self.settings.read_text())
+            content = yaml.safe_load(self.settings.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise self._unreadable(str(error).splitlines()[0]) from error
         if not isinstance(content, dict) or not isinstance(content.get(RECORD), dict):
@@ -112,10 +113,8 @@ class RunFolder:
 
     def write(self, configuration: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         """Write run.yaml if it would change."""
-        text = yaml.safe_dump(
-            {**configuration, RECORD: dict(record)}, sort_keys=False, allow_unicode=True, width=110
-        )
-        if not self.settings.is_file() or self.settings.read_text() != text:
+        text = dump_yaml({**configuration, RECORD: dict(record)})
+        if not self.settings.is_file() or self.settings.read_text(encoding="utf-8") != text:
             write_text(self.settings, text)
 
     @contextlib.contextmanager
@@ -147,7 +146,7 @@ class RunFolder:
     def note(self, **entry: Any) -> None:
         """Append one line to the history: what was done, when, and how long it took."""
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **entry}, ensure_ascii=False)
-        with self.history.open("a") as stream:
+        with self.history.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
 
 

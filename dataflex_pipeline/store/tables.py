@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.store.atomic import atomic_file
 from dataflex_pipeline.store.fingerprint import FINGERPRINT_KEY
-from dataflex_pipeline.store.parts import ROW_GROUP, corrupt, footer, read_footer
+from dataflex_pipeline.store.parts import ROW_GROUP, encoding, footer, read_blocks, read_footer
 
 
 class TableFile:
@@ -44,13 +44,7 @@ class TableFile:
         self, columns: Sequence[str] | None = None, max_rows: int = ROW_GROUP
     ) -> Iterator[pa.RecordBatch]:
         """Yield record batches of at most ``max_rows`` rows, in row order, one row group in memory."""
-        try:
-            with pq.ParquetFile(self.path) as parquet:
-                yield from parquet.iter_batches(
-                    max_rows, columns=list(columns) if columns is not None else None
-                )
-        except (pa.ArrowInvalid, OSError) as error:
-            raise corrupt(self.path, str(error).splitlines()[0]) from error
+        yield from read_blocks(self.path, columns, max_rows)
 
 
 @contextlib.contextmanager
@@ -68,7 +62,7 @@ def table_writer(
     """
     with (
         atomic_file(final) as temporary,
-        pq.ParquetWriter(temporary, schema.with_metadata(footer(ingredients)), compression="zstd") as writer,
+        pq.ParquetWriter(temporary, schema.with_metadata(footer(ingredients)), **encoding(schema)) as writer,
     ):
 
         def write(block: pa.RecordBatch | pa.Table) -> None:

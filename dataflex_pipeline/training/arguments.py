@@ -153,7 +153,7 @@ def training_arguments(config: Config, plan: RoundPlan) -> SFTConfig:
     from trl import SFTConfig
 
     device = training_device(config)
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(plan.work),
         run_name=f"{config.run_name or plan.run_folder.name}-round-{plan.round:02d}",
         seed=derive_seed(config.seed, "training") % 2**32,
@@ -168,6 +168,11 @@ def training_arguments(config: Config, plan: RoundPlan) -> SFTConfig:
         ddp_timeout=config.ddp_timeout,
         **_quiet(config),
     )
+    if config.deepspeed is not None and "WORLD_SIZE" in os.environ:
+        # ZeRO-3 shards the weights while they are loaded, which is before the trainer would tell
+        # DeepSpeed how many processes there are.
+        importlib.import_module("deepspeed").init_distributed()
+    return arguments
 
 
 def _schedule(config: Config, plan: RoundPlan) -> dict[str, Any]:

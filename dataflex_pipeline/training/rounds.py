@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dataflex_pipeline.api import Progress, Silent
@@ -51,36 +52,41 @@ def train_round(
     plan.check()
     finished = already_there(plan)
     if finished is None:
-        rule = _check_settings(config, plan, target)
-        before = checkpoint_before(plan)
         # Every process trains, the first one reports.
         listener = progress if os.environ.get("RANK", "0") == "0" else Silent()
-        finished = _run(config, plan, pool, target, listener, rule, before)
-    return _result(finished)
+        job = _Job(config, plan, pool, target, listener, _check_settings(config, plan, target))
+        finished = _run(job, checkpoint_before(plan))
+    assert finished.result is not None  # noqa: S101 (only finished markers get here)
+    return RoundResult(**finished.result)
 
 
-def _run(
-    config: Config,
-    plan: RoundPlan,
-    pool: PartedTable,
-    target: PartedTable | None,
-    progress: Progress,
-    rule: Judge,
-    before: Marker | None,
-) -> Marker:
+@dataclass(frozen=True)
+class _Job:
+    """What one call of `train_round` works on."""
+
+    config: Config
+    plan: RoundPlan
+    pool: PartedTable
+    target: PartedTable | None
+    progress: Progress
+    rule: Judge
+
+
+def _run(job: _Job, before: Marker | None) -> Marker:
     from accelerate import PartialState
 
     from dataflex_pipeline.models.base import no_bars
     from dataflex_pipeline.training.arguments import tracker_environment, training_arguments
 
-    with tracker_environment(config, plan.run_folder), no_bars():
-        arguments = training_arguments(config, plan)
+    plan = job.plan
+    with tracker_environment(job.config, plan.run_folder), no_bars():
+        arguments = training_arguments(job.config, plan)
         with arguments.main_process_first():
-            inside = newest_inside(plan, progress)
+            inside = newest_inside(plan, job.progress)
         if inside is None or not inside.finished:
-            start = Start.of(plan, config, inside, before, progress)
-            _train(config, plan, pool, target, progress, rule, start, arguments)
-            inside = newest_inside(plan, progress)
+            _train(job, Start.of(plan, job.config, inside, before, job.progress), arguments)
+            with arguments.main_process_first():
+                inside = newest_inside(plan, job.progress)
     if inside is None or not inside.finished:
         raise RunError(
             f"The training of round {plan.round} ended without a checkpoint.",
@@ -88,7 +94,7 @@ def _run(
             "Run the same command again; if it stays, please report it with the versions in run.yaml.",
         )
     if PartialState().is_main_process:
-        _publish(config, plan, inside, progress)
+        _publish(job.config, plan, inside)
     PartialState().wait_for_everyone()
     return inside
 
@@ -107,46 +113,31 @@ def _check_settings(config: Config, plan: RoundPlan, target: PartedTable | None)
     return rule
 
 
-def _train(
-    config: Config,
-    plan: RoundPlan,
-    pool: PartedTable,
-    target: PartedTable | None,
-    progress: Progress,
-    rule: Judge,
-    start: Start,
-    arguments: SFTConfig,
-) -> None:
+def _train(job: _Job, start: Start, arguments: SFTConfig) -> None:
     from torch import OutOfMemoryError
 
     from dataflex_pipeline.training.conductor import Conductor
 
-    conductor = Conductor(config, plan, start.course, start.log, rule, progress)
-    trainer = _trainer(config, plan, pool, target, progress, conductor, arguments)
-    unit, total = "steps", plan.last_step - plan.first_step
-    progress.start(f"train round {plan.round}", total, unit, done=start.step - plan.first_step)
+    plan, config = job.plan, job.config
+    conductor = Conductor(config, plan, start.course, start.log, job.rule, job.progress)
+    trainer = _trainer(job, conductor, arguments)
+    total = plan.last_step - plan.first_step
+    job.progress.start(f"train round {plan.round}", total, "steps", done=start.step - plan.first_step)
     try:
         trainer.train(resume_from_checkpoint=None if start.folder is None else str(start.folder))
     except OutOfMemoryError as error:
         raise UserError(
             f"The memory of {arguments.device} is too small: {str(error).splitlines()[0]}",
-            f"A forward pass holds {config.per_device_train_batch_size} rows of up to {config.cutoff_len} tokens.",
+            f"A forward pass takes {config.per_device_train_batch_size} rows of up to "
+            f"{config.cutoff_len} tokens.",
             "Lower per_device_train_batch_size and raise gradient_accumulation_steps (in a new run), set "
             "gradient_checkpointing: true, or lower cutoff_len.",
         ) from error
     finally:
-        progress.finish()
+        job.progress.finish()
 
 
-def _trainer(
-    config: Config,
-    plan: RoundPlan,
-    pool: PartedTable,
-    target: PartedTable | None,
-    progress: Progress,
-    conductor: Conductor,
-    arguments: SFTConfig,
-) -> WeightedTrainer:
+def _trainer(job: _Job, conductor: Conductor, arguments: SFTConfig) -> WeightedTrainer:
     from transformers import PrinterCallback
 
     from dataflex_pipeline.models.adapters import wrap_for_training
@@ -156,23 +147,23 @@ def _trainer(
     from dataflex_pipeline.training.positions import PaddingCollator, target_positions, training_positions
     from dataflex_pipeline.training.trainer import WeightedTrainer
 
-    device = str(arguments.device)
+    config, device = job.config, str(arguments.device)
     # Several visible GPUs and one process: the trainer would copy the model to each for every batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     for notice in precision(config, device).notices:
-        progress.say(notice)
-    tokenizer = load_tokenizer(config, progress.say)
+        job.progress.say(notice)
+    tokenizer = load_tokenizer(config, job.progress.say)
     model = wrap_for_training(config, load_base(config, device), derive_seed(config.seed, "adapter"))
     vocabulary = model.get_input_embeddings().num_embeddings
-    evaluated = target_positions(target, vocabulary) if target and config.eval_strategy != "no" else None
+    wanted = None if config.eval_strategy == "no" else job.target
     announce_to_lark(config)
     trainer = WeightedTrainer(
         conductor,
         config.seed,
         model=model,
         args=arguments,
-        train_dataset=training_positions(plan, pool, vocabulary),
-        eval_dataset=evaluated,
+        train_dataset=training_positions(job.plan, job.pool, vocabulary),
+        eval_dataset=None if wanted is None else target_positions(wanted, vocabulary),
         processing_class=tokenizer,
         data_collator=PaddingCollator(tokenizer.pad_token_id),
     )
@@ -181,7 +172,7 @@ def _trainer(
     return trainer
 
 
-def _publish(config: Config, plan: RoundPlan, marker: Marker, progress: Progress) -> None:
+def _publish(config: Config, plan: RoundPlan, marker: Marker) -> None:
     """Make the finished round visible: its log, the plot, the best checkpoint, and last the checkpoint."""
     folder = plan.work / f"checkpoint-{marker.step}"
     write_text(plan.checkpoint.parent / LOG, (folder / LOG).read_text())
@@ -205,8 +196,3 @@ def _publish_best(plan: RoundPlan, step: int) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
         final.rename(replaced)
     commit(fresh, final)
-
-
-def _result(marker: Marker) -> RoundResult:
-    assert marker.result is not None  # noqa: S101 (only finished markers get here)
-    return RoundResult(**marker.result)

@@ -193,7 +193,8 @@ def refuse_not_finite(loss: float, norm: float, step: int, rows: list[int]) -> N
     """Raise RunError when the loss of a step or the norm of its gradient is not finite."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise RunError(
-            f"The training loss of step {step} is {loss}, its gradient's norm {norm} (pool rows {', '.join(map(str, rows[:8]))}...).",
+            f"The training loss of step {step} is {loss}, its gradient's norm {norm} "
+            f"(pool rows {', '.join(map(str, rows[:8]))}...).",
             "A weight update with it would spoil the model; nothing was saved after the last checkpoint.",
             "Lower learning_rate, set max_grad_norm, or look at those rows.",
         )

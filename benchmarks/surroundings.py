@@ -1,0 +1,41 @@
+"""What a figure was measured on: hardware, load, commit and versions, for every benchmark's JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("dataflex-pipeline", "numpy", "pyarrow", "torch", "transformers", "trl", "peft")
+
+
+def package_version(name: str) -> str | None:
+    """Return an installed version, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def surroundings() -> dict[str, Any]:
+    """Return hardware, commit and versions."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
+    )
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": model[0].partition(":")[2].strip() if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load_before": os.getloadavg()[0],
+        "commit": commit.stdout.strip() or "not a git checkout",
+        "python": platform.python_version(),
+        **{name: package_version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,140 @@
+"""What was read of the sources and the model before, so that an unchanged file is not read again.
+
+``sources.json`` of the run folder holds, per split, what the first pass over its data sets found, and the
+digests of weight and tokenizer files; each with the state (size, times of the last change) of every file
+that it came from. A file whose state differs in anything is read again. Deleting sources.json is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dataflex_pipeline import __version__
+from dataflex_pipeline.data.columns import OriginalColumn
+from dataflex_pipeline.data.hub import hub_fingerprint
+from dataflex_pipeline.data.layout import Layout
+from dataflex_pipeline.data.scan import Scan, ScannedSource
+from dataflex_pipeline.data.settings import DataSettings
+from dataflex_pipeline.data.sources import Source
+from dataflex_pipeline.errors import CorruptError
+from dataflex_pipeline.store.atomic import read_json, write_json
+from dataflex_pipeline.store.fingerprint import digest, file_digest
+
+VERSION = 1
+"""Raised when the file is laid out differently."""
+
+
+def state(path: Path) -> list[int]:
+    """Return size in bytes and the times (ns) of the last change of a file's content and of the file.
+
+    The second time cannot be set by a program, so a file put back with its old modification time is noticed.
+    """
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+class Memo:
+    """The memory of one run.
+
+    Args:
+        path: the JSON file; it need not be there.
+
+    Raises:
+        CorruptError: it is there and is not what this class wrote.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: dict[str, dict[str, Any]] = {}
+        self._splits: dict[str, dict[str, Any]] = {}
+        self._changed = False
+        if path.is_file():
+            content = read_json(path)
+            if not isinstance(content, dict) or not {"files", "splits", "version"} <= set(content):
+                raise CorruptError(
+                    f"{path} is not what this program wrote.",
+                    "It remembers what the sources looked like when they were last read.",
+                    "Delete it: the sources are then read again.",
+                )
+            if content["version"] == VERSION:
+                self._files, self._splits = content["files"], content["splits"]
+
+    def digest(self, path: Path) -> str:
+        """Return the digest of a file, reading it only if it is not the file that was read before."""
+        name, now = str(path.resolve()), state(path)
+        known = self._files.get(name)
+        if known is None or known["state"] != now:
+            known = self._files[name] = {"state": now, "digest": file_digest(path)}
+            self._changed = True
+        return str(known["digest"])
+
+    def scan(self, split: str, key: str, sources: tuple[Source, ...]) -> Scan | None:
+        """Return what the first pass over these sources found, or None if it has to be made.
+
+        Args:
+            split: pool or target. key: from `sources_key`, now. sources: resolved now.
+        """
+        known = self._splits.get(split)
+        if known is None or known["key"] != key:
+            return None
+        scanned = [
+            ScannedSource(
+                source,
+                Layout(each["kind"], each["columns"], each["tags"]),
+                each["rows"],
+                each["digest"],
+                tuple((name, size, changed) for name, size, changed in each["stamps"]),
+            )
+            for source, each in zip(sources, known["sources"], strict=True)
+        ]
+        return Scan(tuple(scanned), tuple(OriginalColumn(name, kind) for name, kind in known["originals"]))
+
+    def keep(self, split: str, key: str, scan: Scan) -> None:
+        """Remember the first pass over the sources of a split."""
+        self._changed = True
+        self._splits[split] = {
+            "key": key,
+            "originals": [[each.name, each.kind] for each in scan.columns],
+            "sources": [
+                {
+                    "kind": each.layout.kind,
+                    "columns": dict(each.layout.columns),
+                    "tags": dict(each.layout.tags),
+                    "rows": each.n_rows,
+                    "digest": each.digest,
+                    "stamps": [list(stamp) for stamp in each.stamps],
+                }
+                for each in scan.sources
+            ],
+        }
+
+    def save(self) -> None:
+        """Write the file if anything was learnt."""
+        if self._changed:
+            write_json(self._path, {"version": VERSION, "files": self._files, "splits": self._splits})
+            self._changed = False
+
+
+def sources_key(settings: DataSettings, sources: tuple[Source, ...]) -> str:
+    """Return a digest of all that decides what the first pass finds: declarations and the files' states."""
+    return digest(
+        {
+            "version": __version__,  # another edition may read the same bytes differently
+            "group_column": settings.group_column,
+            "sources": [{**_declared(source), "state": _source_state(source)} for source in sources],
+        }
+    )
+
+
+def _declared(source: Source) -> Mapping[str, Any]:
+    declared = asdict(source)
+    return {**declared, "files": [str(path) for path in source.files]}
+
+
+def _source_state(source: Source) -> Any:
+    if source.hub is not None:
+        return hub_fingerprint(source.hub, source.given)
+    return [state(path) for path in source.files]

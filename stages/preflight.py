@@ -1,0 +1,53 @@
+"""Before a new run: can the model be loaded at all, and does it give a single finite loss?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.seeds import derive_seed
+from dataflex_pipeline.store.stale import is_complete
+from stages.context import Context, processes
+
+ROWS, TOKENS = 8, 16
+"""Made-up sequences; one finite loss among them is enough, since single bad rows are found when scoring."""
+
+
+def check_model(context: Context) -> None:
+    """Load the model once and compute a few losses, before an hour of preparing and training.
+
+    Left out once the warm-up is trained, and where a launcher started several processes: each of them
+    would load the model onto the same device.
+
+    Raises:
+        UserError: the model or adapter cannot be loaded, or every loss is NaN or infinite.
+    """
+    if is_complete(context.run.round(0).checkpoint) or processes() > 1:
+        return
+    losses = _sample_losses(context)  # [ROWS] nats per token
+    if np.isfinite(losses).any():
+        return
+    config = context.config
+    raise UserError(
+        f"The model {config.model_name_or_path} gives no finite loss: {ROWS} of {ROWS} made-up sequences "
+        f"have the loss {losses[0]}.",
+        "Its weights hold NaN or infinite numbers, or overflow in the precision that they are loaded in, "
+        "so nothing can be scored or trained.",
+        "Use sound weights; for a model that was trained in bfloat16 set bf16: true.",
+    )
+
+
+def _sample_losses(context: Context) -> np.ndarray:
+    import torch
+
+    from dataflex_pipeline.features.losses import Sequences, logits_only_at, mean_losses
+    from dataflex_pipeline.models.base import load_for_scoring, resolve_device
+
+    config = context.config
+    model = load_for_scoring(config, None, resolve_device(config.device))
+    vocabulary = model.get_input_embeddings().num_embeddings
+    stream = np.random.default_rng(derive_seed(config.seed, "preflight"))
+    ids = stream.integers(0, vocabulary, ROWS * TOKENS)
+    sequences = Sequences(ids, ids, np.arange(ROWS + 1) * TOKENS)
+    with torch.inference_mode(), logits_only_at(model) as choose:
+        return mean_losses(model, choose, sequences, ROWS * TOKENS)

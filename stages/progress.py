@@ -1,0 +1,130 @@
+"""Progress of long work: a bar with rate and time left in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from dataflex_pipeline.api import Progress as ProgressProtocol
+from stages import console
+
+PLAIN_INTERVAL = 10.0
+"""Seconds between two progress lines where there is no terminal."""
+
+
+def progress() -> ProgressProtocol:
+    """Return a progress bar in a terminal, plain lines elsewhere."""
+    return BarProgress() if console.out.is_terminal else PlainProgress()
+
+
+class BarProgress:
+    """A live bar with rate and time left."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._unit = ""
+        self._counted = 0
+        self._began = 0.0
+
+    def start(self, what: str, total: int | None, unit: str, done: int = 0) -> None:
+        """Show a bar."""
+        self.finish()
+        self._unit, self._counted, self._began = unit, 0, time.monotonic()
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console.out,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(what, total=total, completed=done, rate="")
+
+    def advance(self, n: int) -> None:
+        """Move the bar."""
+        if self._bar is None:
+            return
+        self._counted += n
+        rate = self._counted / max(time.monotonic() - self._began, 1e-9)
+        self._bar.update(self._task, advance=n, rate=f"{rate:,.1f} {self._unit}/s")
+
+    def finish(self) -> None:
+        """Leave the finished bar on the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def say(self, line_text: str) -> None:
+        """Print a line above the bar."""
+        console.line(line_text)
+
+
+class PlainProgress:
+    """A line at the start, every few seconds, and at the end."""
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._unit = ""
+        self._total: int | None = None
+        self._done = 0
+        self._counted = 0
+        self._began = 0.0
+        self._spoke = 0.0
+        self._running = False
+
+    def start(self, what: str, total: int | None, unit: str, done: int = 0) -> None:
+        """Say what begins, and how much of it is there already."""
+        self.finish()
+        self._what, self._unit, self._total = what, unit, total
+        self._done, self._counted = done, 0
+        self._began = self._spoke = time.monotonic()
+        self._running = True
+        there = f", {done:,} already done" if done else ""
+        size = f" ({total:,} {unit}{there})" if total is not None else ""
+        console.line(f"  {what}{size}")
+
+    def advance(self, n: int) -> None:
+        """Count; speak when it is time."""
+        self._done += n
+        self._counted += n
+        if time.monotonic() - self._spoke >= PLAIN_INTERVAL:
+            self._spoke = time.monotonic()
+            self._status()
+
+    def _status(self) -> None:
+        rate = self._counted / max(time.monotonic() - self._began, 1e-9)
+        if self._total is None:
+            console.line(f"  {self._what}: {self._done:,} {self._unit}, {rate:,.1f}/s")
+            return
+        left = (self._total - self._done) / rate if rate else 0.0
+        there = f"{self._done:,} of {self._total:,} {self._unit}"
+        console.line(f"  {self._what}: {there}, {rate:,.1f}/s, {left:.0f} s left")
+
+    def finish(self) -> None:
+        """Say how it went."""
+        if self._running:
+            self._running = False
+            seconds = time.monotonic() - self._began
+            rate = self._counted / max(seconds, 1e-9)
+            console.line(f"  {self._what}: {self._done:,} {self._unit} in {seconds:.1f} s ({rate:,.1f}/s)")
+
+    def say(self, line_text: str) -> None:
+        """Print a line."""
+        console.line(line_text)
+        sys.stdout.flush()

@@ -1,0 +1,150 @@
+"""Kill -9 at every durable write and at random times; the same command again gives the undisturbed run."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from crash.kill_points import Kill
+from crash.same_run import differences, done_twice
+from crash.small_run import Bench, Recipe
+
+EVERY = 3
+"""Fresh runs are killed at every third write; the chains are killed at every one."""
+RANDOM_KILLS = 8
+SEED = 20
+
+KEEP_BEST = "load_best_model_at_end=true"
+
+
+def in_parallel(work, items):
+    """Run over the items in two threads, one per lane; the first failure is raised."""
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(work, items))
+
+
+@pytest.fixture(scope="module")
+def recipes(tiny_demo):
+    return {
+        "loss": Recipe.of(tiny_demo),
+        "delta_loss": Recipe.of(tiny_demo, "delta_loss", KEEP_BEST, "delta_loss.schedule=centered"),
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lanes, recipes, tmp_path_factory):
+    """The finished runs that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+
+    def finish(name):
+        return Bench(lanes, folder / name).finish(*recipes[name].round())
+
+    return dict(zip(recipes, in_parallel(finish, recipes), strict=True))
+
+
+class TestTheComparison:
+    def test_an_undisturbed_run_is_repeated_exactly(self, undisturbed, lanes, recipes, tmp_path):
+        again = Bench(lanes, tmp_path / "again").finish(*recipes["loss"].round())
+        assert differences(undisturbed["loss"].run, again.run) == []
+        n_writes = len(again.writes())
+        again.finish(*recipes["loss"].round())
+        assert [name for name in again.writes()[n_writes:] if not name.endswith("sources.json")] == []
+
+    def test_it_sees_a_changed_weight_a_changed_row_and_a_left_over_file(self, undisturbed, tmp_path):
+        copy = tmp_path / "copy"
+        shutil.copytree(undisturbed["loss"].run, copy)
+        weights = copy / "round-02" / "checkpoint" / "adapter_model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        scores = copy / "round-01" / "scores" / "loss.parquet"
+        table = pq.read_table(scores)
+        column = table.schema.get_field_index("score")
+        changed = pa.array([0.0, *table.column("score").to_pylist()[1:]])
+        pq.write_table(table.set_column(column, table.schema.field("score"), changed), scores)
+        (copy / "pool" / "part-00009.parquet.partial").touch()
+        assert differences(undisturbed["loss"].run, copy) == [
+            "pool/part-00009.parquet.partial: left over",
+            "round-01/scores/loss.parquet: other rows",
+            "round-02/checkpoint/adapter_model.safetensors: other bytes",
+        ]
+
+    def test_it_sees_work_done_twice(self):
+        book = [
+            ("table", "pool/part-00000.parquet"),
+            ("table", "pool/part-00000.parquet"),
+            ("visible", "pool/part-00000.parquet"),
+            ("step", "round-00/training/checkpoint-1"),
+            ("step", "round-00/training/checkpoint-1"),
+            ("visible", "round-00/training/checkpoint-1/COMPLETE.json"),
+            ("step", "round-00/training/checkpoint-2"),
+        ]
+        assert done_twice(book) == []
+        assert done_twice([*book, book[0], book[3]]) == [
+            "pool/part-00000.parquet was made again",
+            "the step of round-00/training/checkpoint-1 was trained again",
+        ]
+
+
+def test_killed_at_every_durable_write_on_the_way(undisturbed, lanes, recipes, tmp_path):
+    """Three runs that only ever get one durable write further before the next kill."""
+    chains = {
+        "before": ("loss", recipes["loss"].round(), "before"),
+        "after": ("loss", recipes["loss"].round(), "after"),
+        "stages": ("delta_loss", recipes["delta_loss"].stages(), "after"),
+    }
+
+    def chain(name):
+        method, commands, when = chains[name]
+        bench = Bench(lanes, tmp_path / name)
+        return bench, undisturbed[method], bench.chain(commands, when)
+
+    with ThreadPoolExecutor(len(chains)) as threads:
+        ends = list(threads.map(chain, chains))
+    for bench, reference, kills in ends:
+        assert kills >= len(set(reference.writes()))
+        assert set(bench.writes()) == set(reference.writes())
+        assert differences(reference.run, bench.run) == []
+        assert done_twice(bench.book()) == []
+    print(f"\n{sum(kills for _, _, kills in ends)} kill points in chains: {[kills for _, _, kills in ends]}")
+
+
+def test_a_fresh_run_killed_once_then_run_again(undisturbed, lanes, recipes, tmp_path):
+    """Each run dies once, alternately just before and just after a write, and goes on undisturbed."""
+    reference = undisturbed["loss"]
+    writes = range(1, len(reference.writes()) + 1, EVERY)
+    points = [Kill(("before", "after")[number % 2], write) for number, write in enumerate(writes)]
+
+    def once(point):
+        bench = Bench(lanes, tmp_path / f"{point.when}-{point.write}")
+        assert bench.call(recipes["loss"].round()[0], kill=point).killed
+        bench.finish(*recipes["loss"].round())
+        return differences(reference.run, bench.run) + done_twice(bench.book())
+
+    assert dict(zip(points, in_parallel(once, points), strict=True)) == dict.fromkeys(points, [])
+    print(f"\n{len(points)} kill points in fresh runs")
+
+
+def test_killed_at_random_times(undisturbed, lanes, recipes, tmp_path):
+    """Moments between the durable writes too: half-written tables, checkpoints and logs."""
+    draw = random.Random(SEED)
+    reference = undisturbed["delta_loss"]
+    commands = recipes["delta_loss"].round()
+    full = Bench(lanes, tmp_path / "full").call(commands[0]).cpu
+    times = [draw.uniform(0.02, 0.98) * full for _ in range(RANDOM_KILLS)]
+
+    def once(after):
+        bench = Bench(lanes, tmp_path / f"{after:.3f}")
+        killed = bench.call(commands[0], after=after).killed
+        bench.finish(*commands)
+        return killed, differences(reference.run, bench.run) + done_twice(bench.book())
+
+    ends = in_parallel(once, times)
+    assert [found for _, found in ends] == [[]] * len(times)
+    # a run that was quicker than the one measured may end before its kill
+    assert sum(killed for killed, _ in ends) >= RANDOM_KILLS - 2
