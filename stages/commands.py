@@ -61,7 +61,7 @@ def score(
     context = open_context(_options(config, settings, run, None, overwrite))
     name = method or context.given.component_name
     # The settings given now are not kept in run.yaml, so the next step needs them too.
-    next_step = _command("select", f"--round {number} --method {name}", context, settings)
+    next_step = _command("select", "select", f"--round {number} --method {name}", context, settings)
     _one_stage(context, number, check_scored_round, lambda: [stage(context, number, name)], next_step)
 
 
@@ -79,7 +79,7 @@ def select(
 
     context = open_context(_options(config, settings, run, None, overwrite))
     name = method or context.given.component_name
-    next_step = _command("train-round", f"--round {number}", context)
+    next_step = _command("train", "train-round", f"--round {number}", context)
     _one_stage(context, number, check_scored_round, lambda: [stage(context, number, name)], next_step)
 
 
@@ -92,7 +92,7 @@ def train_round(
 
     context = open_context(_options(config, settings, run, None, overwrite))
     is_last = number >= context.given.update_times
-    next_step = None if is_last else _command("score", f"--round {number + 1}", context)
+    next_step = None if is_last else _command("go on", "score", f"--round {number + 1}", context)
     _one_stage(
         context,
         number,
@@ -102,10 +102,10 @@ def train_round(
     )
 
 
-def _command(name: str, options: str, context: Context, settings: list[str] | None = None) -> str:
+def _command(label: str, name: str, options: str, context: Context, settings: list[str] | None = None) -> str:
     named = ("runs_dir", "output_dir")  # said by ``again``
     given = shlex.join(text for text in settings or [] if text.partition("=")[0] not in named)
-    return f"{name}:  dataflex {name} {options} {context.again} {given}".rstrip()
+    return f"{label}:  dataflex {name} {options} {context.again} {given}".rstrip()
 
 
 def _one_stage(

@@ -30,18 +30,21 @@ def fail(error: DataflexError) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; without a terminal as tab-separated lines, for scripts."""
+    """Print a table; without a terminal as tab-separated lines, for scripts. The title may be empty."""
     if not out.is_terminal:
-        line(title)
-        for row in [columns, *rows]:
-            line("\t".join(row))
+        lines = [*([title] if title else []), *("\t".join(row) for row in [columns, *rows])]
+        out.file.write("\n".join(lines) + "\n")  # rich itself would turn the tabs into spaces
         return
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(
-        title=Text(title), title_justify="left", title_style="bold", header_style="bold", box=box.SIMPLE
+        title=Text(title) if title else None,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=box.SIMPLE,
     )
     for name in columns:
         table.add_column(name, overflow="fold")

@@ -40,7 +40,11 @@ def publish_adapter(context: Context) -> list[Outcome]:
     names = [ADAPTER_WEIGHTS, *_beside_the_weights(source)]  # the configuration last: it makes the adapter
     copied = [name for name in names if _copied(context, source / name)]
     found = f"the adapter of {console.shown(source, context.run.folder)}"
-    return [Outcome("adapter", context.run.folder, bool(copied), time.monotonic() - began, found)]
+    return [
+        Outcome(
+            "adapter", context.run.folder / ADAPTER_WEIGHTS, bool(copied), time.monotonic() - began, found
+        )
+    ]
 
 
 def newest(context: Context) -> Path | None:
@@ -76,4 +80,5 @@ def _copied(context: Context, source: Path) -> bool:
         return False
     with atomic_file(final) as temporary:
         shutil.copyfile(source, temporary)
+    context.memo.digest(final), context.memo.digest(source)  # so that the next command need not read them
     return True

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dataflex_pipeline.config.components import known_methods, method_parameters
 from dataflex_pipeline.config.load import load_config
 from dataflex_pipeline.config.render import commented_yaml
@@ -45,10 +47,16 @@ def _show_method(config: Any, name: str, folder: Path | None) -> None:
     for parameter, info in kind.Params.model_fields.items():
         default = info.get_default(call_default_factory=True)
         value = entry.params.get(parameter, default)
-        rows.append([parameter, str(value), str(default), info.description or ""])
+        rows.append([f"{name}.{parameter}", _text(value), _text(default), info.description or ""])
     if rows:
-        console.print_table(f"  {name}.", ["parameter", "value", "default", "meaning"], rows)
+        console.print_table("", ["parameter", "value", "default", "meaning"], rows)
     console.line("")
+
+
+def _text(value: Any) -> str:
+    """Return a value as it is written in YAML and on the command line."""
+    plain = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, default_flow_style=True).splitlines()[0]
 
 
 def templates() -> None:

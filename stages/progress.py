@@ -9,12 +9,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 from dataflex_pipeline.api import Progress as ProgressProtocol
 from stages import console
@@ -26,6 +27,23 @@ PLAIN_INTERVAL = 10.0
 def progress() -> ProgressProtocol:
     """Return a progress bar in a terminal, plain lines elsewhere."""
     return BarProgress() if console.out.is_terminal else PlainProgress()
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as people write it: 0:07, 12:30, 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class _Times(ProgressColumn):
+    """Time spent and time left; only the first where there is nothing left or nothing known."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text of the column."""
+        spent, left = task.finished_time or task.elapsed or 0.0, task.time_remaining
+        running = not task.finished and left is not None
+        return Text(f"{clock(spent)}, {clock(left or 0.0)} left" if running else clock(spent), style="cyan")
 
 
 class BarProgress:
@@ -48,9 +66,7 @@ class BarProgress:
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            _Times(),
             console=console.out,
         )
         self._bar.start()
@@ -67,6 +83,8 @@ class BarProgress:
     def finish(self) -> None:
         """Leave the finished bar on the screen."""
         if self._bar is not None:
+            task = self._bar.tasks[0]
+            self._bar.update(self._task, total=task.total if task.total is not None else task.completed)
             self._bar.stop()
             self._bar = None
 
@@ -114,7 +132,7 @@ class PlainProgress:
             return
         left = (self._total - self._done) / rate if rate else 0.0
         there = f"{self._done:,} of {self._total:,} {self._unit}"
-        console.line(f"  {self._what}: {there}, {rate:,.1f}/s, {left:.0f} s left")
+        console.line(f"  {self._what}: {there}, {rate:,.1f}/s, {clock(left)} left")
 
     def finish(self) -> None:
         """Say how it went."""
@@ -122,7 +140,10 @@ class PlainProgress:
             self._running = False
             seconds = time.monotonic() - self._began
             rate = self._counted / max(seconds, 1e-9)
-            console.line(f"  {self._what}: {self._done:,} {self._unit} in {seconds:.1f} s ({rate:,.1f}/s)")
+            of = "" if self._total is None or self._done >= self._total else f" of {self._total:,}"
+            console.line(
+                f"  {self._what}: {self._done:,}{of} {self._unit} in {seconds:.1f} s ({rate:,.1f}/s)"
+            )
 
     def say(self, line_text: str) -> None:
         """Print a line."""

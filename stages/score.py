@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from dataflex_pipeline import api
 from dataflex_pipeline.config.components import ComponentEntry
 from dataflex_pipeline.errors import DataError, RunError
-from dataflex_pipeline.features.build import build_feature, feature_ingredients, make_feature
+from dataflex_pipeline.features.build import build_feature, feature_folder, feature_ingredients, make_feature
 from dataflex_pipeline.schemas import SCORES
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.fingerprint import digest, file_digest
@@ -23,6 +23,7 @@ from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.ranks import column_values, quantiles
 from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current
 from dataflex_pipeline.store.tables import TableFile, table_writer, zip_blocks
+from dataflex_pipeline.training.marker import verify_checkpoint
 from stages.context import Context
 from stages.outcome import Outcome
 from stages.prepare import open_split
@@ -135,18 +136,25 @@ def score(context: Context, number: int, name: str) -> Outcome:
     return Outcome(f"score {name}, round {number}", output, not current, time.monotonic() - began, found)
 
 
+def _feature_table(context: Context, scoring: Scoring, key: str) -> PartedTable:
+    need, feature, given, made_from = scoring.needs[key]
+    if given.checkpoint is not None and not is_complete(
+        feature_folder(context.run.features, need, made_from)
+    ):
+        verify_checkpoint(given.checkpoint)
+    return build_feature(
+        context.run.features,
+        need,
+        feature,
+        given,
+        rows_per_part(context, scoring.entry),
+        context.progress,
+        overwrite=context.overwrite,
+    ).table
+
+
 def _write_scores(context: Context, scoring: Scoring) -> None:
-    tables = {
-        key: build_feature(
-            context.run.features,
-            need,
-            feature,
-            given,
-            rows_per_part(context, scoring.entry),
-            context.progress,
-        ).table
-        for key, (need, feature, given, _) in scoring.needs.items()
-    }
+    tables = {key: _feature_table(context, scoring, key) for key in scoring.needs}
     state = scoring.method.begin(tables, scoring.selection)
     over_pool = {key: tables[key] for key, planned in scoring.needs.items() if planned[0].split == "pool"}
     schema = pa.schema([*SCORES, *scoring.method.columns])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
-from dataflex_pipeline.errors import RunError
+from dataflex_pipeline.errors import CorruptError, RunError
 from dataflex_pipeline.models.base import adapter_folder
 from dataflex_pipeline.models.source import model_digest
+from dataflex_pipeline.store.atomic import set_aside
 from dataflex_pipeline.store.fingerprint import digest, files_digest
 from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current
 from dataflex_pipeline.training import RoundPlan, RoundResult, read_marker, train_round
+from dataflex_pipeline.training.marker import verify_checkpoint
 from stages.context import Context
 from stages.outcome import Outcome
 from stages.prepare import has_target, open_split
@@ -95,8 +99,13 @@ def train(context: Context, number: int) -> Outcome:
         _check_previous(context, number)
     wanted = wanted_checkpoint(context, number, fingerprint)
     what = f"The checkpoint of round {number}"
+    if context.overwrite:
+        _set_aside_damaged(where.checkpoint)
     current = is_current(where.checkpoint, wanted, what, overwrite=context.overwrite)
-    if not current:
+    if current:
+        # left over by a kill between the last rename and the end
+        shutil.rmtree(where.work, ignore_errors=True)
+    else:
         first, last = step_range(context, number)
         plan = RoundPlan(
             round=number,
@@ -120,6 +129,14 @@ def train(context: Context, number: int) -> Outcome:
         time.monotonic() - began,
         describe_checkpoint(context, number),
     )
+
+
+def _set_aside_damaged(checkpoint: Path) -> None:
+    if checkpoint.exists():
+        try:
+            verify_checkpoint(checkpoint)
+        except CorruptError:
+            set_aside(checkpoint)
 
 
 def _check_previous(context: Context, number: int) -> None:

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from dataflex_pipeline.api import Feature, FeatureInput, Need, Progress
 from dataflex_pipeline.errors import ConfigError, DataError
 from dataflex_pipeline.store.fingerprint import digest
-from dataflex_pipeline.store.parts import PartedTable, PartsWriter
+from dataflex_pipeline.store.parts import PartedTable, PartsWriter, check_parts
+from dataflex_pipeline.store.stale import set_aside_damaged
 
 FEATURES = ("losses",)
 
@@ -73,7 +74,14 @@ def feature_folder(features: Path, need: Need, ingredients: dict[str, Any]) -> P
 
 
 def build_feature(
-    features: Path, need: Need, feature: Feature, given: FeatureInput, rows_per_part: int, progress: Progress
+    features: Path,
+    need: Need,
+    feature: Feature,
+    given: FeatureInput,
+    rows_per_part: int,
+    progress: Progress,
+    *,
+    overwrite: bool = False,
 ) -> Built:
     """Open a feature table, computing only the parts that are not on disk.
 
@@ -82,15 +90,20 @@ def build_feature(
         need: what is asked for. feature: made from it. given: the rows and the checkpoint.
         rows_per_part: rows per part; batches are formed inside a part.
         progress: where to report.
+        overwrite: set a damaged table aside and compute it anew.
 
     Raises:
         DataError: no row of the split could be computed.
+        CorruptError: the table on disk is damaged or foreign, and ``overwrite`` is not set.
     """
     began = time.monotonic()
     ingredients = feature_ingredients(feature, need, given, rows_per_part)
     folder = feature_folder(features, need, ingredients)
     n_parts = -(-given.table.n_rows // rows_per_part)
+    if overwrite:
+        set_aside_damaged(folder, ingredients)
     if PartedTable.is_complete(folder):
+        check_parts(folder, digest(ingredients))
         return Built(PartedTable.open(folder), 0, n_parts, time.monotonic() - began)
     writer = PartsWriter(folder, feature.schema, ingredients)
     missing = [number for number in range(n_parts) if number not in writer.done]

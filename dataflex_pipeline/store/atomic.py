@@ -38,8 +38,7 @@ def commit(temporary: Path, final: Path) -> None:
     """
     if temporary.is_dir():
         for path in sorted(temporary.rglob("*")):
-            if path.is_file():
-                fsync_path(path)
+            fsync_path(path)
     fsync_path(temporary)
     os.replace(temporary, final)  # noqa: PTH105 (the tests intercept this very call)
     fsync_path(final.parent)

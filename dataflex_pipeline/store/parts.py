@@ -171,6 +171,38 @@ def check_fingerprint(path: Path, fingerprint: str) -> None:
         )
 
 
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Return a manifest whose parts are named and counted from row 0 on without a gap."""
+    manifest = read_json(path)
+    try:
+        parts = manifest["parts"]
+        ends = [part["start"] + part["rows"] for part in parts]
+        sound = (
+            [part["start"] for part in parts] == [0, *ends[:-1]]
+            and ends[-1:] == [manifest["rows"]]
+            and all(part.keys() == {"file", "start", "rows", "bytes"} for part in parts)
+            and manifest["fingerprint"] == digest(manifest["ingredients"])
+            and isinstance(manifest["summary"], dict)
+        )
+    except (KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise CorruptError(
+            f"{path} is not the manifest that was written.",
+            "Its entries are missing or contradict each other, so something else changed it.",
+            "Delete it (the command that makes the table writes it again), or use --overwrite.",
+        )
+    return dict(manifest)
+
+
+def check_parts(folder: Path, fingerprint: str) -> None:
+    """Raise CorruptError unless every part there is, and the manifest if there is one, is of this table."""
+    for part in sorted(folder.glob("part-*.parquet")):
+        check_fingerprint(part, fingerprint)
+    if PartedTable.is_complete(folder) and PartedTable.open(folder).fingerprint != fingerprint:
+        raise corrupt(folder / MANIFEST, f"it belongs to another table (expected {fingerprint})")
+
+
 class PartedTable:
     """A complete parted table, read part by part in row order.
 
@@ -213,7 +245,7 @@ class PartedTable:
                 "The table was never finished, so its rows cannot be trusted to be all there.",
                 "Run the command that makes it again; finished parts are kept.",
             )
-        manifest = read_json(folder / MANIFEST)
+        manifest = _read_manifest(folder / MANIFEST)
         for part in manifest["parts"]:
             path = folder / part["file"]
             if not path.is_file():

@@ -10,7 +10,7 @@ from typing import Any
 from dataflex_pipeline.errors import CorruptError, StaleError
 from dataflex_pipeline.store.atomic import read_json, set_aside
 from dataflex_pipeline.store.fingerprint import INGREDIENTS_KEY, changes, digest
-from dataflex_pipeline.store.parts import MANIFEST, read_footer
+from dataflex_pipeline.store.parts import MANIFEST, check_parts, read_footer
 
 MARKER = "COMPLETE.json"
 """A checkpoint is complete when this file is in it."""
@@ -30,23 +30,38 @@ def found_ingredients(output: Path) -> dict[str, Any] | None:
         return _footer_ingredients(output)
     for name in (MANIFEST, MARKER):
         if (output / name).is_file():
-            ingredients: dict[str, Any] = read_json(output / name)["ingredients"]
-            return ingredients
+            return _listed_ingredients(output / name)
     for part in sorted(output.glob("part-*.parquet"))[:1]:
         return _footer_ingredients(part)
     return None
 
 
+def _listed_ingredients(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("ingredients"), dict):
+        raise CorruptError(
+            f"{path} does not say what the table or checkpoint beside it was made from.",
+            "It was written whole by this program, so something else changed it.",
+            "Restore it, or use --overwrite.",
+        )
+    ingredients: dict[str, Any] = content["ingredients"]
+    return ingredients
+
+
 def _footer_ingredients(path: Path) -> dict[str, Any]:
     text = read_footer(path).get(INGREDIENTS_KEY)
     if text is None:
-        raise CorruptError(
-            f"{path} does not say what it was made from.",
-            "Every table of a run carries that in its footer, so this file was not written by this program.",
-            "Move it out of the run folder, or use --overwrite.",
-        )
+        raise _not_ours(path)
     ingredients: dict[str, Any] = json.loads(text)
     return ingredients
+
+
+def _not_ours(path: Path) -> CorruptError:
+    return CorruptError(
+        f"{path} does not say what it was made from.",
+        "Everything of a run carries that, so this file was not written by this program.",
+        "Move it out of the run folder, or use --overwrite.",
+    )
 
 
 def is_complete(output: Path) -> bool:
@@ -59,7 +74,7 @@ def is_current(output: Path, wanted: Mapping[str, Any], what: str, *, overwrite:
 
     Args:
         output: where it is or will be. wanted: what the present settings would make it from.
-        what: its name for messages. overwrite: set an output of other settings aside.
+        what: its name for messages. overwrite: set an output of other settings, or a damaged one, aside.
 
     Returns:
         True if it is complete and current; False if it has to be made (or finished).
@@ -70,6 +85,8 @@ def is_current(output: Path, wanted: Mapping[str, Any], what: str, *, overwrite:
     """
     try:
         found = found_ingredients(output)
+        if overwrite and found is not None and not (output / MARKER).is_file():
+            check_parts(output, digest(found))
     except CorruptError:
         if not overwrite:
             raise
@@ -83,6 +100,14 @@ def is_current(output: Path, wanted: Mapping[str, Any], what: str, *, overwrite:
         set_aside(output)
         return False
     raise stale(output, what, changes(found, wanted))
+
+
+def set_aside_damaged(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Set a parted table, finished or not, aside if a part or the manifest is not of this table."""
+    try:
+        check_parts(folder, digest(wanted))
+    except CorruptError:
+        set_aside(folder)
 
 
 def stale(output: Path, what: str, changed: list[str]) -> StaleError:

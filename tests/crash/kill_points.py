@@ -81,7 +81,13 @@ def install(book: Book, kill: Kill | None, hold: str | None) -> None:
     renames = Renames(book, kill, hold)
     atomic.os = renames
     path_rename = Path.rename
-    Path.rename = lambda self, target: renames.around(lambda a, b: path_rename(a, b), self, target)
+
+    def rename(self, target):
+        if Path(target).parent.name.endswith(atomic.TEMPORARY):
+            return path_rename(self, target)  # nothing becomes visible inside a temporary folder
+        return renames.around(path_rename, self, target)
+
+    Path.rename = rename
 
     class Writer(pq.ParquetWriter):
         def __init__(self, where, *arguments, **options):

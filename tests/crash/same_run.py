@@ -12,7 +12,7 @@ import yaml
 
 TIMES = {"seconds", "created", "time"}
 """Keys of JSON and YAML files whose values are wall times."""
-NOT_COMPARED = {".lock", ".lock-owner", "history.jsonl"}
+NOT_COMPARED = {".lock", ".lock-owner", "history.jsonl", "sources.json"}
 """Files that say who works or when something was done."""
 
 
@@ -40,7 +40,9 @@ def _compare(expected: Path, found: Path) -> Iterator[str]:
         yield from _compare_tables(expected, found)
     elif expected.suffix in (".json", ".yaml"):
         old, new = _plain(expected), _plain(found)
-        yield from (f"{key} differs" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
+        yield from (
+            f"{key} differs" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
+        )
     elif expected.suffix in (".pt", ".pth"):
         yield from ([] if _equal(_tensors(expected), _tensors(found)) else ["other tensors"])
     else:
@@ -115,5 +117,5 @@ def _is_trained(checkpoint: Path, visible: set[str]) -> bool:
         return True
     step = int(checkpoint.name.removeprefix("checkpoint-"))
     markers = [Path(name).parent for name in visible if name.endswith("COMPLETE.json")]
-    steps = [int(path.name.split("-")[1]) for path in markers if path.parent == checkpoint.parent]
-    return any(other >= step for other in steps)
+    inside = [path.name.partition("checkpoint-")[2] for path in markers if path.parent == checkpoint.parent]
+    return any(int(other) >= step for other in inside if other)

@@ -1,0 +1,225 @@
+"""Two processes on one run, damaged files, a full disk: a clear error, then the identical result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from crash.kill_points import Kill
+from crash.same_run import differences
+from crash.small_run import NAME, Bench, Recipe
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_demo):
+    return Recipe.of(tiny_demo)
+
+
+@pytest.fixture(scope="module")
+def finished(lanes, recipe, tmp_path_factory):
+    """An undisturbed run to its end."""
+    return Bench(lanes, tmp_path_factory.mktemp("finished") / "bench").finish(*recipe.round())
+
+
+@pytest.fixture
+def bench(finished, lanes, tmp_path):
+    """A copy of the finished run to spoil."""
+    shutil.copytree(finished.folder, tmp_path / "bench", copy_function=shutil.copy2)
+    return Bench(lanes, tmp_path / "bench")
+
+
+def explained(end, code: int = 2) -> str:
+    """Check that a command ended with an error of three parts and no traceback; return its text."""
+    assert end.code == code, end.output
+    assert "Traceback" not in end.output
+    text = end.output[end.output.index("error: ") :]
+    assert "\n-> " in text and len(text.splitlines()) >= 3, text
+    return text
+
+
+def reopened(run, number):
+    """Take away round `number` and all after it, so that the next command has to go on."""
+    for later in range(number, 3):
+        shutil.rmtree(run / f"round-{later:02d}")
+
+
+class TestTwoProcesses:
+    def test_the_second_is_refused_and_the_first_finishes(self, lanes, recipe, finished, tmp_path):
+        first = Bench(lanes, tmp_path / "first")
+        go_on = tmp_path / "go on"
+        ends = []
+        thread = threading.Thread(target=lambda: ends.append(first.call(recipe.round()[0], hold=str(go_on))))
+        thread.start()
+        while not first.writes():
+            time.sleep(0.01)
+        try:
+            text = explained(first.call(recipe.round()[0]))
+        finally:
+            go_on.touch()
+            thread.join()
+        assert "is in use by another process (process " in text
+        assert ends[0].code == 0, ends[0].output
+        assert differences(finished.run, first.run) == []
+
+    def test_the_lock_dies_with_its_owner(self, lanes, recipe, finished, tmp_path):
+        bench = Bench(lanes, tmp_path / "bench")
+        assert bench.call(recipe.round()[0], kill=Kill("after", 9)).killed
+        assert (bench.run / ".lock").exists()
+        assert (bench.run / ".lock-owner").exists()
+        bench.finish(*recipe.round())
+        assert differences(finished.run, bench.run) == []
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def edit_manifest(path):
+    content = json.loads(path.read_text())
+    content["rows"] += 1
+    path.write_text(json.dumps(content))
+
+
+def empty_manifest(path):
+    path.write_text("{}")
+
+
+def foreign_part(path):
+    pq.write_table(pa.table({"row": [0, 1], "loss": [1.0, 2.0]}), path)
+
+
+def other_weights(path):
+    tensors = {name: np.asarray(tensor) + 1 for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def no_marker(path):
+    path.unlink()
+
+
+DAMAGES = {
+    "pool-part-truncated": ("pool/part-00000.parquet", truncate, 2),
+    "pool-part-foreign": ("pool/part-00000.parquet", foreign_part, 2),
+    "pool-manifest-edited": ("pool/manifest.json", edit_manifest, 2),
+    "target-manifest-truncated": ("target/manifest.json", truncate, 2),
+    "feature-part-truncated": ("features/*/part-00001.parquet", truncate, 1),
+    "feature-part-foreign": ("features/*/part-00002.parquet", foreign_part, 1),
+    "feature-manifest-emptied": ("features/*/manifest.json", empty_manifest, 1),
+    "scores-truncated": ("round-01/scores/loss.parquet", truncate, 2),
+    "scores-foreign": ("round-01/scores/loss.parquet", foreign_part, 2),
+    "probabilities-truncated": ("round-01/probabilities/loss.parquet", truncate, 2),
+    "index-truncated": ("round-01/index.parquet", truncate, 2),
+    "adapter-replaced": ("round-00/checkpoint/adapter_model.safetensors", other_weights, 1),
+    "adapter-truncated": ("round-00/checkpoint/adapter_model.safetensors", truncate, 1),
+    "optimizer-replaced": ("round-01/checkpoint/optimizer.pt", truncate, 2),
+    "marker-emptied": ("round-01/checkpoint/COMPLETE.json", empty_manifest, 2),
+    "marker-deleted": ("round-01/checkpoint/COMPLETE.json", no_marker, 2),
+}
+"""Which file, what happens to it, and from which round on the run has to be made again to read it."""
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named_and_overwrite_recovers(bench, finished, recipe, name):
+    pattern, damage, from_round = DAMAGES[name]
+    reopened(bench.run, from_round)
+    if pattern.startswith("features/") and from_round == 1:
+        for folder in (bench.run / "features").iterdir():
+            damage(folder / pattern.rpartition("/")[2])
+        shown = bench.run / "features"
+    else:
+        shown = bench.run / pattern
+        damage(shown)
+    text = explained(bench.call(recipe.round()[0]))
+    assert str(shown.relative_to(bench.folder)).removesuffix("/COMPLETE.json") in text
+    assert bench.call(recipe.round()[0]).code == 2
+    end = bench.call(recipe.round("--overwrite")[0])
+    assert end.code == 0, end.output
+    left = [line for line in differences(finished.run, bench.run) if ".old-" not in line]
+    assert left == []
+    assert any(".old-" in path.name for path in bench.run.rglob("*"))
+
+
+def test_the_damaged_file_deleted_is_made_again_alone(bench, finished, recipe):
+    """The other way out that the error names: a missing part of an unfinished table is computed alone."""
+    reopened(bench.run, 1)
+    for folder in (bench.run / "features").iterdir():
+        truncate(folder / "part-00002.parquet")
+        (folder / "manifest.json").unlink()
+    assert "part-00002.parquet cannot be read" in explained(bench.call(recipe.round()[0]))
+    for path in bench.run.glob("features/*/part-00002.parquet"):
+        path.unlink()
+    n_before = len(bench.book())
+    bench.finish(*recipe.round())
+    assert differences(finished.run, bench.run) == []
+    made = [name for event, name in bench.book()[n_before:] if event == "table" and "features/" in name]
+    assert {name.rpartition("/")[2] for name in made} == {"part-00002.parquet"}
+
+
+FILE_LIMITS = {
+    "scores": 7_000,
+    "target": 10_700,
+    "pool": 20_000,
+    "adapter": 33_000,
+    "tokenizer": 50_000,
+    "plot": 57_000,
+    "optimizer": 80_000,
+}
+"""Bytes that a file may have: the first file that is larger is the one of that name or one before it."""
+
+
+@pytest.mark.parametrize("limit", FILE_LIMITS)
+def test_a_file_size_limit_is_told_and_the_run_goes_on_after_it(lanes, recipe, finished, tmp_path, limit):
+    bench = Bench(lanes, tmp_path / "bench")
+    end = bench.call(recipe.round()[0], file_bytes=FILE_LIMITS[limit])
+    text = explained(end, end.code)
+    assert end.code in (1, 2)
+    assert "could not be written" in text
+    assert [path for path in bench.run.rglob("*.partial") if path.is_file()] == []
+    bench.finish(*recipe.round())
+    assert differences(finished.run, bench.run) == []
+
+
+@contextlib.contextmanager
+def small_disk(folder, kilobytes):
+    """Mount a tmpfs; skip where that is not permitted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, timeout=20)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command for a small disk")
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be mounted: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, timeout=20)
+
+
+@pytest.mark.parametrize("kilobytes", [36, 120, 300, 700])
+def test_a_full_disk_is_told_and_the_run_goes_on_after_it(lanes, recipe, finished, tmp_path, kilobytes):
+    with small_disk(tmp_path / "disk", kilobytes) as disk:
+        bench = Bench(lanes, tmp_path / "bench")
+        bench.folder.mkdir()
+        (disk / "runs").mkdir()
+        os.symlink(disk / "runs", bench.folder / "runs")
+        end = bench.call(recipe.round()[0])
+        text = explained(end, end.code)
+        assert end.code in (1, 2)
+        assert "could not be written" in text
+        assert [path for path in bench.run.rglob("*.partial") if path.is_file()] == []
+        remount = ["mount", "-o", "remount,size=20000k", str(disk)]
+        subprocess.run(remount, check=True, timeout=20)
+        bench.finish(*recipe.round())
+        assert differences(finished.run, bench.folder / "runs" / NAME) == []
