@@ -37,7 +37,7 @@ test: setup ## all tests
 	$(BIN)/pytest
 
 test-slow: setup ## the long kill test: cold SIGKILLs of the real command at random times (KILLS=40)
-	$(BIN)/python -m tests.crash.cold_kills --kills $(or $(KILLS),40)
+	PYTHONPATH=tests $(BIN)/python -m crash.cold_kills --kills $(or $(KILLS),40)
 
 check: setup ## lint, types, import contracts
 	$(BIN)/ruff check .

@@ -29,8 +29,13 @@ def fail(error: DataflexError) -> None:
     err.print(error.fix, markup=False, emoji=False)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; without a terminal as tab-separated lines, for scripts. The title may be empty."""
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], wraps: str) -> None:
+    """Print a table; without a terminal as tab-separated lines, for scripts.
+
+    Args:
+        title: above it; may be empty. columns: their names. rows: of plain text.
+        wraps: the column that gives way on a narrow terminal; the others (paths, names) stay whole.
+    """
     if not out.is_terminal:
         lines = [*([title] if title else []), *("\t".join(row) for row in [columns, *rows])]
         out.file.write("\n".join(lines) + "\n")  # rich itself would turn the tabs into spaces
@@ -47,7 +52,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         box=box.SIMPLE,
     )
     for name in columns:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name != wraps)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     out.print(table, soft_wrap=False)

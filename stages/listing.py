@@ -49,7 +49,7 @@ def _show_method(config: Any, name: str, folder: Path | None) -> None:
         value = entry.params.get(parameter, default)
         rows.append([f"{name}.{parameter}", _text(value), _text(default), info.description or ""])
     if rows:
-        console.print_table("", ["parameter", "value", "default", "meaning"], rows)
+        console.print_table("", ["parameter", "value", "default", "meaning"], rows, wraps="meaning")
     console.line("")
 
 
@@ -64,7 +64,7 @@ def templates() -> None:
     from dataflex_pipeline.data.templates import TEMPLATES
 
     rows = [[name, template.summary] for name, template in sorted(TEMPLATES.items())]
-    console.print_table("Chat templates (template: NAME)", ["name", "format"], rows)
+    console.print_table("Chat templates (template: NAME)", ["name", "format"], rows, wraps="format")
 
 
 def init(path: Path) -> None:

@@ -36,7 +36,7 @@ def report(run: Path, outcomes: Sequence[Outcome], next_steps: Sequence[str]) ->
         ]
         for outcome in outcomes
     ]
-    console.print_table(f"Summary of {run}", ["stage", "time", "result", "where"], rows)
+    console.print_table(f"Summary of {run}", ["stage", "time", "result", "where"], rows, wraps="result")
     if next_steps:
         console.line("Next:")
         for step in next_steps:

@@ -24,7 +24,7 @@ def check_model(context: Context) -> None:
     """
     if is_complete(context.run.round(0).checkpoint) or processes() > 1:
         return
-    context.progress.say(f"loading {context.config.model_name_or_path} once, to see that it gives losses")
+    context.progress.say(f"checking the model {context.config.model_name_or_path}")
     losses = _sample_losses(context)  # [ROWS] nats per token
     if np.isfinite(losses).any():
         return

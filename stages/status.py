@@ -33,7 +33,7 @@ def status(config: Path | None, settings: list[str], run: str | None, method: st
     rows = _data_rows(context)
     for number in range(context.given.update_times + 1):
         rows += _round_rows(context, number)
-    console.print_table(f"Run {context.run.folder}", ["output", "state", "what"], [list(row) for row in rows])
+    console.print_table(f"Run {context.run.folder}", ["output", "state", "what"], rows, wraps="what")
     _say_settings(context)
     _say_next(context)
 

@@ -16,7 +16,13 @@ from dataflex_pipeline.demo import Demo
 from stages import cli
 
 STEPS = ("warmup_step=2", "update_step=2", "update_times=3")
-SMALL = ("per_device_train_batch_size=4", "lora_rank=4", "learning_rate=0.002", "plot_loss=false", "eval_strategy=no")
+SMALL = (
+    "per_device_train_batch_size=4",
+    "lora_rank=4",
+    "learning_rate=0.002",
+    "plot_loss=false",
+    "eval_strategy=no",
+)
 
 
 @dataclass(frozen=True)

@@ -284,7 +284,7 @@ def test_hub_name_goes_through_load_dataset(tmp_path, monkeypatch):
         return datasets.Dataset.from_list(alpaca_rows(2500))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("dataflex_pipeline.data.hub.hub_answers", lambda: True)
+    monkeypatch.setattr("dataflex_pipeline.data.hub.hub_reachable", lambda: True)
     scan = scan_sources(wanted(tmp_path, "owner/set"))
     assert asked == [("owner/set", {"name": None, "data_dir": None, "split": "train"})]
     assert [row["output"] for _, row in scan.rows()] == [f"answer {n}" for n in range(2500)]
@@ -301,11 +301,11 @@ def test_hub_name_that_cannot_be_loaded_says_so(tmp_path, monkeypatch):
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'owner/set' doesn't exist on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("dataflex_pipeline.data.hub.hub_answers", lambda: True)
+    monkeypatch.setattr("dataflex_pipeline.data.hub.hub_reachable", lambda: True)
     with pytest.raises(DataError, match="neither a local file") as caught:
         scan_sources(wanted(tmp_path, "owner/set"))
     assert "DatasetNotFoundError: Dataset 'owner/set' doesn't exist" in caught.value.why
-    monkeypatch.setattr("dataflex_pipeline.data.hub.hub_answers", lambda: False)
+    monkeypatch.setattr("dataflex_pipeline.data.hub.hub_reachable", lambda: False)
     with pytest.raises(DataError, match="no network here"):
         scan_sources(wanted(tmp_path, "owner/set"))
 

@@ -10,9 +10,10 @@ import pytest
 from tiny_training import make_config, make_model
 
 from dataflex_pipeline.errors import ConfigError, CorruptError, RunError, UserError
+from dataflex_pipeline.hub import hub_reachable
 from dataflex_pipeline.models.base import load_base, precision, resolve_device
 from dataflex_pipeline.models.optimizer_states import adam_states
-from dataflex_pipeline.models.source import hub_reachable, local_folder, model_digest, tokenizer_digest
+from dataflex_pipeline.models.source import local_folder, model_digest, tokenizer_digest
 from dataflex_pipeline.models.tokenizer import load_tokenizer
 
 

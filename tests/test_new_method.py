@@ -23,7 +23,10 @@ def here(tmp_path, monkeypatch):
 
 
 def test_it_takes_less_than_sixty_lines():
-    assert sum(len((EXAMPLES / name).read_text().splitlines()) for name in ("shortest.py", "components.yaml")) < 60
+    assert (
+        sum(len((EXAMPLES / name).read_text().splitlines()) for name in ("shortest.py", "components.yaml"))
+        < 60
+    )
 
 
 def test_the_readme_shows_these_very_files():

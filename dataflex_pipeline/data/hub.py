@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from dataflex_pipeline.data.settings import Row
 from dataflex_pipeline.errors import DataError
+from dataflex_pipeline.hub import hub_reachable
 
 if TYPE_CHECKING:
     import datasets
@@ -57,7 +54,7 @@ def hub_fingerprint(hub: HubName, given: str) -> str:
 def _load(hub: HubName, given: str) -> datasets.Dataset:
     import datasets
 
-    if not hub_answers() and not _is_cached(hub.repository, Path(datasets.config.HF_DATASETS_CACHE)):
+    if not hub_reachable() and not _is_cached(hub.repository, Path(datasets.config.HF_DATASETS_CACHE)):
         raise _not_loaded(hub, given, "The hub's name cannot be resolved: there is no network here.")
     try:
         return datasets.load_dataset(hub.repository, name=hub.subset, data_dir=hub.folder, split=hub.split)
@@ -73,22 +70,6 @@ def _not_loaded(hub: HubName, given: str, why: str) -> DataError:
         why,
         "Check the name, the connection (or HF_TOKEN for a gated one), or give a local file.",
     )
-
-
-def hub_answers() -> bool:
-    """Whether the hub's host has an address; behind a proxy that is not for us to say, so yes.
-
-    Without this check the hub's client tries again for most of a minute where there is no network, and
-    a mistyped name is far more frequent than a name server that fails for a moment.
-    """
-    if getproxies():
-        return True
-    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return False
-    return True
 
 
 def _is_cached(repository: str, cache: Path) -> bool:

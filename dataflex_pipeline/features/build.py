@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from dataflex_pipeline.api import Feature, FeatureInput, Need, Progress
 from dataflex_pipeline.errors import ConfigError, DataError
 from dataflex_pipeline.store.fingerprint import digest
-from dataflex_pipeline.store.parts import PartedTable, PartsWriter, check_parts
-from dataflex_pipeline.store.stale import set_aside_damaged
+from dataflex_pipeline.store.parts import PartedTable, PartsWriter
+from dataflex_pipeline.store.stale import check_parts, set_aside_damaged
 
 FEATURES = ("losses",)
 

@@ -57,7 +57,7 @@ def _fresh_lora(config: Config, model: PreTrainedModel, seed: int) -> PeftModel:
         lora_dropout=config.lora_dropout,
         target_modules=targets,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=config.model_name_or_path,
+        base_model_name_or_path=model.name_or_path,  # peft warns about any other spelling of the folder
     )
     torch.manual_seed(seed)
     return get_peft_model(model, lora)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from safetensors import SafetensorError
 
 from dataflex_pipeline.errors import ConfigError, UserError
+from dataflex_pipeline.hub import hub_reachable
 from dataflex_pipeline.store.fingerprint import digest, file_digest
 
 if TYPE_CHECKING:
@@ -107,23 +104,6 @@ def explained(name: str, what: str) -> Iterator[None]:
             "It is neither the folder of a usable model nor a hub model in the cache or within reach.",
             "Check model_name_or_path (and model_revision), the network, or download the model to a folder.",
         ) from error
-
-
-@functools.cache
-def hub_reachable() -> bool:
-    """Return whether the hub's address can be resolved; asked once per process.
-
-    Without a network the hub's client would try again for nearly a minute, per file, before it looks
-    into its cache.
-    """
-    if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
-        return True
-    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return False
-    return True
 
 
 def load_arguments(config: Config) -> dict[str, Any]:

@@ -195,14 +195,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def check_parts(folder: Path, fingerprint: str) -> None:
-    """Raise CorruptError unless every part there is, and the manifest if there is one, is of this table."""
-    for part in sorted(folder.glob("part-*.parquet")):
-        check_fingerprint(part, fingerprint)
-    if PartedTable.is_complete(folder) and PartedTable.open(folder).fingerprint != fingerprint:
-        raise corrupt(folder / MANIFEST, f"it belongs to another table (expected {fingerprint})")
-
-
 class PartedTable:
     """A complete parted table, read part by part in row order.
 

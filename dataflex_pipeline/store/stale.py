@@ -10,7 +10,7 @@ from typing import Any
 from dataflex_pipeline.errors import CorruptError, StaleError
 from dataflex_pipeline.store.atomic import read_json, set_aside
 from dataflex_pipeline.store.fingerprint import INGREDIENTS_KEY, changes, digest
-from dataflex_pipeline.store.parts import MANIFEST, check_parts, read_footer
+from dataflex_pipeline.store.parts import MANIFEST, PartedTable, check_fingerprint, corrupt, read_footer
 
 MARKER = "COMPLETE.json"
 """A checkpoint is complete when this file is in it."""
@@ -100,6 +100,14 @@ def is_current(output: Path, wanted: Mapping[str, Any], what: str, *, overwrite:
         set_aside(output)
         return False
     raise stale(output, what, changes(found, wanted))
+
+
+def check_parts(folder: Path, fingerprint: str) -> None:
+    """Raise CorruptError unless every part there is, and the manifest if there is one, is of this table."""
+    for part in sorted(folder.glob("part-*.parquet")):
+        check_fingerprint(part, fingerprint)
+    if PartedTable.is_complete(folder) and PartedTable.open(folder).fingerprint != fingerprint:
+        raise corrupt(folder / MANIFEST, f"it belongs to another table (expected {fingerprint})")
 
 
 def set_aside_damaged(folder: Path, wanted: Mapping[str, Any]) -> None:

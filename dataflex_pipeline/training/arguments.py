@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dataflex_pipeline.config.checks import SCHEDULES
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 from dataflex_pipeline.models.base import precision, resolve_device
 from dataflex_pipeline.seeds import derive_seed
@@ -27,17 +28,6 @@ TRACKERS = {
     "mlflow": ("mlflow",),
     "trackio": ("trackio",),
 }
-
-
-SCHEDULES = (
-    "constant",
-    "constant_with_warmup",
-    "cosine",
-    "cosine_with_restarts",
-    "inverse_sqrt",
-    "linear",
-    "polynomial",
-)
 
 
 def schedule(config: Config) -> str:

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dataflex_pipeline.config.checks import METRICS
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 from dataflex_pipeline.training.plan import RoundPlan, RoundResult
 
 if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
 
-METRICS = ("eval_loss", "eval_token_accuracy")
 LOG = "training_log.jsonl"
 
 

@@ -168,11 +168,14 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
 def writing(folder: Path) -> Iterator[None]:
     """Turn a failed write (a full disk, a quota) into an error that says so; the folder is removed.
 
-    safetensors and torch raise errors of their own kinds where the system's write fails.
+    safetensors and torch raise errors of their own kinds where the system's write fails, tokenizers a bare
+    Exception that ends in the system's error number.
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError | RuntimeError | SafetensorError) and "(os error " not in str(error):
+            raise
         shutil.rmtree(folder, ignore_errors=True)
         free = shutil.disk_usage(folder.parent).free / 2**20
         found = str(error).splitlines()[0] if str(error) else type(error).__name__

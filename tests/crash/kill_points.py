@@ -62,7 +62,7 @@ class Renames:
         result = rename(source, target)
         self.book.add("visible", target)
         self._die("after")
-        while self.hold is not None and not os.path.exists(self.hold):
+        while self.hold is not None and not Path(self.hold).exists():
             time.sleep(0.01)
         return result
 
