@@ -16,7 +16,7 @@ from dataflex_pipeline.api import Method, Progress, Split
 from dataflex_pipeline.config.components import ComponentEntry, method_parameters
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import Loaded, dump_config, load_config
-from dataflex_pipeline.errors import RunError, UserError
+from dataflex_pipeline.errors import DataError, RunError, UserError
 from dataflex_pipeline.methods import build_method, method_class
 from dataflex_pipeline.store.run import RunFolder, provenance
 from stages import console
@@ -57,6 +57,7 @@ class Context:
         run: the run folder. overwrite: see Options.
         config_path: the configuration file, if one was given.
         progress: where to report. said: notices that were shown already.
+        reads_only: whether nothing at all may be written.
     """
 
     loaded: Loaded
@@ -65,6 +66,7 @@ class Context:
     config_path: Path | None = None
     progress: Progress = field(default_factory=progress)
     said: set[str] = field(default_factory=set)
+    reads_only: bool = False
 
     @property
     def given(self) -> Config:
@@ -73,10 +75,20 @@ class Context:
 
     @cached_property
     def demo(self) -> Demo:
-        """The embedded demo, made now if it is not there."""
-        from dataflex_pipeline.demo import ensure_demo
+        """The embedded demo, made now if it is not there (a command that only reads makes nothing)."""
+        from dataflex_pipeline.demo import ensure_demo, find_demo
 
-        return ensure_demo(Path(self.given.runs_dir), self.progress.say)
+        root = Path(self.given.runs_dir)
+        if not self.reads_only:
+            return ensure_demo(root, self.progress.say)
+        found = find_demo(root)
+        if found is None:
+            raise DataError(
+                f"The embedded demo is not in {root} any more.",
+                "This run was made with it, and a command that only reads does not make it again.",
+                "The next `dataflex round` makes it; it is the same every time.",
+            )
+        return found
 
     @cached_property
     def config(self) -> Config:
@@ -120,9 +132,15 @@ class Context:
         """Rows per optimizer step, frozen when the run began."""
         return int(self.record["global_batch"])
 
+    def is_demo(self, split: Split) -> bool:
+        """Whether the pool or the target is the embedded demo's."""
+        return (self.given.dataset if split == "pool" else self.given.eval_dataset) == DEMO
+
     def datasets(self, split: Split) -> tuple[str, ...]:
         """Return the data sets of the pool or the target, as a tuple of names."""
-        names = self.config.dataset if split == "pool" else self.config.eval_dataset
+        names = self.given.dataset if split == "pool" else self.given.eval_dataset
+        if self.is_demo(split):
+            return (str(self.demo.pool if split == "pool" else self.demo.target),)
         return tuple(name.strip() for name in (names or "").split(",") if name.strip())
 
     def entry(self, name: str) -> ComponentEntry:
@@ -191,7 +209,8 @@ def open_context(options: Options, quiet: Progress | None = None) -> Context:
     configuration file given now takes its place.
 
     Args:
-        options: of the command. quiet: where to report instead of the console.
+        options: of the command.
+        quiet: for a command that only reads: where to report instead of the console.
     """
     quieten()
     overrides = list(options.overrides)
@@ -208,7 +227,10 @@ def open_context(options: Options, quiet: Progress | None = None) -> Context:
         loaded = load_config(None, overrides, base=base)
     for notice in loaded.notices:
         console.line(f"note: {notice}", style="yellow")
-    return Context(loaded, run, options.overwrite, options.config, progress=quiet or progress())
+    reads_only = quiet is not None
+    return Context(
+        loaded, run, options.overwrite, options.config, progress=quiet or progress(), reads_only=reads_only
+    )
 
 
 def run_folder(loaded: Loaded, options: Options) -> Path:

@@ -26,7 +26,7 @@ MAX_WORKERS = 8
 
 def data_settings(context: Context, split: Split) -> DataSettings:
     """Return what decides the rows of the pool or the target."""
-    config = context.config
+    config = context.given
     return DataSettings(
         datasets=context.datasets(split),
         dataset_dir=config.dataset_dir,
@@ -44,7 +44,12 @@ def data_settings(context: Context, split: Split) -> DataSettings:
 
 def has_target(context: Context) -> bool:
     """Whether a target set is configured."""
-    return bool(context.datasets("target"))
+    return bool(context.given.eval_dataset)
+
+
+def splits_of(context: Context) -> list[Split]:
+    """Return the splits that the run has: the pool, and the target where one is configured."""
+    return ["pool", "target"] if context.given.eval_dataset else ["pool"]
 
 
 def table_folder(context: Context, split: Split) -> Path:
@@ -61,8 +66,8 @@ class Source:
     wanted: dict[str, Any]
 
 
-def look(context: Context, split: Split) -> Source:
-    """Resolve and scan the sources of a split; every mistake in them shows here, nothing is written.
+def read_sources(context: Context, split: Split) -> tuple[DataSettings, Scan]:
+    """Resolve and read the sources of a split; every mistake in them shows here, nothing is written.
 
     Sources that are those of the last command are not read again: the run remembers what they were.
     """
@@ -76,8 +81,14 @@ def look(context: Context, split: Split) -> Source:
         finally:
             context.progress.finish()
         context.memo.keep(split, key, scan)
-    if context.config.preprocessing_num_workers is None:  # ours to choose, so without a word
+    if context.given.preprocessing_num_workers is None:  # ours to choose, so without a word
         settings = dataclasses.replace(settings, workers=worker_count(settings.workers, scan.n_rows))
+    return settings, scan
+
+
+def look(context: Context, split: Split) -> Source:
+    """Read the sources of a split (see `read_sources`) and say what it would be prepared from."""
+    settings, scan = read_sources(context, split)
     tokenizer = tokenizer_digest(context.config, context.memo.digest)
     return Source(settings, scan, ingredients(settings, scan, tokenizer, split))
 

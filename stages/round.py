@@ -10,7 +10,7 @@ from stages.existing import check_existing
 from stages.final_adapter import publish_adapter
 from stages.outcome import Outcome
 from stages.preflight import check_model
-from stages.prepare import Source, has_target, look, prepare_split
+from stages.prepare import Source, look, prepare_split, read_sources, splits_of
 from stages.score import score
 from stages.select_index import draw_warmup, select
 from stages.train_round import ended_early, train
@@ -22,9 +22,11 @@ def check_before_start(context: Context, last: int) -> dict[Split, Source]:
     The method and its parameters, the data, what is on disk from other settings, and the model.
     """
     context.method(context.given.component_name)
-    sources: dict[Split, Source] = {"pool": look(context, "pool")}
-    if has_target(context):
-        sources["target"] = look(context, "target")
+    splits = splits_of(context)
+    for split in splits:
+        if not context.is_demo(split):  # mistakes in one's own data show before the demo model is made
+            read_sources(context, split)
+    sources = {split: look(context, split) for split in splits}
     check_existing(context, last, sources)
     check_model(context)
     return sources

@@ -14,7 +14,7 @@ from dataflex_pipeline.store.tables import TableFile
 from stages import console
 from stages.context import Context, Options, open_context, parse_assignments, require_run
 from stages.existing import check_settings
-from stages.prepare import describe, has_target, look, open_split, table_folder
+from stages.prepare import describe, look, open_split, splits_of, table_folder
 from stages.score import describe_scores, plan_scoring
 from stages.select_index import wanted_index, wanted_probabilities, wanted_warmup_index, warmup_draw
 from stages.train_round import describe_checkpoint, ended_early, wanted_checkpoint
@@ -39,7 +39,7 @@ def status(config: Path | None, settings: list[str], run: str | None, method: st
 
 
 def _data_rows(context: Context) -> list[Row]:
-    splits: list[Split] = ["pool", "target"] if has_target(context) else ["pool"]
+    splits = splits_of(context)
     return [
         (split, *_state(table_folder(context, split), partial(_split, context, split))) for split in splits
     ]

@@ -36,6 +36,17 @@ def test_a_missing_data_file(here, tiny_demo):
     assert not (here / "runs").exists()
 
 
+@pytest.mark.parametrize("key", ["dataset", "eval_dataset"])
+def test_a_mistake_in_ones_own_data_shows_before_the_demo_is_made(here, key):
+    """The model is the demo's here, which would take a minute and leave a folder."""
+    write_jsonl(here / "fine.jsonl", ROWS)
+    other = {"dataset": "eval_dataset", "eval_dataset": "dataset"}[key]
+    assert "'nowhere.jsonl' is not there" in refused(
+        here, "round", 1, f"{key}=nowhere.jsonl", f"{other}=fine.jsonl"
+    )
+    assert not (here / "runs").exists()
+
+
 def test_an_empty_data_file(here, tiny_demo):
     (here / "empty.jsonl").touch()
     assert "empty.jsonl" in refused(here, "round", 1, *small(tiny_demo), "dataset=empty.jsonl")

@@ -90,6 +90,16 @@ def ensure_demo(
                 report(f"making the demo (corpus and small model) in {folder}")
                 with atomic_folder(folder) as temporary:
                     _make(temporary, settings, report)
+    return _paths(folder)
+
+
+def find_demo(root: Path, settings: DemoSettings | None = None) -> Demo | None:
+    """Return the demo under ``root``, or None where it was not made yet; nothing is written."""
+    folder = root / f"demo-{_digest(settings or DemoSettings())}"
+    return _paths(folder) if folder.is_dir() else None
+
+
+def _paths(folder: Path) -> Demo:
     return Demo(
         folder=folder,
         model=folder / "model",

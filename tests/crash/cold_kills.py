@@ -8,6 +8,7 @@ are left. The last line says how many restarts failed (lost) and how many result
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -22,8 +23,8 @@ from pathlib import Path
 from crash.same_run import differences
 from crash.small_run import NAME, Recipe
 
-KILLS_PER_RUN = 6
-"""About how often a run is killed before it is done."""
+SPAN = 0.6
+"""Kill times are uniform over this share of an undisturbed run's work, so that a run dies a few times."""
 PATIENCE = 900.0
 """Seconds after which a command counts as hung."""
 
@@ -42,7 +43,7 @@ def small_demo(folder: Path):
 
 
 class Command:
-    """The real command in a session of its own; its time counts from its first line of output."""
+    """The real command in a session of its own; its work counts from when it owns the run."""
 
     def __init__(self, arguments: tuple[str, ...], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +56,7 @@ class Command:
             start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )
+        self.owner = folder / "runs" / NAME / ".lock-owner"
         self.lines: list[str] = []
         self.began: float | None = None
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -62,11 +64,13 @@ class Command:
 
     def _read(self) -> None:
         for line in self.process.stdout:
-            self.began = self.began or time.monotonic()
             self.lines.append(line.rstrip())
 
     def worked(self) -> float:
-        """Return the seconds since the first line."""
+        """Return the seconds since it owned the run; before that it only reads."""
+        with contextlib.suppress(FileNotFoundError):  # not yet there, or given up at the end
+            if self.began is None and f"process {self.process.pid} " in self.owner.read_text():
+                self.began = time.monotonic()
         return 0.0 if self.began is None else time.monotonic() - self.began
 
     def end(self, after: float | None) -> bool:
@@ -76,7 +80,8 @@ class Command:
             while self.process.poll() is None:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"no end after {PATIENCE:.0f} s; the last line was: {self.stage()}")
-                if after is not None and self.began is not None and self.worked() >= after:
+                worked = self.worked()
+                if after is not None and self.began is not None and worked >= after:
                     os.killpg(self.process.pid, signal.SIGKILL)
                     break
                 time.sleep(0.01)
@@ -114,7 +119,7 @@ class Siege:
     def one_run(self, folder: Path) -> None:
         """Kill a run and start it again until it is done, then compare it."""
         while True:
-            aim = self.draw.uniform(0.0, 2.0 * self.seconds / KILLS_PER_RUN)
+            aim = self.draw.uniform(0.0, SPAN * self.seconds)
             command = Command(self.recipe.round()[0], folder)
             if command.end(aim if self.done < self.kills else None):
                 self.done += 1
@@ -154,7 +159,7 @@ def main() -> int:
         if calm.process.returncode:
             print("\n".join(calm.lines), "the undisturbed run failed", sep="\n")
             return 1
-        print(f"undisturbed: {seconds:.1f} s of work after the imports", flush=True)
+        print(f"undisturbed: {seconds:.1f} s of work", flush=True)
         reference = Path(place) / "calm" / "runs" / NAME
         siege = Siege(recipe, reference, seconds, options.kills, random.Random(options.seed))
         number = 0

@@ -1,4 +1,4 @@
-"""Whether two run folders hold the same, times and locks aside; and whether anything was done twice."""
+"""Whether two run folders hold the same (times and locks aside), and whether anything was done twice."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-TIMES = {"seconds", "created", "time"}
-"""Keys of JSON and YAML files whose values are wall times."""
+CIRCUMSTANCES = {"seconds", "created", "time", "git", "hardware", "versions"}
+"""Keys of JSON and YAML files that say when and where something was made."""
 NOT_COMPARED = {".lock", ".lock-owner", "history.jsonl", "sources.json"}
-"""Files that say who works or when something was done."""
+"""Files that say who works, when something was done, and when the sources were last changed."""
+UNORDERED = {"target_modules"}
+"""Lists that were sets in peft, which writes them in an order that depends on the process."""
 
 
 def differences(expected: Path, found: Path) -> list[str]:
@@ -58,18 +60,19 @@ def _compare_tables(expected: Path, found: Path) -> Iterator[str]:
 
 def _plain(path: Path) -> dict[str, Any]:
     content = yaml.safe_load(path.read_text()) if path.suffix == ".yaml" else json.loads(path.read_text())
-    stripped: dict[str, Any] = _without_times(content, path.name)
+    stripped: dict[str, Any] = _without_circumstances(content, path.name)
     return stripped
 
 
-def _without_times(content: Any, name: str) -> Any:
+def _without_circumstances(content: Any, name: str) -> Any:
     if isinstance(content, dict):
-        kept = {key: value for key, value in content.items() if key not in TIMES}
+        kept = {key: value for key, value in content.items() if key not in CIRCUMSTANCES}
         # the marker of a checkpoint holds digests of files; those are compared themselves
         kept.pop("files" if name == "COMPLETE.json" else None, None)
-        return {key: _without_times(value, name) for key, value in kept.items()}
+        kept |= {key: sorted(kept[key]) for key in UNORDERED & kept.keys()}
+        return {key: _without_circumstances(value, name) for key, value in kept.items()}
     if isinstance(content, list):
-        return [_without_times(value, name) for value in content]
+        return [_without_circumstances(value, name) for value in content]
     return content
 
 

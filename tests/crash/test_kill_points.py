@@ -14,8 +14,8 @@ from crash.kill_points import Kill
 from crash.same_run import differences, done_twice
 from crash.small_run import Bench, Recipe
 
-EVERY = 3
-"""Fresh runs are killed at every third write; the chains are killed at every one."""
+EVERY = 4
+"""Fresh runs are killed at every fourth write; the chains are killed at every one."""
 RANDOM_KILLS = 8
 SEED = 20
 
