@@ -27,7 +27,8 @@ import pyarrow as pa
 import torch
 from surroundings import surroundings
 
-from dataflex_pipeline.features.losses import Sequences, length_batches, logits_only_at, loss_table, padded
+from dataflex_pipeline.features.losses import loss_table
+from dataflex_pipeline.models.batches import Sequences, length_batches, logits_only_at, padded
 from dataflex_pipeline.schemas import PREPARED
 
 

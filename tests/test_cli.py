@@ -3,9 +3,9 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -106,25 +106,16 @@ def test_help_is_quick_and_imports_nothing_heavy(tmp_path):
         "try: main()\n"
         "finally: print('LOADED', *sorted({name.partition('.')[0] for name in sys.modules}))"
     )
-    best = 60.0
+    spent = []
     for _ in range(3):
-        began = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         ran = in_a_new_interpreter(code, cwd=tmp_path)
-        best = min(best, time.monotonic() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert ran.returncode == 0
     loaded = set(ran.stdout.rpartition("LOADED")[2].split())
     assert not loaded & {"torch", "numpy", "pyarrow", "pydantic", "yaml", "transformers", "datasets", "ijson"}
-    assert best < 0.5 * slowness(), f"{best:.2f} s"
-
-
-def slowness() -> float:
-    """How much longer an interpreter takes to start than on an idle machine, at least 1."""
-    best = 60.0
-    for _ in range(3):
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-c", "import email.message, json, inspect"], check=True)
-        best = min(best, time.monotonic() - began)
-    return max(1.0, best / 0.1)
+    assert min(spent) < 0.5  # seconds of the processor: the clock on the wall says how busy the machine is
 
 
 # ---------------------------------------------------------------- what is there is kept

@@ -1,4 +1,4 @@
-"""What a run remembers of its sources and its model: unchanged files are not read again, changes are noticed."""
+"""What a run remembers of sources and model: unchanged files are not read again, changes are noticed."""
 
 import os
 import re

@@ -15,13 +15,8 @@ from dataflex_pipeline.api import FeatureInput, Need, Silent
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError, DataError
 from dataflex_pipeline.features.build import build_feature, make_feature
-from dataflex_pipeline.features.losses import (
-    Sequences,
-    length_batches,
-    logits_only_at,
-    loss_table,
-    mean_losses,
-)
+from dataflex_pipeline.features.losses import loss_table, mean_losses
+from dataflex_pipeline.models.batches import Sequences, length_batches, logits_only_at
 from dataflex_pipeline.schemas import PREPARED
 from dataflex_pipeline.store.parts import PartedTable, PartsWriter
 

@@ -3,138 +3,33 @@
     l_i = (1 / T_i) sum over t with labels_t != -100, t >= 1, of -log p(labels_t | tokens before t)
 
 T_i counts those tokens. Rows are batched by length under a budget of padded tokens, and logits are made
-only where there is a label: a hook on the output embedding keeps just those hidden states, so whatever
-a model does to its logits afterwards (scaling, soft-capping) still happens. Log-probabilities are taken
-in float32, sums in float64; dropout is off.
+only where there is a label (models/batches.py). Log-probabilities are taken in float32, sums in float64;
+dropout is off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from dataflex_pipeline.api import Feature, FeatureInput, Progress
+from dataflex_pipeline.models.batches import (
+    IGNORED,
+    LOGIT_ELEMENTS,
+    Sequences,
+    length_batches,
+    logits_only_at,
+    padded,
+)
 from dataflex_pipeline.schemas import LOSSES
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-IGNORED = -100
-LOGIT_ELEMENTS = 1 << 28
-"""Logits per batch at most (1 GiB in float32), for large vocabularies."""
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Token sequences of different lengths, end to end.
-
-    Attributes:
-        ids, labels: all tokens of all rows. [total]
-        starts: where each row begins, then total. [rows + 1]
-    """
-
-    ids: np.ndarray
-    labels: np.ndarray
-    starts: np.ndarray
-
-    @classmethod
-    def of(cls, rows: pa.Table) -> Sequences:
-        """Take ``input_ids`` and ``labels`` of prepared rows."""
-        ids = rows.column("input_ids").combine_chunks()
-        labels = rows.column("labels").combine_chunks()
-        starts = ids.offsets.to_numpy()
-        first, last = starts[0], starts[-1]
-        own = labels.offsets.to_numpy()
-        return cls(
-            ids.values.to_numpy()[first:last], labels.values.to_numpy()[own[0] : own[-1]], starts - first
-        )
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens per row. [rows]"""
-        return np.diff(self.starts)
-
-    def n_labels(self) -> np.ndarray:
-        """Return the predicted tokens per row: labels at positions 1 and later. [rows]"""
-        counted = (self.labels != IGNORED).astype(np.int64)
-        nonempty = self.starts[:-1][self.lengths > 0]
-        counted[nonempty] = 0  # position 0 has nothing before it to be predicted from
-        total = np.concatenate([[0], np.cumsum(counted)])
-        per_row: np.ndarray = total[self.starts[1:]] - total[self.starts[:-1]]
-        return per_row
-
-
-def length_batches(
-    lengths: np.ndarray, n_labels: np.ndarray, max_tokens: int, max_labels: int
-) -> list[np.ndarray]:
-    """Group rows of similar length so that no batch exceeds the budgets; a row over them stands alone.
-
-    Args:
-        lengths: tokens per row. [rows] n_labels: predicted tokens per row. [rows]
-        max_tokens: padded tokens per batch. max_labels: predicted tokens per batch.
-
-    Returns:
-        Row numbers per batch, longest rows first.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    batches: list[np.ndarray] = []
-    begin, labels = 0, 0
-    for position, row in enumerate(order):
-        widest = int(lengths[order[begin]])
-        too_wide = widest * (position - begin + 1) > max_tokens
-        too_many = labels + int(n_labels[row]) > max_labels
-        if position > begin and (too_wide or too_many):
-            batches.append(order[begin:position])
-            begin, labels = position, 0
-        labels += int(n_labels[row])
-    batches.append(order[begin:])
-    return batches
-
-
-@contextmanager
-def logits_only_at(model: PreTrainedModel) -> Iterator[Callable[[torch.Tensor], None]]:
-    """Make the model's logits only at chosen positions while the context lasts.
-
-    Yields:
-        A function that takes the boolean mask [B, T] of wanted positions for the next forward call. The
-        logits of that call have the shape [1, wanted, V], in row-major order of the mask.
-    """
-    wanted: list[torch.Tensor] = []
-
-    def keep(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = args[0]  # [B, T, H]
-        return (hidden[wanted[0]].unsqueeze(0), *args[1:])  # [1, wanted, H]
-
-    def choose(mask: torch.Tensor) -> None:
-        wanted[:] = [mask]
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(keep)
-    try:
-        yield choose
-    finally:
-        handle.remove()
-
-
-def padded(sequences: Sequences, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pad rows on the right to a common length.
-
-    Returns:
-        ids (padding 0), labels (padding -100) and the attention mask, int64. [B, T] each.
-    """
-    lengths = sequences.lengths[rows]
-    filled = np.arange(lengths.max(initial=1)) < lengths[:, None]
-    ids = np.zeros(filled.shape, dtype=np.int64)
-    labels = np.full(filled.shape, IGNORED, dtype=np.int64)
-    spans = [slice(sequences.starts[row], sequences.starts[row + 1]) for row in rows]
-    ids[filled] = np.concatenate([sequences.ids[span] for span in spans])
-    labels[filled] = np.concatenate([sequences.labels[span] for span in spans])
-    return ids, labels, filled.astype(np.int64)
 
 
 def batch_loss_sums(

@@ -23,8 +23,11 @@ from pathlib import Path
 from crash.same_run import differences
 from crash.small_run import NAME, Recipe
 
-SPAN = 0.6
+SPAN = 0.4
 """Kill times are uniform over this share of an undisturbed run's work, so that a run dies a few times."""
+FROM_LOCK = 0.25
+"""Share of the kills whose time counts from when the command owns the run; the others count from the first
+change it makes to a file, since for most of the time before that it only imports."""
 PATIENCE = 900.0
 """Seconds after which a command counts as hung."""
 
@@ -43,10 +46,12 @@ def small_demo(folder: Path):
 
 
 class Command:
-    """The real command in a session of its own; its work counts from when it owns the run."""
+    """The real command in a session of its own; its work counts from its lock or its first other change."""
 
-    def __init__(self, arguments: tuple[str, ...], folder: Path) -> None:
+    def __init__(self, arguments: tuple[str, ...], folder: Path, from_lock: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.run, self.from_lock = folder / "runs" / NAME, from_lock
+        self.before = self._state()
         self.process = subprocess.Popen(
             [str(Path(sys.executable).with_name("dataflex")), *arguments],
             cwd=folder,
@@ -56,7 +61,6 @@ class Command:
             start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )
-        self.owner = folder / "runs" / NAME / ".lock-owner"
         self.lines: list[str] = []
         self.began: float | None = None
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -66,11 +70,19 @@ class Command:
         for line in self.process.stdout:
             self.lines.append(line.rstrip())
 
+    def _state(self) -> dict[str, int]:
+        state = {}
+        for folder, _, names in os.walk(self.run):
+            for name in names:
+                if self.from_lock or not name.startswith(".lock"):
+                    with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
+                        state[f"{folder}/{name}"] = Path(folder, name).stat().st_mtime_ns
+        return state
+
     def worked(self) -> float:
-        """Return the seconds since it owned the run; before that it only reads."""
-        with contextlib.suppress(FileNotFoundError):  # not yet there, or given up at the end
-            if self.began is None and f"process {self.process.pid} " in self.owner.read_text():
-                self.began = time.monotonic()
+        """Return the seconds since it began to change files."""
+        if self.began is None and self._state() != self.before:
+            self.began = time.monotonic()
         return 0.0 if self.began is None else time.monotonic() - self.began
 
     def end(self, after: float | None) -> bool:
@@ -120,7 +132,7 @@ class Siege:
         """Kill a run and start it again until it is done, then compare it."""
         while True:
             aim = self.draw.uniform(0.0, SPAN * self.seconds)
-            command = Command(self.recipe.round()[0], folder)
+            command = Command(self.recipe.round()[0], folder, self.draw.random() < FROM_LOCK)
             if command.end(aim if self.done < self.kills else None):
                 self.done += 1
                 self._tell(command, aim)
@@ -153,7 +165,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         print("making a small demo and an undisturbed run", flush=True)
         recipe = Recipe.of(small_demo(Path(place)), options.method)
-        calm = Command(recipe.round()[0], Path(place) / "calm")
+        calm = Command(recipe.round()[0], Path(place) / "calm", from_lock=True)
         calm.end(None)
         seconds = calm.worked()
         if calm.process.returncode:
