@@ -61,7 +61,7 @@ class TestTwoProcesses:
         ends = []
         thread = threading.Thread(target=lambda: ends.append(first.call(recipe.round()[0], hold=str(go_on))))
         thread.start()
-        while not first.writes():
+        while not first.writes() and thread.is_alive():
             time.sleep(0.01)
         try:
             text = explained(first.call(recipe.round()[0]))
