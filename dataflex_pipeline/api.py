@@ -100,12 +100,16 @@ class Selection:
         update_times: rounds in the horizon.
         seed: the method's own stream for this round.
         say: prints one line and keeps it in the table's metadata.
+        learning_rate: mean of the rates applied in the steps since the selection before.
+        accumulates: whether the method's own score table of the round before is at hand.
     """
 
     round: int
     update_times: int
     seed: int
     say: Callable[[str], None] = field(compare=False)
+    learning_rate: float = 0.0
+    accumulates: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,10 +119,12 @@ class Block:
     Attributes:
         pool: columns named by the method's ``pool_columns``, with row, row_id, valid, reason.
         features: one record batch per pool need, by the name that ``needs`` gave it.
+        before: the method's own scores of the round before, if ``accumulates`` and there are any.
     """
 
     pool: pa.RecordBatch
     features: Mapping[str, pa.RecordBatch]
+    before: pa.RecordBatch | None = None
 
     def column(self, need: str, name: str) -> np.ndarray:
         """Return a feature column as an array, nulls as NaN. [rows]"""
@@ -147,6 +153,15 @@ class Method(ABC):
 
     def __init__(self, params: Any) -> None:
         self.params = params
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether ``score`` adds to the method's own scores of the round before."""
+        return False
+
+    def own_columns(self, state: Any) -> tuple[pa.Field, ...]:
+        """Return the own score columns, for methods where they depend on the target."""
+        return self.columns
 
     def needs(self, selection: Selection) -> Mapping[str, Need]:
         """Return the features to have at hand, each under a name of the method's choice."""
@@ -193,13 +208,13 @@ class Feature(ABC):
 
     Class attributes:
         version: raised when the numbers change for the same input.
-        schema: its columns, beginning with row and row_id.
+        schema: its columns, beginning with row and row_id; of the instance where parameters decide it.
         input_columns: columns of the prepared rows that ``compute`` reads.
         Params: its parameters.
     """
 
     version: ClassVar[int] = 1
-    schema: ClassVar[pa.Schema]
+    schema: pa.Schema
     input_columns: ClassVar[tuple[str, ...]]
     Params: ClassVar[type[Params]] = Params
 

@@ -191,11 +191,9 @@ def disk_full(error: BaseException) -> DataflexError | None:
     while seen is not None:
         code = getattr(seen, "errno", None)
         text = str(seen)
-        if (
-            code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            or "No space left" in text
-            or "os error 28" in text
-        ):
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        # Libraries written in Rust put the system's number into the text only.
+        if code in full or any(f"os error {number})" in text for number in full) or "No space left" in text:
             return DataflexError(
                 f"A file could not be written: {text.splitlines()[0]}",
                 "The disk is full, or a quota or file-size limit was reached.",

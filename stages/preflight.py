@@ -41,8 +41,9 @@ def check_model(context: Context) -> None:
 def _sample_losses(context: Context) -> np.ndarray:
     import torch
 
-    from dataflex_pipeline.features.losses import Sequences, logits_only_at, mean_losses
+    from dataflex_pipeline.features.losses import mean_losses
     from dataflex_pipeline.models.base import load_for_scoring, resolve_device
+    from dataflex_pipeline.models.batches import Sequences, logits_only_at
 
     config = context.config
     model = load_for_scoring(config, None, resolve_device(config.device))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataflex_pipeline.api import Split
-from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.api import Selection, Split
+from dataflex_pipeline.errors import ConfigError, UserError
 from stages import console
 from stages.context import Context
 from stages.existing import check_existing
@@ -21,7 +21,7 @@ def check_before_start(context: Context, last: int) -> dict[Split, Source]:
 
     The method and its parameters, the data, what is on disk from other settings, and the model.
     """
-    context.method(context.given.component_name)
+    check_target(context)
     splits = splits_of(context)
     for split in splits:
         if not context.is_demo(split):  # mistakes in one's own data show before the demo model is made
@@ -30,6 +30,24 @@ def check_before_start(context: Context, last: int) -> dict[Split, Source]:
     check_existing(context, last, sources)
     check_model(context)
     return sources
+
+
+def check_target(context: Context) -> None:
+    """Check the method and its parameters, and that there is a target if it selects towards one.
+
+    Raises:
+        ConfigError: the method needs a target and ``eval_dataset`` is not set.
+    """
+    name = context.given.component_name
+    method, _ = context.method(name)
+    first = Selection(1, context.given.update_times, 0, context.progress.say)
+    wants = any(need.split == "target" for need in method.needs(first).values())
+    if wants and "target" not in splits_of(context):
+        raise ConfigError(
+            f"The method {name} was chosen and eval_dataset is not set.",
+            f"{name} selects rows towards a target set, and there is none.",
+            "Set eval_dataset to rows of what the model should get good at.",
+        )
 
 
 def warmup(context: Context, sources: dict[Split, Source]) -> list[Outcome]:

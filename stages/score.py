@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,18 @@ from dataflex_pipeline.features.build import build_feature, feature_folder, feat
 from dataflex_pipeline.schemas import SCORES
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.fingerprint import digest, file_digest
+from dataflex_pipeline.store.parquet import ROW_GROUP
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.ranks import column_values, quantiles
 from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current
 from dataflex_pipeline.store.tables import TableFile, table_writer, zip_blocks
-from dataflex_pipeline.training.marker import verify_checkpoint
+from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
 from stages.context import Context
 from stages.outcome import Outcome
 from stages.prepare import open_split
+
+BLOCK_BYTES = 1 << 25
+"""Bytes of one feature per block, at most about."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Scoring:
         name: the method's configuration name. method: itself. entry: its configuration.
         selection: what it knows. lines: what it said. pool: the prepared pool.
         needs: by the method's own names, each with feature, input and ingredients.
+        before: the method's own scores of the round before, where it adds to them.
         wanted: ingredients of the score table.
     """
 
@@ -47,6 +52,7 @@ class Scoring:
     lines: list[str]
     pool: PartedTable
     needs: Mapping[str, tuple[api.Need, api.Feature, api.FeatureInput, dict[str, Any]]]
+    before: TableFile | None
     wanted: dict[str, Any]
 
 
@@ -61,7 +67,9 @@ def plan_scoring(context: Context, number: int, name: str) -> Scoring:
         context.progress.say(f"  {name}: {text}")
 
     seed = derive_seed(context.given.seed if entry.seed is None else entry.seed, "method", name, number)
-    selection = api.Selection(number, context.given.update_times, seed, say)
+    before = _scores_before(context, number, name) if method.accumulates else None
+    rate = _mean_learning_rate(context, number - 1)
+    selection = api.Selection(number, context.given.update_times, seed, say, rate, before is not None)
     pool = open_split(context, "pool")
     needs = {key: _planned_need(context, need, entry) for key, need in method.needs(selection).items()}
     wanted = {
@@ -76,7 +84,19 @@ def plan_scoring(context: Context, number: int, name: str) -> Scoring:
         "pool": pool.fingerprint,
         "features": {key: digest(planned[3]) for key, planned in needs.items()},
     }
-    return Scoring(name, method, entry, selection, lines, pool, needs, wanted)
+    if method.accumulates:
+        wanted |= {"before": before.fingerprint if before is not None else None, "learning_rate": rate}
+    return Scoring(name, method, entry, selection, lines, pool, needs, before, wanted)
+
+
+def _scores_before(context: Context, number: int, name: str) -> TableFile | None:
+    path = context.run.round(number - 1).scores(name)
+    return TableFile(path) if path.is_file() else None
+
+
+def _mean_learning_rate(context: Context, number: int) -> float:
+    marker = read_marker(context.run.round(number).checkpoint)
+    return float((marker.result or {}).get("mean_learning_rate", 0.0)) if marker is not None else 0.0
 
 
 def check_scored_round(context: Context, number: int) -> None:
@@ -157,15 +177,19 @@ def _write_scores(context: Context, scoring: Scoring) -> None:
     tables = {key: _feature_table(context, scoring, key) for key in scoring.needs}
     state = scoring.method.begin(tables, scoring.selection)
     over_pool = {key: tables[key] for key, planned in scoring.needs.items() if planned[0].split == "pool"}
-    schema = pa.schema([*SCORES, *scoring.method.columns])
+    schema = pa.schema([*SCORES, *scoring.method.own_columns(state)])
     pool_columns = ["row", "row_id", "valid", "reason", *scoring.method.pool_columns]
     notes = {"method": scoring.name, "round": str(scoring.selection.round)}
     output = context.run.round(scoring.selection.round).scores(scoring.name)
-    sources = [(scoring.pool, pool_columns), *((table, table.schema.names) for table in over_pool.values())]
+    sources: list[tuple[api.BlockTable, list[str]]] = [(scoring.pool, pool_columns)]
+    sources += [(table, table.schema.names) for table in over_pool.values()]
+    if scoring.before is not None:
+        sources.append((scoring.before, scoring.before.schema.names))
     n_valid = 0
     with table_writer(output, schema, scoring.wanted, notes) as write:
-        for pool, *features in zip_blocks(*sources):
-            block = api.Block(pool, dict(zip(over_pool, features, strict=True)))
+        for pool, *others in zip_blocks(*sources, max_rows=_block_rows(over_pool.values())):
+            features = dict(zip(over_pool, others[: len(over_pool)], strict=True))
+            block = api.Block(pool, features, others[-1] if scoring.before is not None else None)
             table = score_block(scoring.method, block, state, schema)
             n_valid += pc.sum(table.column("valid")).as_py() or 0
             write(table)
@@ -176,6 +200,21 @@ def _write_scores(context: Context, scoring: Scoring) -> None:
                 "The feature tables in the run's features/ folder give every row's reason.",
             )
         notes["notices"] = "\n".join(scoring.lines)
+
+
+def _block_rows(tables: Iterable[PartedTable]) -> int:
+    """Return the rows of a block, so that wide features (gradients) never fill the memory."""
+    widest = max((_row_bytes(table.schema) for table in tables), default=1)
+    return max(256, min(ROW_GROUP, BLOCK_BYTES // widest))
+
+
+def _row_bytes(schema: pa.Schema) -> int:
+    sizes: list[int] = [
+        column.type.list_size * column.type.value_type.bit_width // 8
+        for column in schema
+        if pa.types.is_fixed_size_list(column.type)
+    ]
+    return sum(sizes) + 64
 
 
 def score_block(method: api.Method, block: api.Block, state: Any, schema: pa.Schema) -> pa.Table:
@@ -190,7 +229,9 @@ def score_block(method: api.Method, block: api.Block, state: Any, schema: pa.Sch
         "valid": pa.array(valid),
         "reason": pa.array(reason, pa.string()),
     }
-    for column in method.columns:
+    for column in schema:
+        if column.name in arrays:
+            continue
         arrays[column.name] = pa.array(columns[column.name], mask=~valid).cast(column.type, safe=False)
     return pa.table([arrays[name] for name in schema.names], schema=schema)
 

@@ -371,12 +371,12 @@ def test_a_damaged_part_of_a_feature(here, tiny_demo, how, complete):
     for feature in (folder / "features").iterdir():
         damage(feature / "part-00000.parquet", how)
         if not complete:
-            (feature / "manifest.json").unlink()
+            (feature / "_manifest.json").unlink()
     text = refused(here, "score", "--round", 2, "--run", "base", "runs_dir=runs")
     assert "part-00000.parquet" in text
 
 
-@pytest.mark.parametrize("name", ["run.yaml", "sources.json", "pool/manifest.json"])
+@pytest.mark.parametrize("name", ["run.yaml", "sources.json", "pool/_manifest.json"])
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]"])
 def test_a_damaged_record(here, tiny_demo, name, content):
     folder = copied(tiny_demo, here / "runs")

@@ -87,7 +87,7 @@ def test_status_does_not_make_the_demo_again(here, tiny_demo, monkeypatch):
 
 def test_status_of_a_run_that_was_cut_off(here, tiny_demo):
     folder = copied(tiny_demo, here / "runs")
-    (folder / "pool" / "manifest.json").unlink()
+    (folder / "pool" / "_manifest.json").unlink()
     shutil.rmtree(folder / "round-02" / "checkpoint")
     found = states(done("status", *ON))
     assert found["pool"][0] == "unfinished"

@@ -230,7 +230,7 @@ def test_part_in_the_middle_is_made_again_alone(tmp_path, tokenizer_folder, monk
     whole = run(tmp_path, tokenizer_folder, wanted(tmp_path))
     before = contents(whole.folder)
     (whole.folder / "part-00002.parquet").unlink()
-    (whole.folder / "manifest.json").unlink()
+    (whole.folder / "_manifest.json").unlink()
     run(tmp_path, tokenizer_folder, wanted(tmp_path))
     assert contents(whole.folder) == before
 

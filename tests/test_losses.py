@@ -211,7 +211,7 @@ class TestBuild:
         assert build(tmp_path / "a", model_folder, pool).computed == 0
 
         cut = build(tmp_path / "b", model_folder, pool).table
-        (cut.folder / "manifest.json").unlink()
+        (cut.folder / "_manifest.json").unlink()
         cut.files[1].unlink()
         cut.files[4].unlink()
         again = build(tmp_path / "b", model_folder, pool)

@@ -132,6 +132,21 @@ class TestParts:
         with pytest.raises(CorruptError, match="part-00001"):
             PartedTable.open(tmp_path)
 
+    def test_a_changed_byte_inside_a_page_is_noticed(self, tmp_path):
+        table = parted(tmp_path)
+        content = bytearray(table.files[1].read_bytes())
+        content[40] ^= 1
+        table.files[1].write_bytes(content)
+        again = PartedTable.open(tmp_path)
+        with pytest.raises(CorruptError, match="part-00001"):
+            again.part(1)
+        with pytest.raises(CorruptError, match="part-00001"):
+            list(again.blocks())
+
+    def test_the_folder_opens_as_it_is(self, tmp_path):
+        parted(tmp_path / "t")
+        assert pq.read_table(tmp_path / "t").num_rows == 9
+
 
 class TestTableFile:
     def test_notes_found_while_writing_are_in_the_footer(self, tmp_path):

@@ -18,7 +18,7 @@ from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartedTable, PartsWriter
 from dataflex_pipeline.store.stale import check_parts, set_aside_damaged
 
-FEATURES = ("losses",)
+FEATURES = ("gradients", "losses")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +19,8 @@ import pyarrow as pa
 from dataflex_pipeline.api import Feature, FeatureInput, Progress
 from dataflex_pipeline.models.batches import (
     IGNORED,
-    LOGIT_ELEMENTS,
     Sequences,
+    label_budget,
     length_batches,
     logits_only_at,
     padded,
@@ -61,9 +61,8 @@ def mean_losses(
         sequences: the rows. max_tokens: padded tokens per batch.
     """
     n_labels = sequences.n_labels()
-    max_labels = max(1, LOGIT_ELEMENTS // int(model.config.get_text_config().vocab_size))
     sums = np.zeros(len(n_labels))
-    for rows in length_batches(sequences.lengths, n_labels, max_tokens, max_labels):
+    for rows in length_batches(sequences.lengths, n_labels, max_tokens, label_budget(model)):
         sums[rows] = batch_loss_sums(model, choose, sequences, rows)
     with np.errstate(invalid="ignore"):
         return np.where(n_labels > 0, sums / n_labels, np.nan)
@@ -72,7 +71,7 @@ def mean_losses(
 class Losses(Feature):
     """Mean response loss of every row at one checkpoint."""
 
-    schema: ClassVar[pa.Schema] = LOSSES
+    schema = LOSSES
     input_columns = ("row", "row_id", "input_ids", "labels", "valid", "reason")
 
     def ingredients(self) -> dict[str, Any]:

@@ -91,6 +91,11 @@ def length_batches(
     return batches
 
 
+def label_budget(model: PreTrainedModel) -> int:
+    """Return how many predicted tokens a batch may have, so that its logits stay within LOGIT_ELEMENTS."""
+    return max(1, LOGIT_ELEMENTS // int(model.config.get_text_config().vocab_size))
+
+
 @contextmanager
 def logits_only_at(model: PreTrainedModel) -> Iterator[Callable[[torch.Tensor], None]]:
     """Make the model's logits only at chosen positions while the context lasts.

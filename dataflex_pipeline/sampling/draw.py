@@ -22,7 +22,7 @@ from dataflex_pipeline.sampling.successive import sample
 from dataflex_pipeline.sampling.uniforms import Integers, permutation
 from dataflex_pipeline.sampling.weights import float32_mean_one, weigh
 from dataflex_pipeline.schemas import INDEX
-from dataflex_pipeline.store.parts import ROW_GROUP
+from dataflex_pipeline.store.parquet import ROW_GROUP
 
 __all__ = ["DrawSettings", "Drawn", "draw", "draw_uniform", "top_k_probabilities"]
 

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.sampling.uniforms import Integers
-from dataflex_pipeline.store.parts import PartedTable, corrupt
+from dataflex_pipeline.store.parquet import corrupt
+from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.tables import TableFile
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.errors import CorruptError, DataError
 from dataflex_pipeline.sampling.uniforms import Floats, Integers
-from dataflex_pipeline.store.parts import ROW_GROUP
+from dataflex_pipeline.store.parquet import ROW_GROUP
 from dataflex_pipeline.store.tables import zip_blocks
 
 

@@ -20,64 +20,19 @@ from dataflex_pipeline import __version__
 from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.schemas import SCHEMA_VERSION
 from dataflex_pipeline.store.atomic import TEMPORARY, atomic_file, read_json, write_json
-from dataflex_pipeline.store.fingerprint import FINGERPRINT_KEY, INGREDIENTS_KEY, canonical, digest
+from dataflex_pipeline.store.fingerprint import digest
+from dataflex_pipeline.store.parquet import (
+    ROW_GROUP,
+    check_fingerprint,
+    corrupt,
+    encoding,
+    footer,
+    read_blocks,
+    read_whole,
+)
 
-MANIFEST = "manifest.json"
-ROW_GROUP = 65536
-
-
-def footer(ingredients: Mapping[str, Any], extra: Mapping[str, str] | None = None) -> dict[bytes, bytes]:
-    """Return the file metadata that every table of a run carries."""
-    notes = {
-        FINGERPRINT_KEY: digest(ingredients).encode(),
-        INGREDIENTS_KEY: canonical(ingredients).encode(),
-        b"dataflex.schema_version": SCHEMA_VERSION.encode(),
-        b"dataflex.version": __version__.encode(),
-    }
-    return notes | {f"dataflex.{key}".encode(): value.encode() for key, value in (extra or {}).items()}
-
-
-def read_footer(path: Path) -> dict[bytes, bytes]:
-    """Return the file metadata of a Parquet file.
-
-    Raises:
-        CorruptError: the file is truncated or not Parquet.
-    """
-    try:
-        return dict(pq.read_metadata(path).metadata or {})
-    except (pa.ArrowInvalid, OSError) as error:
-        raise corrupt(path, str(error).splitlines()[0]) from error
-
-
-def corrupt(path: Path, found: str) -> CorruptError:
-    """Return the error for a table file that is not what this program wrote."""
-    return CorruptError(
-        f"{path} cannot be read: {found}",
-        "It was written whole by this program, so something else changed, replaced or truncated it.",
-        "Delete that file (a missing part is made again), or start over with --overwrite.",
-    )
-
-
-def encoding(schema: pa.Schema) -> dict[str, Any]:
-    """Return how columns are stored: row_id, which never repeats, without a dictionary (a third faster)."""
-    dictionary = [field.name for field in schema if field.name != "row_id"]
-    special = {"row_id": "DELTA_LENGTH_BYTE_ARRAY"} if "row_id" in schema.names else {}
-    return {"compression": "zstd", "use_dictionary": dictionary, "column_encoding": special}
-
-
-def read_blocks(
-    path: Path, columns: Sequence[str] | None = None, max_rows: int = ROW_GROUP
-) -> Iterator[pa.RecordBatch]:
-    """Yield the record batches of one file; without read-ahead, which would hold the file in memory.
-
-    Raises:
-        CorruptError: the file is truncated or not Parquet.
-    """
-    try:
-        with pq.ParquetFile(path, pre_buffer=False) as parquet:
-            yield from parquet.iter_batches(max_rows, columns=list(columns) if columns is not None else None)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise corrupt(path, str(error).splitlines()[0]) from error
+MANIFEST = "_manifest.json"
+"""Readers of folders (pyarrow, Spark) pass over names that begin with an underscore."""
 
 
 def part_name(number: int) -> str:
@@ -123,7 +78,7 @@ class PartsWriter:
 
     def read(self, number: int, columns: Sequence[str]) -> pa.Table:
         """Read columns of a part that is done."""
-        return pq.read_table(self.folder / part_name(number), columns=list(columns))
+        return read_whole(self.folder / part_name(number), columns)
 
     def finish(self, n_parts: int, summary: Mapping[str, Any]) -> PartedTable:
         """Check that parts 0..n_parts-1 are there and write the manifest.
@@ -160,15 +115,6 @@ class PartsWriter:
             },
         )
         return PartedTable.open(self.folder)
-
-
-def check_fingerprint(path: Path, fingerprint: str) -> None:
-    """Raise CorruptError unless the Parquet file carries exactly this fingerprint."""
-    found = read_footer(path).get(FINGERPRINT_KEY, b"").decode()
-    if found != fingerprint:
-        raise corrupt(
-            path, f"it belongs to another table (fingerprint {found or 'none'}, expected {fingerprint})"
-        )
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -249,10 +195,7 @@ class PartedTable:
 
     def part(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part, whole."""
-        try:
-            return pq.read_table(self.files[number], columns=list(columns) if columns is not None else None)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise corrupt(self.files[number], str(error).splitlines()[0]) from error
+        return read_whole(self.files[number], columns)
 
     def blocks(self, columns: Sequence[str] | None = None, max_rows: int = 65536) -> Iterator[pa.RecordBatch]:
         """Yield record batches of at most ``max_rows`` rows in row order, one part at a time."""

@@ -10,7 +10,8 @@ from typing import Any
 from dataflex_pipeline.errors import CorruptError, StaleError
 from dataflex_pipeline.store.atomic import read_json, set_aside
 from dataflex_pipeline.store.fingerprint import INGREDIENTS_KEY, changes, digest
-from dataflex_pipeline.store.parts import MANIFEST, PartedTable, check_fingerprint, corrupt, read_footer
+from dataflex_pipeline.store.parquet import check_fingerprint, corrupt, read_footer
+from dataflex_pipeline.store.parts import MANIFEST, PartedTable
 
 MARKER = "COMPLETE.json"
 """A checkpoint is complete when this file is in it."""
@@ -123,7 +124,7 @@ def stale(output: Path, what: str, changed: list[str]) -> StaleError:
     shown = "\n".join(f"  {line}" for line in changed[:SHOWN_CHANGES])
     more = f"\n  ... and {len(changed) - SHOWN_CHANGES} more" if len(changed) > SHOWN_CHANGES else ""
     return StaleError(
-        f"{what} ({output}) was made with other settings:\n{shown}{more}",
+        f"{what} ({output}): settings changed since it was made:\n{shown}{more}",
         "Going on would mix results of two configurations in one run.",
         "Set the old values again, or use another run with --run NAME, or --overwrite "
         "to make it anew (the old one is kept beside it under another name).",

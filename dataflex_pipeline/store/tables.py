@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.store.atomic import atomic_file
 from dataflex_pipeline.store.fingerprint import FINGERPRINT_KEY
-from dataflex_pipeline.store.parts import ROW_GROUP, encoding, footer, read_blocks, read_footer
+from dataflex_pipeline.store.parquet import ROW_GROUP, encoding, footer, read_blocks, read_footer
 
 
 class TableFile:
@@ -64,13 +64,22 @@ def table_writer(
         atomic_file(final) as temporary,
         pq.ParquetWriter(temporary, schema.with_metadata(footer(ingredients)), **encoding(schema)) as writer,
     ):
+        held: list[pa.Table] = []
 
         def write(block: pa.RecordBatch | pa.Table) -> None:
             table = pa.Table.from_batches([block]) if isinstance(block, pa.RecordBatch) else block
-            whole = table.select(schema.names).cast(schema).replace_schema_metadata(writer.schema.metadata)
-            writer.write_table(whole, row_group_size=ROW_GROUP)
+            held.append(table.select(schema.names).cast(schema))
+            if sum(table.num_rows for table in held) >= ROW_GROUP:
+                flush()
+
+        def flush() -> None:
+            if held:
+                whole = pa.concat_tables(held).replace_schema_metadata(writer.schema.metadata)
+                writer.write_table(whole, row_group_size=ROW_GROUP)
+                held.clear()
 
         yield write
+        flush()
         writer.add_key_value_metadata({f"dataflex.{key}": value for key, value in (notes or {}).items()})
 
 

@@ -194,5 +194,5 @@ def _publish_best(plan: RoundPlan, step: int) -> None:
     replaced = plan.work / "replaced"
     if final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
-        final.rename(replaced)
+        commit(final, replaced)
     commit(fresh, final)

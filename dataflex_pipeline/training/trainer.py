@@ -11,6 +11,7 @@ own and carries no weights, so w = 1 is exactly TRL's loss and a step of a singl
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -187,9 +188,17 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def remove_unkept(folder: Path) -> None:
-    """Remove what a checkpoint should not hold (`NOT_KEPT`)."""
+    """Remove what a checkpoint should not hold (`NOT_KEPT`), and put the adapter's modules in order."""
     for name in NOT_KEPT:
         (folder / name).unlink(missing_ok=True)
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        # peft keeps the module names as a set, whose order differs from process to process.
+        content = json.loads(adapter.read_text("utf-8"))
+        for key, value in content.items():
+            if isinstance(value, list) and all(isinstance(name, str) for name in value):
+                content[key] = sorted(value)
+        adapter.write_text(json.dumps(content, indent=2, sort_keys=True), "utf-8")
 
 
 def refuse_not_finite(loss: float, norm: float, step: int, rows: list[int]) -> None:

@@ -111,11 +111,11 @@ def no_marker(path):
 DAMAGES = {
     "pool-part-truncated": ("pool/part-00000.parquet", truncate, 2),
     "pool-part-foreign": ("pool/part-00000.parquet", foreign_part, 2),
-    "pool-manifest-edited": ("pool/manifest.json", edit_manifest, 2),
-    "target-manifest-truncated": ("target/manifest.json", truncate, 2),
+    "pool-manifest-edited": ("pool/_manifest.json", edit_manifest, 2),
+    "target-manifest-truncated": ("target/_manifest.json", truncate, 2),
     "feature-part-truncated": ("features/*/part-00001.parquet", truncate, 1),
     "feature-part-foreign": ("features/*/part-00002.parquet", foreign_part, 1),
-    "feature-manifest-emptied": ("features/*/manifest.json", empty_manifest, 1),
+    "feature-manifest-emptied": ("features/*/_manifest.json", empty_manifest, 1),
     "scores-truncated": ("round-01/scores/loss.parquet", truncate, 2),
     "scores-foreign": ("round-01/scores/loss.parquet", foreign_part, 2),
     "probabilities-truncated": ("round-01/probabilities/loss.parquet", truncate, 2),
@@ -154,7 +154,7 @@ def test_the_damaged_file_deleted_is_made_again_alone(bench, finished, recipe):
     reopened(bench.run, 1)
     for folder in (bench.run / "features").iterdir():
         truncate(folder / "part-00002.parquet")
-        (folder / "manifest.json").unlink()
+        (folder / "_manifest.json").unlink()
     assert "part-00002.parquet cannot be read" in explained(bench.call(recipe.round()[0]))
     for path in bench.run.glob("features/*/part-00002.parquet"):
         path.unlink()

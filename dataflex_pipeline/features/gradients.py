@@ -1,0 +1,189 @@
+"""The gradients of rows, projected: each row's own gradient, Adam-preconditioned if asked, in K dimensions.
+
+For a row's mean response loss l and the trainable parameters theta of a checkpoint:
+
+    adam (the pool's side of LESS): u = Gamma(grad l), the update that Adam would make from that row
+    sgd  (the target's side):       u = grad l
+
+and what is kept is the direction of its random projection, (P u) / |P u|, with |u| and |P u| beside it, so
+that a cosine is one dot product. Gradients are taken in one batched backward pass, layer by layer, and never
+held for more than one parameter at a time.
+
+Source: Xia et al., LESS: Selecting Influential Data for Targeted Instruction Tuning (2024), sections 4.1-4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from dataflex_pipeline import api
+from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.models.batches import Sequences, label_budget, length_batches, padded
+from dataflex_pipeline.schemas import GROUP, REASON, ROW, ROW_ID, VALID, column
+
+if TYPE_CHECKING:
+    from dataflex_pipeline.gradients.adam import AdamUpdate
+    from dataflex_pipeline.gradients.capture import GradientCapture
+    from dataflex_pipeline.gradients.stream import ProjectedGradients
+
+Computed = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Losses [rows], projected gradients [rows, K], squared norms before projection [rows]."""
+
+
+class Gradients(api.Feature):
+    """Projected per-row gradients at one checkpoint."""
+
+    input_columns = ("row", "row_id", "input_ids", "labels", "valid", "reason", "group")
+
+    class Params(api.Params):
+        """Parameters of gradients."""
+
+        side: Literal["adam", "sgd"] = Field(
+            "sgd", description="Adam's update of the gradient, or the gradient"
+        )
+        adam_update: Literal["torch", "less"] = Field("torch", description="which form of Adam's update")
+        proj_dim: int = Field(4096, ge=1, description="dimensions K of the projection")
+        projection: Literal["countsketch", "rademacher", "trak"] = Field(
+            "countsketch", description="the random projection"
+        )
+        seed: int = Field(0, ge=0, description="of the projection")
+        dtype: Literal["float16", "float32"] = Field("float16", description="number format on disk")
+
+    params: Params
+
+    DTYPES: ClassVar[dict[str, pa.DataType]] = {"float16": pa.float16(), "float32": pa.float32()}
+
+    def __init__(self, params: Any, config: Any) -> None:
+        super().__init__(params, config)
+        vector = pa.list_(self.DTYPES[params.dtype], params.proj_dim)
+        self.schema = pa.schema(
+            [
+                ROW,
+                ROW_ID,
+                column(
+                    "gradient", vector, "projected gradient, scaled to length 1 (0 where the gradient is 0)"
+                ),
+                column("projected_norm", pa.float32(), "length after projection, before scaling"),
+                column("norm", pa.float64(), "length before projection"),
+                column("loss", pa.float64(), "mean response loss, nats per token"),
+                column("group", pa.string(), GROUP.metadata[b"description"].decode() + "; null in the pool"),
+                VALID,
+                REASON,
+            ]
+        )
+
+    def ingredients(self) -> dict[str, Any]:
+        """Return the precision and attention kernel, which move the last digits."""
+        return {"bf16": self.config.bf16, "attn_implementation": self.config.attn_implementation}
+
+    @contextmanager
+    def open(
+        self, given: api.FeatureInput, progress: api.Progress
+    ) -> Iterator[Callable[[pa.Table], pa.Table]]:
+        """Load base, adapter and Adam states once; yield the function from rows to projected gradients."""
+        from dataflex_pipeline.gradients.capture import GradientCapture
+        from dataflex_pipeline.gradients.projection import make_projection
+        from dataflex_pipeline.gradients.stream import ProjectedGradients
+        from dataflex_pipeline.models.base import load_for_scoring, resolve_device
+
+        device = resolve_device(self.config.device)
+        model = load_for_scoring(self.config, given.checkpoint, device)
+        updates = self._adam_updates(model, given, device)
+        projection = make_projection(
+            self.params.projection, self.params.proj_dim, self.params.seed, device=device
+        )
+        consumer = ProjectedGradients(projection, updates)
+        with GradientCapture(
+            model, consumer, progress.say, checkpointing=self.config.gradient_checkpointing
+        ) as capture:
+
+            def compute(rows: pa.Table) -> pa.Table:
+                return self._table(rows, self._compute(model, capture, consumer, rows))
+
+            yield compute
+
+    def _adam_updates(
+        self, model: Any, given: api.FeatureInput, device: str
+    ) -> Mapping[str, AdamUpdate] | None:
+        if self.params.side == "sgd":
+            return None
+        from dataflex_pipeline.gradients.adam import AdamUpdate, match_states
+        from dataflex_pipeline.models.optimizer_states import adam_states
+
+        if given.checkpoint is None:
+            raise UserError(
+                "Adam gradients were asked for without a checkpoint.",
+                "Adam's update of a gradient needs the optimizer's moments, which only training makes.",
+                "Run the warm-up first, or set gradient_type: sgd.",
+            )
+        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        states = match_states(trainable, adam_states(given.checkpoint))
+        return {name: AdamUpdate.of(state, self.params.adam_update, device) for name, state in states.items()}
+
+    def _compute(
+        self, model: Any, capture: GradientCapture, consumer: ProjectedGradients, rows: pa.Table
+    ) -> Computed:
+        import torch
+
+        from dataflex_pipeline.gradients.stream import projected_batch
+
+        sequences = Sequences.of(rows.filter(rows.column("valid")))
+        n_labels = sequences.n_labels()
+        count = len(n_labels)
+        losses, squares = np.full(count, np.nan), np.zeros(count)
+        vectors = np.zeros((count, self.params.proj_dim), dtype=np.float32)
+        if not count:
+            return losses, vectors, squares
+        limit = label_budget(model)
+        for batch in length_batches(sequences.lengths, n_labels, self.config.score_batch_tokens, limit):
+            tensors = [torch.from_numpy(array).to(model.device) for array in padded(sequences, batch)]
+            loss, projected, square = projected_batch(capture, consumer, *tensors)
+            losses[batch] = loss.double().cpu().numpy()
+            vectors[batch] = projected.cpu().numpy()
+            squares[batch] = square.cpu().numpy()
+        return losses, vectors, squares
+
+    def _table(self, rows: pa.Table, computed: Computed) -> pa.Table:
+        losses, vectors, squares = computed
+        valid = rows.column("valid").to_numpy(zero_copy_only=False)
+        finite = np.isfinite(losses) & np.isfinite(squares) & np.isfinite(vectors).all(axis=1)
+        norms = np.linalg.norm(vectors.astype(np.float64), axis=1)  # [valid]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            unit = np.where((finite & (norms > 0))[:, None], vectors / norms[:, None], 0.0)
+        kept = valid.copy()
+        kept[valid] = finite
+        reason = rows.column("reason").to_pylist()
+        for position in np.flatnonzero(valid & ~kept):
+            reason[position] = "the loss or its gradient is not finite"
+        numbers = np.dtype(self.params.dtype)
+        full = np.zeros((rows.num_rows, self.params.proj_dim), dtype=numbers)
+        full[valid] = unit.astype(numbers)
+        flat = pa.array(full.reshape(-1), self.DTYPES[self.params.dtype])
+        lists = pa.FixedSizeListArray.from_arrays(flat, self.params.proj_dim, mask=pa.array(~kept))
+        columns = {
+            "row": rows.column("row"),
+            "row_id": rows.column("row_id"),
+            "gradient": lists,
+            "projected_norm": _spread(norms.astype(np.float32), valid, kept),
+            "norm": _spread(np.sqrt(squares), valid, kept),
+            "loss": _spread(losses, valid, kept),
+            "group": rows.column("group")
+            if "group" in rows.column_names
+            else pa.nulls(len(rows), pa.string()),
+            "valid": pa.array(kept),
+            "reason": pa.array(reason, pa.string()),
+        }
+        return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
+
+
+def _spread(values: np.ndarray, valid: np.ndarray, kept: np.ndarray) -> pa.Array:
+    """Return values of the valid rows at their places, null where the row has none. [rows]"""
+    full = np.zeros(len(valid), dtype=values.dtype)
+    full[valid] = values
+    return pa.array(full, mask=~kept)

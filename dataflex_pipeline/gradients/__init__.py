@@ -1,0 +1,1 @@
+"""Per-sample gradients: captured in one batched backward, Adam-preconditioned, projected, dropped."""

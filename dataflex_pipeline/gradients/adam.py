@@ -1,0 +1,126 @@
+"""The Adam update of one row's gradient, from the states that the optimizer has at a checkpoint.
+
+``torch``, what torch.optim.AdamW's next step would do with g alone (clipping and weight decay aside):
+
+    m' = (b1 m + (1 - b1) g) / (1 - b1^(t+1))
+    v' = (b2 v + (1 - b2) g^2) / (1 - b2^(t+1))
+    Gamma = m' / (sqrt(v') + eps)
+
+``less``, as released with the paper (Xia et al., 2024, "LESS", section 3.1 and its code): b1 = 0.9,
+b2 = 0.999, eps = 1e-8, no bias correction, eps inside the root:
+
+    Gamma = (b1 m + (1 - b1) g) / sqrt(b2 v + (1 - b2) g^2 + eps)
+
+m, v: running means of the gradient and of its square; t: steps taken so far; b1, b2, eps: the optimizer's
+own. The two differ by a factor of 10 per element at v = 1e-10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from dataflex_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from dataflex_pipeline.models.optimizer_states import AdamState
+
+Rule = Literal["torch", "less"]
+LESS_BETAS, LESS_EPS = (0.9, 0.999), 1e-8
+
+
+@dataclass(frozen=True)
+class AdamUpdate:
+    """The update of one parameter as a function of the gradient, its constant parts made once.
+
+    Attributes:
+        mean, square: the parts of m' and v' that do not depend on g; shape of the parameter, float32.
+        mean_factor, square_factor: what g and g^2 are multiplied by in m' and v'.
+        eps: added to v' where ``eps_inside``, else to its root.
+    """
+
+    mean: Tensor
+    square: Tensor
+    mean_factor: float
+    square_factor: float
+    eps: float
+    eps_inside: bool
+
+    @classmethod
+    def of(cls, state: AdamState, rule: Rule = "torch", device: torch.device | str = "cpu") -> AdamUpdate:
+        """Prepare the update from a parameter's states."""
+        inside = rule == "less"
+        (b1, b2), eps = (LESS_BETAS, LESS_EPS) if inside else (state.betas, state.eps)
+        unbias1, unbias2 = (1.0, 1.0) if inside else (1 - b1 ** (state.step + 1), 1 - b2 ** (state.step + 1))
+        mean, square = state.exp_avg.to(device).float(), state.exp_avg_sq.to(device).float()
+        square = square * (b2 / unbias2)
+        return cls(
+            mean=mean * (b1 / unbias1),
+            square=square + eps if inside else square,
+            mean_factor=(1 - b1) / unbias1,
+            square_factor=(1 - b2) / unbias2,
+            eps=eps,
+            eps_inside=inside,
+        )
+
+    def apply_(self, gradient: Tensor) -> Tensor:
+        """Turn gradients into updates, in place, with one temporary. [b, *shape] float32"""
+        root = gradient.square().mul_(self.square_factor).add_(self.square).sqrt_()
+        if not self.eps_inside:
+            root.add_(self.eps)
+        return gradient.mul_(self.mean_factor).add_(self.mean).div_(root)
+
+
+def adam_update(gradient: Tensor, state: AdamState, rule: Rule = "torch") -> Tensor:
+    """Return the Adam update of each gradient of a batch, leaving the gradients as they are.
+
+    Args:
+        gradient: [b, *shape of the parameter]. state: the parameter's. rule: see the module.
+    """
+    return AdamUpdate.of(state, rule, gradient.device).apply_(gradient.float().clone())
+
+
+def match_states(
+    trainable: Iterable[tuple[str, Tensor]], states: Mapping[str, AdamState]
+) -> dict[str, AdamState]:
+    """Return the states of every trainable parameter, in the parameters' order.
+
+    Args:
+        trainable: names and parameters that require a gradient. states: by parameter name.
+
+    Raises:
+        UserError: a parameter without states or with states of another shape, or states left over.
+    """
+    matched: dict[str, AdamState] = {}
+    for name, parameter in trainable:
+        state = states.get(name)
+        if state is None:
+            raise _foreign(f"The checkpoint's optimizer has no states of the parameter {name}.")
+        for found in (state.exp_avg, state.exp_avg_sq):
+            if found.shape != parameter.shape:
+                raise _foreign(
+                    f"The parameter {name} has the shape {list(parameter.shape)}, and its Adam states "
+                    f"have {list(found.shape)}."
+                )
+        matched[name] = state
+    extra = [name for name in states if name not in matched]
+    if extra:
+        raise _foreign(
+            f"The checkpoint's optimizer has states of {len(extra)} parameters that the model does not "
+            f"train, such as {extra[0]}."
+        )
+    return matched
+
+
+def _foreign(what: str) -> UserError:
+    return UserError(
+        what,
+        "These look like the states of another model or adapter (or of a parameter that never had a "
+        "gradient); an Adam update from them would mean nothing.",
+        "Score with the checkpoint that was trained with this model, finetuning_type and lora_* settings, "
+        "or set gradient_type: sgd to go without Adam.",
+    )

@@ -1,0 +1,85 @@
+"""Where a layer's gradient is tapped: an identity on its output that remembers the layer's input.
+
+The parameters themselves need no gradient then: autograd computes what flows between the layers and not one
+weight gradient, and the input is kept the way autograd keeps its own tensors, so activation checkpointing
+drops and recomputes it like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch  # noqa: TID253  (imported lazily with the whole layer)
+from torch import Tensor, nn  # noqa: TID253
+
+from dataflex_pipeline.gradients.layers import LayerGradient
+
+Deliver = Callable[["Tapped", Tensor, Tensor], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Tapped:
+    """A layer whose parameters are captured.
+
+    Attributes:
+        module: the layer. gradient: how its per-sample gradients are made.
+        names: own name of a parameter in the layer -> its full name in the model.
+        head: whether it is (in) the output head, which sees only the labelled positions of all rows.
+    """
+
+    module: nn.Module
+    gradient: LayerGradient
+    names: dict[str, str]
+    head: bool
+
+
+class Tap(torch.autograd.Function):
+    """Pass a layer's output on, and give its gradient to ``deliver`` on the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, trigger: Tensor, output: Tensor, x: Tensor, layer: Tapped, deliver: Deliver
+    ) -> Tensor:
+        """Return ``output``; ``trigger`` makes it need a gradient where nothing below it does."""
+        ctx.save_for_backward(x)
+        ctx.set_materialize_grads(False)
+        ctx.layer, ctx.deliver = layer, deliver
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor | None, None, None, None]:
+        """Deliver (layer, x, gradient of the output); None where the output led nowhere."""
+        (dy,) = gradients
+        if dy is not None:
+            (x,) = ctx.saved_tensors
+            ctx.deliver(ctx.layer, x, dy)
+        return None, dy if ctx.needs_input_grad[1] else None, None, None, None
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one use of a layer adds to the gradients of one of its parameters.
+
+    Attributes:
+        layer, name: the layer and the parameter's own name in it.
+        x, dy: the layer's input and the gradient of its output. [B, ...], or [1, W, ...] in the head
+        bounds: where each row's labelled positions begin in W, then W; None outside the head. [B + 1]
+    """
+
+    layer: Tapped
+    name: str
+    x: Tensor
+    dy: Tensor
+    bounds: list[int] | None
+
+    def gradient(self, rows: slice) -> Tensor:
+        """Return the gradients of these rows. [b, *shape] float32"""
+        if self.bounds is None:
+            return self._of(self.x[rows], self.dy[rows])
+        spans = [slice(*self.bounds[row : row + 2]) for row in range(rows.start, rows.stop)]
+        return torch.cat([self._of(self.x[:, span], self.dy[:, span]) for span in spans])
+
+    def _of(self, x: Tensor, dy: Tensor) -> Tensor:
+        return self.layer.gradient(self.layer.module, self.name, x, dy)

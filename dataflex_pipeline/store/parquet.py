@@ -1,0 +1,99 @@
+"""One Parquet file of a run: how it is written and read, and the footer that says what it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataflex_pipeline import __version__
+from dataflex_pipeline.errors import CorruptError
+from dataflex_pipeline.schemas import SCHEMA_VERSION
+from dataflex_pipeline.store.fingerprint import FINGERPRINT_KEY, INGREDIENTS_KEY, canonical, digest
+
+ROW_GROUP = 65536
+"""Rows per row group, and per block where nothing else is said."""
+
+
+def footer(ingredients: Mapping[str, Any], extra: Mapping[str, str] | None = None) -> dict[bytes, bytes]:
+    """Return the file metadata that every table of a run carries."""
+    notes = {
+        FINGERPRINT_KEY: digest(ingredients).encode(),
+        INGREDIENTS_KEY: canonical(ingredients).encode(),
+        b"dataflex.schema_version": SCHEMA_VERSION.encode(),
+        b"dataflex.version": __version__.encode(),
+    }
+    return notes | {f"dataflex.{key}".encode(): value.encode() for key, value in (extra or {}).items()}
+
+
+def read_footer(path: Path) -> dict[bytes, bytes]:
+    """Return the file metadata of a Parquet file.
+
+    Raises:
+        CorruptError: the file is truncated or not Parquet.
+    """
+    try:
+        return dict(pq.read_metadata(path).metadata or {})
+    except (pa.ArrowInvalid, OSError) as error:
+        raise corrupt(path, str(error).splitlines()[0]) from error
+
+
+def corrupt(path: Path, found: str) -> CorruptError:
+    """Return the error for a table file that is not what this program wrote."""
+    return CorruptError(
+        f"{path} cannot be read: {found}",
+        "It was written whole by this program, so something else changed, replaced or truncated it.",
+        "Delete that file (a missing part is made again), or start over with --overwrite.",
+    )
+
+
+def encoding(schema: pa.Schema) -> dict[str, Any]:
+    """Return how columns are stored: row_id, which never repeats, without a dictionary (a third faster)."""
+    dictionary = [field.name for field in schema if field.name != "row_id"]
+    special = {"row_id": "DELTA_LENGTH_BYTE_ARRAY"} if "row_id" in schema.names else {}
+    return {
+        "compression": "zstd",
+        "use_dictionary": dictionary,
+        "column_encoding": special,
+        "write_page_checksum": True,
+    }
+
+
+def read_blocks(
+    path: Path, columns: Sequence[str] | None = None, max_rows: int = ROW_GROUP
+) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of one file; without read-ahead, which would hold the file in memory.
+
+    Raises:
+        CorruptError: the file is truncated or not Parquet.
+    """
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as parquet:
+            yield from parquet.iter_batches(max_rows, columns=list(columns) if columns is not None else None)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise corrupt(path, str(error).splitlines()[0]) from error
+
+
+def read_whole(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one file, whole.
+
+    Raises:
+        CorruptError: the file is truncated, not Parquet, or a page of it was changed.
+    """
+    names = list(columns) if columns is not None else None
+    try:
+        return pq.read_table(path, columns=names, page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise corrupt(path, str(error).splitlines()[0]) from error
+
+
+def check_fingerprint(path: Path, fingerprint: str) -> None:
+    """Raise CorruptError unless the Parquet file carries exactly this fingerprint."""
+    found = read_footer(path).get(FINGERPRINT_KEY, b"").decode()
+    if found != fingerprint:
+        raise corrupt(
+            path, f"it belongs to another table (fingerprint {found or 'none'}, expected {fingerprint})"
+        )
