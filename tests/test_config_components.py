@@ -137,9 +137,9 @@ def test_a_method_of_the_users_own(own):
 
 
 def test_known_methods(own):
-    assert set(known_methods(Config(), None)) == {"random", "loss", "delta_loss"}
+    assert set(known_methods(Config(), None)) == {"random", "loss", "delta_loss", "less"}
     known = known_methods(own("\nmine: {name: loss}\n"), None)
-    assert set(known) == {"random", "loss", "delta_loss", "mine"}
+    assert set(known) == {"random", "loss", "delta_loss", "less", "mine"}
     assert known["mine"] == "components/mine.yaml, line 2"
 
 
@@ -169,7 +169,7 @@ def test_methods_that_do_not_exist_matter_only_when_used(own):
 def test_an_unknown_method():
     error = refused(Config(), "delta_los")
     assert error.what == "The method 'delta_los' is not known. Did you mean 'delta_loss'?"
-    assert error.why == "There are entries for: delta_loss, loss, random."
+    assert error.why == "There are entries for: delta_loss, less, loss, random."
     assert "components_cfg_file" in error.fix
 
 
@@ -208,7 +208,11 @@ def test_a_path_may_start_in_the_configuration_files_folder(own, tmp_path):
 @pytest.mark.parametrize(
     ("override", "what", "why"),
     [
-        ("los.focus=low", "The method 'los' is not known. Did you mean 'loss'?", "delta_loss, loss, random."),
+        (
+            "los.focus=low",
+            "The method 'los' is not known. Did you mean 'loss'?",
+            "delta_loss, less, loss, random.",
+        ),
         ("delta_loss.windw_size=1", "Did you mean 'window_size'?", "delta_loss takes: window_size, schedule"),
         ("methods.loss.fokus=low", "loss.fokus is not a parameter of loss.", "loss takes: focus, "),
     ],

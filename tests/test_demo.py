@@ -23,11 +23,6 @@ CORPUS = make_corpus(CorpusSettings())
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    return ensure_demo(tmp_path_factory.mktemp("demo"))
-
-
-@pytest.fixture(scope="session")
 def loaded(demo: Demo):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -45,6 +45,13 @@ class GradientConsumer(Protocol):
         """
 
 
+def predicting(labels: Tensor, attention: Tensor) -> Tensor:
+    """Return which positions t predict a labelled token t + 1; padding in front predicts nothing. [B, T]"""
+    mask = torch.zeros_like(labels, dtype=torch.bool)
+    mask[:, :-1] = (labels[:, 1:] != IGNORED) & attention[:, :-1].bool()
+    return mask
+
+
 class GradientCapture:
     """Per-sample gradients of the parameters that require one, while the context lasts.
 
@@ -128,8 +135,7 @@ class GradientCapture:
 
     def row_losses(self, ids: Tensor, labels: Tensor, attention: Tensor) -> Tensor:
         """Return the rows' mean losses in nats per response token, 0 without any. [B] float32"""
-        mask = torch.zeros_like(labels, dtype=torch.bool)
-        mask[:, :-1] = labels[:, 1:] != IGNORED  # position t predicts token t + 1
+        mask = predicting(labels, attention)
         counts = mask.sum(1)
         self._bounds = [0, *counts.cumsum(0).tolist()]
         self._shape = (ids.shape[0], ids.shape[1])
@@ -161,7 +167,7 @@ class GradientCapture:
         if self.slow:
             slow = {name: self.parameters[name] for name in self.parameters if name in self.slow}
             row_gradients(self.row_losses, slow, (ids, labels, attention), consumer)
-        labelled = (labels[:, 1:] != IGNORED).any(1)
+        labelled = predicting(labels, attention).any(1)
         return losses.detach().masked_fill(~labelled, torch.nan)
 
     def _tap_layers(self, stack: ExitStack) -> None:
@@ -247,7 +253,7 @@ class GradientCapture:
 
     def _compare_one_row(self, ids: Tensor, labels: Tensor, attention: Tensor) -> None:
         """Send the slow way every parameter whose captured gradient is not autograd's."""
-        labelled = (labels[:, 1:] != IGNORED).any(1).nonzero().flatten()[:2]
+        labelled = predicting(labels, attention).any(1).nonzero().flatten()[:2]
         if not len(labelled):
             self._verify = True  # nothing to compare in this batch
             return

@@ -34,9 +34,24 @@ def gradient_of(module: nn.Module) -> LayerGradient | None:
         return layer_norm_gradient
     if forward is nn.RMSNorm.forward:
         return rms_norm_gradient
-    if type(module).__name__.endswith("RMSNorm") and [p.dim() for p in module.parameters()] == [1]:
-        return broadcast_gradient
-    return None
+    return broadcast_gradient if _takes_a_weight_per_row(module) else None
+
+
+def _takes_a_weight_per_row(module: nn.Module) -> bool:
+    """Return whether it is a model's own norm with one weight [n], and works as well with one per row."""
+    weights = list(module.named_parameters())
+    if not type(module).__name__.endswith("Norm") or [weight.dim() for _, weight in weights] != [1]:
+        return False
+    name, weight = weights[0]
+    with torch.no_grad():
+        x = torch.linspace(-1, 1, 6 * len(weight), device=weight.device).view(2, 3, -1)
+        copies = weight.detach().float().expand(2, 1, -1)
+        try:
+            found = torch.func.functional_call(module, {name: copies}, (x,))
+        except (RuntimeError, TypeError, ValueError):  # such as a kernel that wants a weight [n]
+            return False
+        same: bool = torch.allclose(found, torch.func.functional_call(module, {name: copies[0, 0]}, (x,)))
+        return same
 
 
 def _positions(tensor: Tensor) -> Tensor:
@@ -98,7 +113,7 @@ def rms_norm_gradient(module: Any, name: str, x: Tensor, dy: Tensor) -> Tensor:
 
 
 def broadcast_gradient(module: Any, name: str, x: Tensor, dy: Tensor) -> Tensor:
-    """Return the gradients of a model's own RMSNorm weight [b, H], however it applies the weight.
+    """Return the gradients of the weight [b, n] of a model's own norm, however it applies the weight.
 
     The layer is run again with one copy of the weight per row, which autograd then tells apart.
     """

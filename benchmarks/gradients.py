@@ -1,0 +1,262 @@
+"""Projected per-sample gradients beside plain training passes over the same rows, in one run.
+
+    python benchmarks/gradients.py --rows 64 --json gradients.json
+    python benchmarks/gradients.py --model FOLDER --rank 16
+    python benchmarks/gradients.py --device cuda --dtype bfloat16 --hidden 4096 --layers 32 --rank 128
+
+Without ``--model`` a random-initialised Llama is made; the rows are random tokens with a spread of lengths,
+the last half of each labelled. ``--rank 0`` trains all weights instead of a LoRA adapter. Measured:
+
+- ``plain``: forward and backward of the batches, logits of all positions, parameter gradients thrown away;
+- ``plain, labelled logits``: the same with the capture's own loss, logits only where there are labels;
+- ``capture``: per-sample gradients, Adam-preconditioned, projected by countsketch, norms beside;
+- ``one by one``: the usual recipe on --subset rows: batch size 1, all gradients concatenated, Adam, dense
+  projection generated block by block.
+
+The first three take turns, repetition by repetition, over the same batches (--tokens padded tokens each, the
+best of those given); each is its fastest repetition, in seconds of this process's CPU time on a CPU (other
+programs do not count) and of wall time on a GPU. Peak memory is what the process (or the GPU) held at most
+beyond the model, measured in a pass of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from losses import random_llama, random_rows
+from surroundings import surroundings
+from torch.nn.functional import cross_entropy
+
+from dataflex_pipeline.gradients.adam import AdamUpdate
+from dataflex_pipeline.gradients.capture import GradientCapture
+from dataflex_pipeline.gradients.projection import make_projection
+from dataflex_pipeline.gradients.stream import ProjectedGradients, projected_batch
+from dataflex_pipeline.models.batches import Sequences, length_batches, padded
+from dataflex_pipeline.models.optimizer_states import AdamState
+
+Batch = tuple[torch.Tensor, ...]
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    """Return the model with its adapter, in eval mode."""
+    if args.model:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(args.model)
+    else:
+        model = random_llama(args.hidden, args.layers, args.vocabulary)
+    model = model.to(getattr(torch, args.dtype)).to(args.device)
+    if args.rank:
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(r=args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(model, lora)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.02)
+    return model.eval()
+
+
+def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters that require a gradient, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def random_updates(model: Any) -> dict[str, AdamUpdate]:
+    """Return Adam updates from made-up states of the right shapes."""
+    return {
+        name: AdamUpdate.of(
+            AdamState(
+                torch.randn_like(p) * 1e-3, torch.rand_like(p) * 1e-6, 100, 1e-4, (0.9, 0.999), 1e-8, 0.0
+            ),
+            device=p.device,
+        )
+        for name, p in trainable(model).items()
+    }
+
+
+def make_batches(sequences: Sequences, tokens: int, vocabulary: int, device: str) -> list[Batch]:
+    """Return padded batches of rows of similar length: ids, labels, mask."""
+    groups = length_batches(sequences.lengths, sequences.n_labels(), tokens, (1 << 28) // vocabulary)
+    return [tuple(torch.from_numpy(a).to(device) for a in padded(sequences, rows)) for rows in groups]
+
+
+def plain(model: Any, batches: list[Batch]) -> None:
+    """Run forward and backward of each batch, as training does."""
+    for ids, labels, mask in batches:
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        nll = cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
+        (nll.sum(1) / (labels[:, 1:] != -100).sum(1)).sum().backward()
+        model.zero_grad()
+
+
+def plain_labelled(model: Any, batches: list[Batch]) -> None:
+    """Do the same with logits only where there are labels."""
+    from dataflex_pipeline.models.batches import logits_only_at
+
+    with logits_only_at(model) as choose:
+        for ids, labels, mask in batches:
+            wanted = torch.zeros_like(mask, dtype=torch.bool)
+            wanted[:, :-1] = labels[:, 1:] != -100
+            choose(wanted)
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
+            nll = cross_entropy(logits, labels[:, 1:][wanted[:, :-1]], reduction="none")
+            weight = 1.0 / wanted.sum(1)
+            (nll * weight[wanted.nonzero()[:, 0]]).sum().backward()
+            model.zero_grad()
+
+
+def one_by_one(model: Any, rows: list[Batch], updates: dict[str, AdamUpdate], dim: int) -> None:
+    """Run the usual recipe: one row, all gradients end to end, dense projection of the whole."""
+    projection = make_projection("rademacher", dim, 0)
+    parameters = trainable(model)
+    for ids, labels, mask in rows:
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0, :-1].float()
+        cross_entropy(logits, labels[0, 1:]).backward()
+        flat = torch.cat([updates[n].apply_(p.grad.float()[None]).flatten() for n, p in parameters.items()])
+        into = torch.zeros(1, dim, device=flat.device)
+        projection.add("all", flat[None], into)
+        model.zero_grad()
+
+
+def seconds_of(work: Callable[[], None], device: str) -> float:
+    """Return the CPU seconds of this process, or the wall seconds on a GPU."""
+    clock = time.perf_counter if device.startswith("cuda") else time.process_time
+    began = clock()
+    work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return clock() - began
+
+
+def peak_mib(work: Callable[[], None], device: str) -> float:
+    """Return how much more memory is held at most while something runs, in MiB."""
+    if device.startswith("cuda"):
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    process, done = psutil.Process(), threading.Event()
+    before = highest = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(0.002):
+            highest = max(highest, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return (highest - before) / 2**20
+
+
+def best_tokens(model: Any, sequences: Sequences, args: argparse.Namespace, vocabulary: int) -> int:
+    """Return the batch size, in padded tokens, at which a plain pass is fastest."""
+    if len(args.tokens) == 1:
+        return int(args.tokens[0])
+    seconds = {}
+    for tokens in args.tokens:
+        batches = make_batches(sequences, tokens, vocabulary, args.device)
+        plain(model, batches[-1:])
+        seconds[tokens] = seconds_of(lambda batches=batches: plain(model, batches), args.device)
+    return min(seconds, key=lambda tokens: seconds[tokens])
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything on one model and one set of rows."""
+    model = load_model(args)
+    vocabulary = int(model.config.vocab_size)
+    sequences = Sequences.of(random_rows(args.rows, vocabulary, args.longest))
+    tokens = best_tokens(model, sequences, args, vocabulary)
+    batches = make_batches(sequences, tokens, vocabulary, args.device)
+    updates = random_updates(model)
+    consumer = ProjectedGradients(make_projection("countsketch", args.dim, 0), updates)
+    said: list[str] = []
+
+    def captured() -> None:
+        with GradientCapture(model, consumer, said.append, verify=False) as capture:
+            for batch in batches:
+                projected_batch(capture, consumer, *batch)
+
+    work = {
+        "plain": lambda: plain(model, batches),
+        "plain, labelled logits": lambda: plain_labelled(model, batches),
+        "capture": captured,
+    }
+    began = time.perf_counter()
+    captured()  # makes the buckets
+    first_pass = time.perf_counter() - began
+    seconds = dict.fromkeys(work, float("inf"))
+    for _ in range(args.repeat):
+        for name, function in work.items():
+            seconds[name] = min(seconds[name], seconds_of(function, args.device))
+    peaks = {name: peak_mib(function, args.device) for name, function in work.items()}
+    middle = np.argsort(sequences.lengths)[len(sequences.lengths) // 2 :][: args.subset]
+    singles = [
+        tuple(torch.from_numpy(a).to(args.device) for a in padded(sequences, np.array([row])))
+        for row in middle
+    ]
+    alone = seconds_of(lambda: one_by_one(model, singles, updates, args.dim), args.device)
+    rates = {name: args.rows / s for name, s in seconds.items()} | {"one by one": len(singles) / alone}
+    total = int(sequences.lengths.sum())
+    return {
+        "settings": {k: v for k, v in vars(args).items() if k != "json"},
+        "rows": args.rows,
+        "tokens": total,
+        "tokens_per_batch": tokens,
+        "trainable_parameters": sum(p.numel() for p in trainable(model).values()),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "first_pass_wall_seconds": first_pass,
+        "rows_per_second": rates,
+        "tokens_per_second": {name: total / s for name, s in seconds.items()},
+        "peak_mib_beyond_the_model": peaks,
+        "ratios": {
+            "capture / plain": rates["capture"] / rates["plain"],
+            "capture / plain, labelled logits": rates["capture"] / rates["plain, labelled logits"],
+            "capture / one by one": rates["capture"] / rates["one by one"],
+        },
+        "said": said,
+        "threads": torch.get_num_threads(),
+        **surroundings(),
+    }
+
+
+def main() -> None:
+    """Read the command line and print, or write, the results as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", help="folder of a model; default a random-initialised Llama")
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--rank", type=int, default=16, help="LoRA rank; 0: all weights are trained")
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--longest", type=int, default=512, help="tokens of the longest row")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2048], help="padded tokens of a batch")
+    parser.add_argument("--dim", type=int, default=4096, help="proj_dim")
+    parser.add_argument("--subset", type=int, default=1, help="rows of the one-by-one recipe")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the results here too")
+    args = parser.parse_args()
+    text = json.dumps(measure(args), indent=2)
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
