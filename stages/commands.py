@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,8 +59,7 @@ def score(
 
     context = open_context(_options(config, settings, run, None, overwrite))
     name = method or context.given.component_name
-    # The settings given now are not kept in run.yaml, so the next step needs them too.
-    next_step = _command("select", "select", f"--round {number} --method {name}", context, settings)
+    next_step = _command("select", "select", f"--round {number} --method {name}", context)
     _one_stage(context, number, check_scored_round, lambda: [stage(context, number, name)], next_step)
 
 
@@ -102,10 +100,8 @@ def train_round(
     )
 
 
-def _command(label: str, name: str, options: str, context: Context, settings: list[str] | None = None) -> str:
-    named = ("runs_dir", "output_dir")  # said by ``again``
-    given = shlex.join(text for text in settings or [] if text.partition("=")[0] not in named)
-    return f"{label}:  dataflex {name} {options} {context.again} {given}".rstrip()
+def _command(label: str, name: str, options: str, context: Context) -> str:
+    return f"{label}:  dataflex {name} {options} {context.again}".rstrip()
 
 
 def _one_stage(
@@ -122,4 +118,6 @@ def _one_stage(
     check_settings(context)
     with context.writing():
         done = stage()
+        # The settings given now hold for what follows, as those given to warmup and round do.
+        context.save_settings()
     outcome.report(context.run.folder, done, [next_step] if next_step else [])

@@ -225,12 +225,20 @@ def open_context(options: Options, quiet: Progress | None = None) -> Context:
         run = RunFolder(run_folder(load_config(None, naming), options))
         base = run.read()[0] if run.exists() else None
         loaded = load_config(None, overrides, base=base)
-    for notice in loaded.notices:
+    notices = [*loaded.notices, *_unused_output_dir(loaded, options, run)]
+    for notice in notices:
         console.line(f"note: {notice}", style="yellow")
     reads_only = quiet is not None
     return Context(
         loaded, run, options.overwrite, options.config, progress=quiet or progress(), reads_only=reads_only
     )
+
+
+def _unused_output_dir(loaded: Loaded, options: Options, run: RunFolder) -> list[str]:
+    given = loaded.config.output_dir
+    if options.run is None or given is None or Path(given) == run.folder:
+        return []
+    return [f"the run folder is {run.folder}, as --run {options.run} says; output_dir ({given}) is not used"]
 
 
 def run_folder(loaded: Loaded, options: Options) -> Path:

@@ -96,7 +96,7 @@ def _scored_index(context: Context, number: int) -> bool:
     wanted = wanted_probabilities(context, scoring, scores)
     if not is_current(where.probabilities(name), wanted, f"The {name} probabilities {label}"):
         return False
-    index = wanted_index(context, scoring, scores, TableFile(where.probabilities(name)))
+    index = wanted_index(context, scoring, scores, TableFile(where.probabilities(name)).fingerprint)
     return is_current(where.index, index, f"The index {label}")
 
 

@@ -82,7 +82,8 @@ def one_round(context: Context, number: int) -> list[Outcome]:
 def next_after(context: Context, last: int) -> list[str]:
     """Say what can be done after round ``last``."""
     steps = [f"see what there is:  dataflex status {context.again}"]
-    if last < context.given.update_times and not ended_early(context, last):
+    ended = any(ended_early(context, number) for number in range(last + 1))
+    if last < context.given.update_times and not ended:
         steps.insert(0, f"go on:  dataflex round {last + 1} {context.again}")
     return steps
 

@@ -9,19 +9,23 @@ from typing import Any
 import pyarrow as pa
 
 from dataflex_pipeline.api import Strategy
-from dataflex_pipeline.errors import RunError
+from dataflex_pipeline.errors import RunError, UserError
 from dataflex_pipeline.sampling.draw import Drawn, DrawSettings, draw, draw_uniform, top_k_probabilities
 from dataflex_pipeline.sampling.probabilities import write_probabilities
 from dataflex_pipeline.schemas import INDEX
 from dataflex_pipeline.seeds import derive_seed
+from dataflex_pipeline.store.atomic import commit, set_aside
+from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartedTable
-from dataflex_pipeline.store.stale import is_current
+from dataflex_pipeline.store.stale import is_current, is_kept
 from dataflex_pipeline.store.tables import TableFile, table_writer
 from stages.context import Context
 from stages.outcome import Outcome
 from stages.prepare import open_split
 from stages.score import Scoring, plan_scoring
 
+DRAFT = ".draft"
+"""Ending of a probability table whose index is not drawn yet."""
 GROUP_PREFIX = "similarity_"
 """Score columns that round_robin takes turns over."""
 
@@ -96,14 +100,12 @@ def wanted_probabilities(context: Context, scoring: Scoring, scores: TableFile) 
     }
 
 
-def wanted_index(
-    context: Context, scoring: Scoring, scores: TableFile, probabilities: TableFile
-) -> dict[str, Any]:
-    """Return what the index of a round is made from."""
+def wanted_index(context: Context, scoring: Scoring, scores: TableFile, probabilities: str) -> dict[str, Any]:
+    """Return what the index of a round is made from, the probabilities by their fingerprint."""
     return {
         "table": "index",
         "method": scoring.name,
-        "probabilities": probabilities.fingerprint,
+        "probabilities": probabilities,
         "draw": _settings_as_ingredients(round_settings(context, scoring, scores)),
     }
 
@@ -116,20 +118,44 @@ def select(context: Context, number: int, name: str) -> Outcome:
     settings = round_settings(context, scoring, scores)
     wanted = wanted_probabilities(context, scoring, scores)
     where = context.run.round(number)
-    output = where.probabilities(name)
-    current = is_current(
-        output, wanted, f"The {name} probabilities of round {number}", overwrite=context.overwrite
-    )
-    drawn = None
-    if not current:
-        drawn = _write_probabilities(scoring, scores, settings, output, wanted)
-    index_outcome = _select_index(context, scoring, scores, settings, drawn)
-    done = not current or index_outcome.done
+    for_index = wanted_index(context, scoring, scores, digest(wanted))
+    output, label = where.probabilities(name), f"of round {number}"
+    kept = is_kept(output, wanted, f"The {name} probabilities {label}", overwrite=context.overwrite)
+    done = not (is_kept(where.index, for_index, f"The index {label}", overwrite=context.overwrite) and kept)
     if done:
+        _select(context, scoring, scores, settings, None if kept else wanted, for_index)
         context.run.note(stage="select", round=number, method=name, seconds=time.monotonic() - began)
-    return Outcome(
-        f"select {name}, round {number}", where.index, done, time.monotonic() - began, index_outcome.found
-    )
+    found = TableFile(where.index).metadata.get("found", "")
+    return Outcome(f"select {name}, round {number}", where.index, done, time.monotonic() - began, found)
+
+
+def _select(
+    context: Context,
+    scoring: Scoring,
+    scores: TableFile,
+    settings: DrawSettings,
+    wanted: dict[str, Any] | None,
+    for_index: dict[str, Any],
+) -> None:
+    """Write the probabilities (where ``wanted``) and the index; the old ones stay until both can be made."""
+    where = context.run.round(scoring.selection.round)
+    final = where.probabilities(scoring.name)
+    draft = final if wanted is None else final.with_name(final.name + DRAFT)
+    drawn = None
+    try:
+        if wanted is not None and not is_kept(draft, wanted, "The draft", overwrite=True):
+            drawn = _write_probabilities(scoring, scores, settings, draft, wanted)
+        drawn = drawn or draw(scores, TableFile(draft), scoring.pool, settings)
+    except UserError:
+        if draft != final:
+            draft.unlink(missing_ok=True)
+        raise
+    if draft != final:
+        set_aside(final)
+        commit(draft, final)
+    set_aside(where.index)
+    notes = {"method": scoring.name, "round": str(scoring.selection.round)}
+    _write_index(context, where.index, drawn, for_index, notes)
 
 
 def _finished_scores(context: Context, scoring: Scoring) -> TableFile:
@@ -170,22 +196,6 @@ def _write_probabilities(
     notes["notices"] = "\n".join(scoring.lines)
     write_probabilities(scores, lambda block: scoring.method.weigh(block, fitted), output, wanted, notes)
     return None
-
-
-def _select_index(
-    context: Context, scoring: Scoring, scores: TableFile, settings: DrawSettings, drawn: Drawn | None
-) -> Outcome:
-    where = context.run.round(scoring.selection.round)
-    probabilities = TableFile(where.probabilities(scoring.name))
-    wanted = wanted_index(context, scoring, scores, probabilities)
-    what = f"The index of round {scoring.selection.round}"
-    current = is_current(where.index, wanted, what, overwrite=context.overwrite)
-    if not current:
-        drawn = drawn or draw(scores, probabilities, scoring.pool, settings)
-        notes = {"method": scoring.name, "round": str(scoring.selection.round)}
-        _write_index(context, where.index, drawn, wanted, notes)
-    found = TableFile(where.index).metadata.get("found", "")
-    return Outcome("index", where.index, not current, 0.0, found)
 
 
 def _write_index(

@@ -33,6 +33,8 @@ def status(config: Path | None, settings: list[str], run: str | None, method: st
     rows = _data_rows(context)
     for number in range(context.given.update_times + 1):
         rows += _round_rows(context, number)
+        if ended_early(context, number):
+            break
     console.print_table(f"Run {context.run.folder}", ["output", "state", "what"], rows, wraps="what")
     _say_settings(context)
     _say_next(context)
@@ -110,7 +112,7 @@ def _index(context: Context, number: int) -> str:
     scoring, scores = plan_scoring(context, number, name), TableFile(where.scores(name))
     probabilities = TableFile(where.probabilities(name))
     is_current(probabilities.path, wanted_probabilities(context, scoring, scores), "probabilities")
-    is_current(where.index, wanted_index(context, scoring, scores, probabilities), "index")
+    is_current(where.index, wanted_index(context, scoring, scores, probabilities.fingerprint), "index")
     return f"{table.metadata.get('found', '')}, by {name}"
 
 

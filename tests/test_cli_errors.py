@@ -313,6 +313,14 @@ def test_a_run_of_other_settings_lists_every_change_and_two_ways_out(here, tiny_
     assert "sources" in text
 
 
+def test_a_selection_that_cannot_be_drawn_leaves_the_old_one(here, tiny_demo):
+    copied(tiny_demo, here / "runs")
+    on = ("--round", 2, "--run", "base", "runs_dir=runs")
+    for more in ((), ("--overwrite",)):
+        text = refused(here, "select", *on, "source_quotas={nope: 0.5}", *more)
+        assert "nope" in text or "settings changed" in text
+
+
 def test_other_settings_before_the_warm_up_is_trained(here, tiny_demo):
     """What is there is judged by what it was made from: nothing was trained with the rank yet."""
     folder = copied(tiny_demo, here / "runs")
@@ -320,7 +328,7 @@ def test_other_settings_before_the_warm_up_is_trained(here, tiny_demo):
         shutil.rmtree(folder / name)
     shutil.rmtree(folder / "round-00" / "checkpoint")
     on = ("--run", "base", "runs_dir=runs")
-    assert "cutoff_len: 512 -> 64" in refused(here, "warmup", *on, "cutoff_len=64")
+    assert "cutoff_len: 2048 -> 64" in refused(here, "warmup", *on, "cutoff_len=64")
     done("warmup", *on, "lora_rank=2")
     adapter = json.loads((folder / "round-00" / "checkpoint" / "adapter_config.json").read_text())
     assert adapter["r"] == 2

@@ -181,10 +181,20 @@ def test_what_has_no_effect_is_said(overrides, notice):
 
 
 def test_the_demo_target_beside_an_own_pool_is_said():
-    (said,) = load_config(None, ["dataset=mine.json"]).notices
+    base, said = load_config(None, ["dataset=mine.json"]).notices
+    assert "those of the demo's quickstart.yaml" in base
     assert "eval_dataset is still the embedded demo's target set" in said
-    assert load_config(None, ["dataset=mine.json", "eval_dataset=demo"]).notices == ()
-    assert load_config(None, ["dataset=mine.json", "eval_dataset=null", "eval_strategy=no"]).notices == ()
+    assert load_config(None, ["dataset=mine.json", "eval_dataset=demo"]).notices == (base,)
+    none = ["dataset=mine.json", "eval_dataset=null", "eval_strategy=no"]
+    assert load_config(None, none).notices == (base,)
+
+
+def test_a_model_of_ones_own_has_the_defaults_and_not_the_demos_settings():
+    loaded = load_config(None, ["model_name_or_path=./model", "dataset=mine.json"])
+    assert (loaded.config.learning_rate, loaded.config.cutoff_len) == (1e-4, 2048)
+    assert loaded.config.methods == {}
+    (said,) = loaded.notices
+    assert "what is not given here has its default" in said
 
 
 # ---------------------------------------------------------------- anything at all

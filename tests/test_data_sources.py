@@ -351,7 +351,7 @@ def test_unknown_format_names_the_columns_and_what_each_format_needs(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "answer": "a"}])
     with pytest.raises(DataError, match="has the columns question, answer: no known format") as caught:
         scan_sources(wanted(tmp_path, "a"))
-    for word in ("instruction", "conversations", "messages", "completion", "columns={prompt: <column>"):
+    for word in ("instruction", "conversations", "messages", "completion", "data_columns='{prompt: <column>"):
         assert word in str(caught.value)
 
 

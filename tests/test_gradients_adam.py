@@ -57,6 +57,13 @@ def test_gradients_are_left_alone_and_in_place_is_the_same():
     assert torch.equal(gradients, found)
 
 
+def test_some_coordinates_at_a_time_is_the_same(monkeypatch):
+    gradients = torch.randn(3, 5, 7)
+    expected = adam_update(gradients, state())
+    monkeypatch.setattr("dataflex_pipeline.gradients.adam.CACHED_ELEMENTS", 12)
+    assert torch.equal(adam_update(gradients, state()), expected)
+
+
 def test_states_are_matched_by_name_and_shape():
     parameters = {"b": torch.zeros(5, 7), "a": torch.zeros(2)}
     states = {"a": state((2,)), "b": state()}

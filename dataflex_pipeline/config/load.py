@@ -28,6 +28,13 @@ QUICKSTART = "configs/quickstart.yaml"
 RUN_FILE = "run.yaml"
 PEER_DEFAULT = "dataflex default for peer files"
 _RECORD = "run"  # section of a run.yaml that is not configuration
+DEMO = "demo"
+OWN_DATA_OR_MODEL = ("model_name_or_path", "dataset")
+_BASE_NOTICE = {
+    "quickstart": "no --config: learning_rate, cutoff_len and all else are those of the demo's "
+    "quickstart.yaml; `dataflex init` writes a file of your own",
+    "defaults": "no --config: what is not given here has its default; `dataflex init` explains them all",
+}
 _EXPECTED = ("model_name_or_path", "dataset")
 
 
@@ -82,7 +89,8 @@ def load_config(path: Path | None, overrides: Sequence[str], base: Mapping[str, 
     """Read, translate and check a configuration.
 
     Args:
-        path: a YAML file; None for none. Without a file and a base the shipped quickstart.yaml counts.
+        path: a YAML file; None for none. Without a file and a base the shipped quickstart.yaml counts, unless
+            the overrides name another model than the demo's, which its settings were chosen for.
         overrides: ``key=value`` texts of the command line.
         base: the settings that a run was started with.
 
@@ -90,9 +98,15 @@ def load_config(path: Path | None, overrides: Sequence[str], base: Mapping[str, 
         ConfigError: a file, key, value or combination that cannot be used.
     """
     settings = _Settings()
-    for layer in _files(path, base):
-        settings.lay(layer)
     layers, said = override_layers(overrides)
+    own = {name for layer in layers for name in OWN_DATA_OR_MODEL if layer.values.get(name, DEMO) != DEMO}
+    files = _files(path, base)
+    if not files and "model_name_or_path" not in own:
+        files = [read_yaml(shipped_configs() / "quickstart.yaml", QUICKSTART)]
+    for layer in files:
+        settings.lay(layer)
+    if path is None and base is None and own:
+        settings.notices.append(_BASE_NOTICE["defaults" if "model_name_or_path" in own else "quickstart"])
     settings.notices += said
     for layer in layers:
         settings.lay(layer)
@@ -125,8 +139,6 @@ def _files(path: Path | None, base: Mapping[str, Any] | None) -> list[Layer]:
         if record is not None and not isinstance(record, dict):
             layer.values[_RECORD] = record
         layers.append(layer)
-    if not layers:
-        layers.append(read_yaml(shipped_configs() / "quickstart.yaml", QUICKSTART))
     return layers
 
 

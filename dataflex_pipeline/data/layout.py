@@ -121,7 +121,7 @@ def _check_declared(source: Source, samples: Mapping[str, Any]) -> None:
                 f"data set '{source.given}': columns says {role}: {name}, and there is no column "
                 f"'{name}'.{did_you_mean(name, samples)}",
                 f"Its columns are {', '.join(samples) or 'none'}.",
-                "Correct columns.",
+                "Correct data_columns, or columns in its entry of dataset_info.json.",
             )
 
 
@@ -131,7 +131,7 @@ def _check_keys(source: Source, what: str, given: Mapping[str, str], known: Iter
             raise DataError(
                 f"data set '{source.given}': {what} has {key}: {value!r}.{did_you_mean(key, known)}",
                 f"The keys of {what} are {', '.join(known)}, each with a text.",
-                f"Correct {what}.",
+                f"Correct data_{what}, or {what} in its entry of dataset_info.json.",
             )
 
 
@@ -142,8 +142,8 @@ def _unknown(source: Source, samples: Mapping[str, Any]) -> DataError:
         "alpaca needs instruction and output (input, system, history, tools if there are any); sharegpt "
         "needs conversations (a list of from/value); messages needs messages (a list of role/content); "
         "prompt/completion needs prompt and completion.",
-        "Rename the columns, or say which is which: columns={prompt: <column>, response: <column>} or "
-        "columns={messages: <column>}.",
+        "Rename the columns, or say which is which: data_columns='{prompt: <column>, response: <column>}' or "
+        "data_columns='{messages: <column>}' for all data sets, `columns` in dataset_info.json for one.",
     )
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Rule = Literal["torch", "less"]
 LESS_BETAS, LESS_EPS = (0.9, 0.999), 1e-8
+CACHED_ELEMENTS = 1 << 18
+"""Elements that a CPU works on at a time (1 MiB), so that its passes over them stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class AdamUpdate:
         inside = rule == "less"
         (b1, b2), eps = (LESS_BETAS, LESS_EPS) if inside else (state.betas, state.eps)
         unbias1, unbias2 = (1.0, 1.0) if inside else (1 - b1 ** (state.step + 1), 1 - b2 ** (state.step + 1))
-        mean, square = state.exp_avg.to(device).float(), state.exp_avg_sq.to(device).float()
+        mean = state.exp_avg.to(device).float().contiguous()
+        square = state.exp_avg_sq.to(device).float().contiguous()
         square = square * (b2 / unbias2)
         return cls(
             mean=mean * (b1 / unbias1),
@@ -68,11 +71,20 @@ class AdamUpdate:
         )
 
     def apply_(self, gradient: Tensor) -> Tensor:
-        """Turn gradients into updates, in place, with one temporary. [b, *shape] float32"""
-        root = gradient.square().mul_(self.square_factor).add_(self.square).sqrt_()
+        """Turn gradients into updates, in place, some coordinates at a time. [b, *shape] float32"""
+        flat = gradient.view(len(gradient), self.mean.numel())
+        mean, square = self.mean.view(-1), self.square.view(-1)
+        step = flat.shape[1] if flat.device.type != "cpu" else max(1, CACHED_ELEMENTS // max(1, len(flat)))
+        for first in range(0, flat.shape[1], step):
+            part = slice(first, first + step)
+            self._apply(flat[:, part], mean[part], square[part])
+        return gradient
+
+    def _apply(self, gradient: Tensor, mean: Tensor, square: Tensor) -> None:
+        root = gradient.square().mul_(self.square_factor).add_(square).sqrt_()
         if not self.eps_inside:
             root.add_(self.eps)
-        return gradient.mul_(self.mean_factor).add_(self.mean).div_(root)
+        gradient.mul_(self.mean_factor).add_(mean).div_(root)
 
 
 def adam_update(gradient: Tensor, state: AdamState, rule: Rule = "torch") -> Tensor:
@@ -81,7 +93,11 @@ def adam_update(gradient: Tensor, state: AdamState, rule: Rule = "torch") -> Ten
     Args:
         gradient: [b, *shape of the parameter]. state: the parameter's. rule: see the module.
     """
-    return AdamUpdate.of(state, rule, gradient.device).apply_(gradient.float().clone())
+    import torch
+
+    return AdamUpdate.of(state, rule, gradient.device).apply_(
+        gradient.float().clone(memory_format=torch.contiguous_format)
+    )
 
 
 def match_states(

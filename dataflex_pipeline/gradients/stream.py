@@ -32,9 +32,10 @@ class ProjectedGradients:
 
     def __call__(self, name: str, rows: slice, gradient: Tensor) -> None:
         """Add one parameter's gradients [b, *shape]; they are overwritten."""
+        gradient = gradient.contiguous()
         if self._updates is not None:
-            gradient = self._updates[name].apply_(gradient)
-        flat = gradient.reshape(len(gradient), -1)
+            self._updates[name].apply_(gradient)
+        flat = gradient.view(len(gradient), -1)
         self._squares[rows] += torch.linalg.vector_norm(flat, dim=1).double().square()
         self._projection.add(name, flat, self._sums[rows])
 

@@ -70,6 +70,16 @@ def is_complete(output: Path) -> bool:
     return output.is_file() or (output / MANIFEST).is_file() or (output / MARKER).is_file()
 
 
+def is_kept(output: Path, wanted: Mapping[str, Any], what: str, *, overwrite: bool = False) -> bool:
+    """Decide like `is_current`, but leave an outdated output in place, until its successor is made."""
+    try:
+        return is_current(output, wanted, what)
+    except (CorruptError, StaleError):
+        if not overwrite:
+            raise
+        return False
+
+
 def is_current(output: Path, wanted: Mapping[str, Any], what: str, *, overwrite: bool = False) -> bool:
     """Decide whether an output can be kept.
 
