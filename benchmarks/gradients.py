@@ -22,7 +22,6 @@ beyond the model, measured in a pass of its own.
 from __future__ import annotations
 
 import argparse
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -33,7 +32,7 @@ import numpy as np
 import psutil
 import torch
 from losses import random_llama, random_rows
-from surroundings import surroundings
+from surroundings import publish, surroundings
 from torch.nn.functional import cross_entropy
 
 from dataflex_pipeline.gradients.adam import AdamUpdate
@@ -252,10 +251,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the results here too")
     args = parser.parse_args()
-    text = json.dumps(measure(args), indent=2)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
+    publish(measure(args), args.json)
 
 
 if __name__ == "__main__":

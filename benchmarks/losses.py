@@ -16,7 +16,6 @@ repetitions, in turns so that a busy machine hits all alike:
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from surroundings import surroundings
+from surroundings import publish, surroundings
 
 from dataflex_pipeline.features.losses import loss_table
 from dataflex_pipeline.models.batches import Sequences, length_batches, logits_only_at, padded
@@ -172,10 +171,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the results here too")
     args = parser.parse_args()
-    text = json.dumps(measure(args), indent=2)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
+    publish(measure(args), args.json)
 
 
 if __name__ == "__main__":

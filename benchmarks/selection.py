@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from surroundings import surroundings
+from surroundings import publish, surroundings
 
 from dataflex_pipeline.demo import Demo, ensure_demo
 from dataflex_pipeline.demo.corpus import Row
@@ -91,12 +91,7 @@ def main() -> None:
             folder = run(method, seed, args.rounds, args.runs, args.settings)
             found.append(measure(demo, folder, args.rounds))
         results[method] = {name: spread([each[name] for each in found]) for name in found[0]}
-    text = json.dumps(
-        {"rounds": args.rounds, "seeds": args.seeds, "results": results, **surroundings()}, indent=2
-    )
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
+    publish({"rounds": args.rounds, "seeds": args.seeds, "results": results, **surroundings()}, args.json)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("dataflex-pipeline", "numpy", "pyarrow", "torch", "transformers", "trl", "peft")
+
+
+def publish(results: Mapping[str, Any], path: Path | None) -> None:
+    """Print results as JSON, and write them to a file if one is named."""
+    text = json.dumps(results, indent=2)
+    print(text)
+    if path:
+        path.write_text(text + "\n")
 
 
 def package_version(name: str) -> str | None:

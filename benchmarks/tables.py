@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from surroundings import surroundings
+from surroundings import publish, surroundings
 
 from dataflex_pipeline.sampling import DrawSettings, draw, row_uniforms
 from dataflex_pipeline.schemas import PROBABILITIES, SCORES
@@ -151,10 +151,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         results = run_all(Path(folder), args)
-    text = json.dumps(results, indent=2)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
+    publish(results, args.json)
 
 
 if __name__ == "__main__":

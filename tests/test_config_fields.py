@@ -69,4 +69,7 @@ render.commented_yaml()
 heavy = {{"torch", "transformers", "trl", "peft", "datasets", "numpy", "pyarrow"}} & set(sys.modules)
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
