@@ -33,6 +33,7 @@ def recipes(tiny_demo):
     return {
         "loss": Recipe.of(tiny_demo),
         "delta_loss": Recipe.of(tiny_demo, "delta_loss", KEEP_BEST, "delta_loss.schedule=centered"),
+        "less": Recipe.of(tiny_demo, "less", "less.proj_dim=64"),
     }
 
 
@@ -95,7 +96,7 @@ def test_killed_at_every_durable_write_on_the_way(undisturbed, lanes, recipes, t
     """Three runs that only ever get one durable write further before the next kill."""
     chains = {
         "before": ("loss", recipes["loss"].round(), "before"),
-        "after": ("loss", recipes["loss"].round(), "after"),
+        "after": ("less", recipes["less"].round(), "after"),
         "stages": ("delta_loss", recipes["delta_loss"].stages(), "after"),
     }
 
