@@ -107,30 +107,18 @@ def build_feature(
         return Built(PartedTable.open(folder), 0, n_parts, time.monotonic() - began)
     writer = PartsWriter(folder, feature.schema, ingredients)
     missing = [number for number in range(n_parts) if number not in writer.done]
-    _compute_parts(writer, missing, feature, given, rows_per_part, progress)
+    read = _part_reader(given, feature, rows_per_part)
+    sizes = {number: min(rows_per_part, given.table.n_rows - number * rows_per_part) for number in missing}
+    if missing:
+        with feature.open(given, progress) as compute:
+            what, n_rows = f"{need.feature} of the {need.split}", given.table.n_rows
+            progress.start(what, n_rows, "rows", n_rows - sum(sizes.values()))
+            for number in missing:
+                writer.write(number, compute(read(number)))
+                progress.advance(sizes[number])
+            progress.finish()
     summary = _check_valid(writer, n_parts, need)
     return Built(writer.finish(n_parts, summary), len(missing), n_parts, time.monotonic() - began)
-
-
-def _compute_parts(
-    writer: PartsWriter,
-    missing: list[int],
-    feature: Feature,
-    given: FeatureInput,
-    rows_per_part: int,
-    progress: Progress,
-) -> None:
-    if not missing:
-        return
-    read = _part_reader(given, feature, rows_per_part)
-    n_rows = given.table.n_rows
-    sizes = {number: min(rows_per_part, n_rows - number * rows_per_part) for number in missing}
-    with feature.open(given, progress) as compute:
-        progress.start(f"computing {writer.folder.name}", n_rows, "rows", n_rows - sum(sizes.values()))
-        for number in missing:
-            writer.write(number, compute(read(number)))
-            progress.advance(sizes[number])
-        progress.finish()
 
 
 def _part_reader(given: FeatureInput, feature: Feature, rows_per_part: int) -> Callable[[int], pa.Table]:
