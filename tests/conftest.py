@@ -48,3 +48,22 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip("the folder of real data sets (../shared/data) is not there")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Torch on one thread, so that a bit-for-bit comparison is not one of thread counts."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def world(one_thread, tmp_path_factory):
+    """A tiny random model, a pool and a target for training tests, made once per file."""
+    from tiny_training import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"))

@@ -16,7 +16,6 @@ from tiny_training import (
     make_model,
     make_plan,
     make_pool,
-    make_world,
     states,
     train,
 )
@@ -25,23 +24,9 @@ from dataflex_pipeline.api import Silent
 from dataflex_pipeline.errors import RunError
 from dataflex_pipeline.training import MARKER, read_marker, train_round, verify_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROUNDS = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A model, a pool and a target, made once."""
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 def test_checkpoint_holds_no_training_arguments_and_a_whole_marker(world, tmp_path):

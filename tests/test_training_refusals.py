@@ -12,7 +12,6 @@ from tiny_training import (
     make_config,
     make_index,
     make_plan,
-    make_world,
     train,
 )
 
@@ -21,23 +20,9 @@ from dataflex_pipeline.errors import ConfigError, CorruptError, DataError, RunEr
 from dataflex_pipeline.store.atomic import read_json, write_json
 from dataflex_pipeline.training import MARKER, train_round
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROUNDS = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A model, a pool and a target, made once."""
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

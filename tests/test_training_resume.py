@@ -17,7 +17,6 @@ from tiny_training import (
     assert_same,
     log_of,
     make_config,
-    make_world,
     states,
     train,
 )
@@ -25,23 +24,9 @@ from tiny_training import (
 from dataflex_pipeline.store.atomic import read_json, write_json
 from dataflex_pipeline.training import MARKER, read_marker
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROUNDS = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A model, a pool and a target, made once."""
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 # --- killed and continued ---

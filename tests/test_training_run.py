@@ -17,7 +17,6 @@ from tiny_training import (
     make_config,
     make_index,
     make_plan,
-    make_world,
     states,
     train,
 )
@@ -26,23 +25,9 @@ from dataflex_pipeline.api import Silent
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.training import read_marker, train_round
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROUNDS = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A model, a pool and a target, made once."""
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 def test_rounds_are_one_uninterrupted_run_bit_for_bit(world, tmp_path):
