@@ -195,12 +195,16 @@ class FeatureInput:
         table: the prepared rows of the split.
         fingerprint: of that table.
         checkpoint: folder of the checkpoint, with its fingerprint; None where the feature needs none.
+        tables: the feature tables that it is computed from, by the names that its ``needs`` gave them.
+        folder: of the table being made, for what has to survive a kill before its part is whole.
     """
 
     table: BlockTable
     fingerprint: str
     checkpoint: Path | None
     checkpoint_fingerprint: str | None
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 class Feature(ABC):
@@ -221,6 +225,19 @@ class Feature(ABC):
     def __init__(self, params: Any, config: Any) -> None:
         self.params = params
         self.config = config
+
+    @property
+    def lines_per_row(self) -> int:
+        """Lines of the table per row of the split: line = row x lines_per_row + sample."""
+        return 1
+
+    def needs(self, need: Need) -> Mapping[str, Need]:
+        """Return the features that this one is computed from, each under a name of its choice.
+
+        Args:
+            need: how this feature was asked for (split, checkpoint).
+        """
+        return {}
 
     def ingredients(self) -> dict[str, Any]:
         """Return settings beyond the parameters that change the numbers (precision and the like)."""

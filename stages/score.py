@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from dataflex_pipeline import api
 from dataflex_pipeline.config.components import ComponentEntry
 from dataflex_pipeline.errors import DataError, RunError
-from dataflex_pipeline.features.build import build_feature, feature_folder, feature_ingredients, make_feature
+from dataflex_pipeline.features.build import FeaturePlan, build_feature, plan_feature
 from dataflex_pipeline.schemas import SCORES
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.fingerprint import digest, file_digest
@@ -40,7 +41,7 @@ class Scoring:
     Attributes:
         name: the method's configuration name. method: itself. entry: its configuration.
         selection: what it knows. lines: what it said. pool: the prepared pool.
-        needs: by the method's own names, each with feature, input and ingredients.
+        needs: plans of the feature tables, by the method's own names.
         before: the method's own scores of the round before, where it adds to them.
         wanted: ingredients of the score table.
     """
@@ -51,7 +52,7 @@ class Scoring:
     selection: api.Selection
     lines: list[str]
     pool: PartedTable
-    needs: Mapping[str, tuple[api.Need, api.Feature, api.FeatureInput, dict[str, Any]]]
+    needs: Mapping[str, FeaturePlan]
     before: TableFile | None
     wanted: dict[str, Any]
 
@@ -71,7 +72,11 @@ def plan_scoring(context: Context, number: int, name: str) -> Scoring:
     rate = _mean_learning_rate(context, number - 1)
     selection = api.Selection(number, context.given.update_times, seed, say, rate, before is not None)
     pool = open_split(context, "pool")
-    needs = {key: _planned_need(context, need, entry) for key, need in method.needs(selection).items()}
+    part = rows_per_part(context, entry)
+    needs = {
+        key: plan_feature(need, context.config, partial(_feature_input, context), part)
+        for key, need in method.needs(selection).items()
+    }
     wanted = {
         "table": "scores",
         "method": name,
@@ -82,7 +87,7 @@ def plan_scoring(context: Context, number: int, name: str) -> Scoring:
         "update_times": selection.update_times,
         "seed": seed,
         "pool": pool.fingerprint,
-        "features": {key: digest(planned[3]) for key, planned in needs.items()},
+        "features": {key: digest(plan.ingredients) for key, plan in needs.items()},
     }
     if method.accumulates:
         wanted |= {"before": before.fingerprint if before is not None else None, "learning_rate": rate}
@@ -119,15 +124,11 @@ def check_scored_round(context: Context, number: int) -> None:
         )
 
 
-def _planned_need(
-    context: Context, need: api.Need, entry: ComponentEntry
-) -> tuple[api.Need, api.Feature, api.FeatureInput, dict[str, Any]]:
-    feature = make_feature(need, context.config)
+def _feature_input(context: Context, need: api.Need) -> api.FeatureInput:
     table = open_split(context, need.split)
     checkpoint = None if need.checkpoint is None else context.run.round(need.checkpoint).checkpoint
     fingerprint = None if checkpoint is None else digest(found_ingredients(checkpoint) or {})
-    given = api.FeatureInput(table, table.fingerprint, checkpoint, fingerprint)
-    return need, feature, given, feature_ingredients(feature, need, given, rows_per_part(context, entry))
+    return api.FeatureInput(table, table.fingerprint, checkpoint, fingerprint)
 
 
 def rows_per_part(context: Context, entry: ComponentEntry) -> int:
@@ -156,27 +157,16 @@ def score(context: Context, number: int, name: str) -> Outcome:
     return Outcome(f"score {name}, round {number}", output, not current, time.monotonic() - began, found)
 
 
-def _feature_table(context: Context, scoring: Scoring, key: str) -> PartedTable:
-    need, feature, given, made_from = scoring.needs[key]
-    if given.checkpoint is not None and not is_complete(
-        feature_folder(context.run.features, need, made_from)
-    ):
-        verify_checkpoint(given.checkpoint)
+def _feature_table(context: Context, plan: FeaturePlan) -> PartedTable:
     return build_feature(
-        context.run.features,
-        need,
-        feature,
-        given,
-        rows_per_part(context, scoring.entry),
-        context.progress,
-        overwrite=context.overwrite,
+        context.run.features, plan, context.progress, overwrite=context.overwrite, verify=verify_checkpoint
     ).table
 
 
 def _write_scores(context: Context, scoring: Scoring) -> None:
-    tables = {key: _feature_table(context, scoring, key) for key in scoring.needs}
+    tables = {key: _feature_table(context, plan) for key, plan in scoring.needs.items()}
     state = scoring.method.begin(tables, scoring.selection)
-    over_pool = {key: tables[key] for key, planned in scoring.needs.items() if planned[0].split == "pool"}
+    over_pool = {key: tables[key] for key, plan in scoring.needs.items() if plan.need.split == "pool"}
     schema = pa.schema([*SCORES, *scoring.method.own_columns(state)])
     pool_columns = ["row", "row_id", "valid", "reason", *scoring.method.pool_columns]
     notes = {"method": scoring.name, "round": str(scoring.selection.round)}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dataflex_pipeline.api import FeatureInput, Need, Silent
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError, DataError
-from dataflex_pipeline.features.build import build_feature, make_feature
+from dataflex_pipeline.features.build import build_feature, make_feature, plan_feature
 from dataflex_pipeline.features.losses import loss_table, mean_losses
 from dataflex_pipeline.models.batches import Sequences, length_batches, logits_only_at
 from dataflex_pipeline.schemas import PREPARED
@@ -193,9 +193,10 @@ def write_pool(folder, rows, part_rows=16):
 def build(tmp_path, model_folder, pool, rows_per_part=8, **settings):
     config = Config(model_name_or_path=str(model_folder), device="cpu", **settings)
     need = Need("losses")
-    feature = make_feature(need, config)
-    given_rows = FeatureInput(pool, pool.fingerprint, None, None)
-    return build_feature(tmp_path / "features", need, feature, given_rows, rows_per_part, Silent())
+    plan = plan_feature(
+        need, config, lambda need: FeatureInput(pool, pool.fingerprint, None, None), rows_per_part
+    )
+    return build_feature(tmp_path / "features", plan, Silent())
 
 
 class TestBuild:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,39 @@ from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartedTable, PartsWriter
 from dataflex_pipeline.store.stale import check_parts, set_aside_damaged
 
-FEATURES = ("gradients", "losses")
+FEATURES = (
+    "density",
+    "embeddings",
+    "generations",
+    "gradients",
+    "losses",
+    "neighbours",
+    "policy_gradients",
+    "rewards",
+)
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """A feature table worked out and not yet computed.
+
+    Attributes:
+        need: what is asked for. feature: made from it. given: the rows and the checkpoint.
+        upstream: plans of the features that it is computed from, by the feature's own names.
+        rows_per_part: rows of the split per part; batches are formed inside a part.
+        ingredients: what the table is made from; their digest is its fingerprint.
+    """
+
+    need: Need
+    feature: Feature
+    given: FeatureInput
+    upstream: Mapping[str, FeaturePlan]
+    rows_per_part: int
+    ingredients: dict[str, Any]
+
+    def folder(self, features: Path) -> Path:
+        """Return the table's folder: name, split and the head of its fingerprint."""
+        return features / f"{self.need.feature}-{self.need.split}-{digest(self.ingredients)[:16]}"
 
 
 @dataclass(frozen=True)
@@ -52,73 +84,91 @@ def make_feature(need: Need, config: Any) -> Feature:
     return kind(kind.Params(**need.params), config)
 
 
-def feature_ingredients(
-    feature: Feature, need: Need, given: FeatureInput, rows_per_part: int
-) -> dict[str, Any]:
-    """Return what a feature table is made from: settings, rows, checkpoint, code version."""
-    return {
+def plan_feature(
+    need: Need, config: Any, given: Callable[[Need], FeatureInput], rows_per_part: int
+) -> FeaturePlan:
+    """Work out a feature table and those that it is computed from.
+
+    Args:
+        need: what is asked for. config: the run's configuration.
+        given: finds the rows and the checkpoint that a need speaks of.
+        rows_per_part: rows of the split per part.
+    """
+    feature, found = make_feature(need, config), given(need)
+    upstream = {
+        key: plan_feature(inner, config, given, rows_per_part) for key, inner in feature.needs(need).items()
+    }
+    ingredients = {
         "feature": need.feature,
         "version": feature.version,
         "split": need.split,
         "params": feature.params.model_dump(mode="json"),
-        "rows": given.fingerprint,
-        "checkpoint": given.checkpoint_fingerprint,
+        "rows": found.fingerprint,
+        "checkpoint": found.checkpoint_fingerprint,
         "rows_per_part": rows_per_part,
         **feature.ingredients(),
     }
-
-
-def feature_folder(features: Path, need: Need, ingredients: dict[str, Any]) -> Path:
-    """Return the folder of a feature table: name, split and the head of its fingerprint."""
-    return features / f"{need.feature}-{need.split}-{digest(ingredients)[:16]}"
+    if upstream:
+        ingredients["features"] = {key: digest(plan.ingredients) for key, plan in upstream.items()}
+    return FeaturePlan(need, feature, found, upstream, rows_per_part, ingredients)
 
 
 def build_feature(
     features: Path,
-    need: Need,
-    feature: Feature,
-    given: FeatureInput,
-    rows_per_part: int,
+    plan: FeaturePlan,
     progress: Progress,
     *,
     overwrite: bool = False,
+    verify: Callable[[Path], object] = lambda checkpoint: None,
 ) -> Built:
-    """Open a feature table, computing only the parts that are not on disk.
+    """Open a feature table, computing only the parts that are not on disk, and what it is computed from.
 
     Args:
         features: the run's folder of features.
-        need: what is asked for. feature: made from it. given: the rows and the checkpoint.
-        rows_per_part: rows per part; batches are formed inside a part.
+        plan: the table.
         progress: where to report.
         overwrite: set a damaged table aside and compute it anew.
+        verify: is called with the checkpoint before anything is computed from it.
 
     Raises:
         DataError: no row of the split could be computed.
         CorruptError: the table on disk is damaged or foreign, and ``overwrite`` is not set.
     """
     began = time.monotonic()
-    ingredients = feature_ingredients(feature, need, given, rows_per_part)
-    folder = feature_folder(features, need, ingredients)
-    n_parts = -(-given.table.n_rows // rows_per_part)
+    folder, given, feature = plan.folder(features), plan.given, plan.feature
+    n_parts = -(-given.table.n_rows // plan.rows_per_part)
     if overwrite:
-        set_aside_damaged(folder, ingredients)
+        set_aside_damaged(folder, plan.ingredients)
     if PartedTable.is_complete(folder):
-        check_parts(folder, digest(ingredients))
+        check_parts(folder, digest(plan.ingredients))
         return Built(PartedTable.open(folder), 0, n_parts, time.monotonic() - began)
-    writer = PartsWriter(folder, feature.schema, ingredients)
+    tables = {
+        key: build_feature(features, inner, progress, overwrite=overwrite, verify=verify).table
+        for key, inner in plan.upstream.items()
+    }
+    if given.checkpoint is not None:
+        verify(given.checkpoint)
+    writer = PartsWriter(folder, feature.schema, plan.ingredients)
     missing = [number for number in range(n_parts) if number not in writer.done]
-    read = _part_reader(given, feature, rows_per_part)
-    sizes = {number: min(rows_per_part, given.table.n_rows - number * rows_per_part) for number in missing}
     if missing:
-        with feature.open(given, progress) as compute:
-            what, n_rows = f"{need.feature} of the {need.split}", given.table.n_rows
-            progress.start(what, n_rows, "rows", n_rows - sum(sizes.values()))
-            for number in missing:
-                writer.write(number, compute(read(number)))
-                progress.advance(sizes[number])
-            progress.finish()
-    summary = _check_valid(writer, n_parts, need)
+        _compute(writer, missing, plan, replace(given, tables=tables, folder=folder), progress)
+    summary = _check_valid(writer, n_parts, plan.need)
     return Built(writer.finish(n_parts, summary), len(missing), n_parts, time.monotonic() - began)
+
+
+def _compute(
+    writer: PartsWriter, missing: list[int], plan: FeaturePlan, given: FeatureInput, progress: Progress
+) -> None:
+    read = _part_reader(given, plan.feature, plan.rows_per_part)
+    n_rows = given.table.n_rows
+    sizes = [min(plan.rows_per_part, n_rows - number * plan.rows_per_part) for number in missing]
+    with plan.feature.open(given, progress) as compute:
+        what = f"{plan.need.feature} of the {plan.need.split}"
+        progress.start(what, n_rows, "rows", n_rows - sum(sizes))
+        for number, size in zip(missing, sizes, strict=True):
+            writer.write(number, compute(read(number)))
+            progress.advance(size)
+        progress.finish()
 
 
 def _part_reader(given: FeatureInput, feature: Feature, rows_per_part: int) -> Callable[[int], pa.Table]:
