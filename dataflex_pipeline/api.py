@@ -22,40 +22,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-Split = Literal["pool", "target"]
+from dataflex_pipeline.reporting import Progress as Progress
+from dataflex_pipeline.reporting import Silent as Silent
+
+Split = Literal["pool", "target", "test"]
 Strategy = Literal["sample", "top_k", "round_robin"]
-
-
-class Progress(Protocol):
-    """Where long work reports to: a progress bar in a terminal, plain lines elsewhere."""
-
-    def start(self, what: str, total: int | None, unit: str, done: int = 0) -> None:
-        """Begin a phase of ``total`` units (None: unknown), of which ``done`` exist already."""
-
-    def advance(self, n: int) -> None:
-        """Count ``n`` more units as done."""
-
-    def finish(self) -> None:
-        """End the phase."""
-
-    def say(self, line: str) -> None:
-        """Print one line, whatever phase is running."""
-
-
-class Silent:
-    """A Progress that says nothing, for library use and tests."""
-
-    def start(self, what: str, total: int | None, unit: str, done: int = 0) -> None:
-        """Do nothing."""
-
-    def advance(self, n: int) -> None:
-        """Do nothing."""
-
-    def finish(self) -> None:
-        """Do nothing."""
-
-    def say(self, line: str) -> None:
-        """Do nothing."""
 
 
 class BlockTable(Protocol):
@@ -83,12 +54,27 @@ class Need:
         split: over the pool or over the target.
         checkpoint: the round whose checkpoint the feature is computed with; None where it needs none.
         params: the feature's own parameters.
+        step: a checkpoint inside that round, by the optimizer steps of the whole run; None: its end.
     """
 
     feature: str
     split: Split = "pool"
     checkpoint: int | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of the round before a selection.
+
+    Attributes:
+        step: optimizer steps of the whole run that are in it; None for the round's end.
+        learning_rate: mean of the rates applied in the steps since the checkpoint before.
+    """
+
+    step: int | None
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -102,6 +88,10 @@ class Selection:
         say: prints one line and keeps it in the table's metadata.
         learning_rate: mean of the rates applied in the steps since the selection before.
         accumulates: whether the method's own score table of the round before is at hand.
+        checkpoints: all checkpoints of the round before, its end last, for a method with
+            ``every_checkpoint``; empty otherwise.
+        shared_seed: of random choices that methods have to make alike to share a feature, such as a
+            projection: the same for all methods in a round, but for those that have a ``seed`` of their own.
     """
 
     round: int
@@ -110,6 +100,8 @@ class Selection:
     say: Callable[[str], None] = field(compare=False)
     learning_rate: float = 0.0
     accumulates: bool = False
+    checkpoints: tuple[Checkpoint, ...] = ()
+    shared_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,6 +122,20 @@ class Block:
         """Return a feature column as an array, nulls as NaN. [rows]"""
         values: np.ndarray = self.features[need].column(name).to_numpy(zero_copy_only=False)
         return values
+
+
+@dataclass(frozen=True)
+class TargetRanking:
+    """How each target row ranks the pool, for ``round_robin`` over target rows.
+
+    Attributes:
+        rows: the target rows that take turns, in this order. [M] int64
+        values: from a block of the pool to how much each target row wants each of its rows: higher is
+            better, NaN where a target row does not look at a pool row. [rows, M] float
+    """
+
+    rows: np.ndarray
+    values: Callable[[Block], np.ndarray]
 
 
 class Method(ABC):
@@ -159,6 +165,26 @@ class Method(ABC):
         """Whether ``score`` adds to the method's own scores of the round before."""
         return False
 
+    @property
+    def every_checkpoint(self) -> bool:
+        """Whether it needs the checkpoints inside the round before too (``keep_checkpoints``)."""
+        return False
+
+    @property
+    def ranks_by_target_row(self) -> bool:
+        """Whether ``by_target_row`` is there."""
+        return type(self).by_target_row is not Method.by_target_row
+
+    @property
+    def probabilities_from(self) -> Path | None:
+        """An ``.npy`` file whose probabilities stand in for the method's own, which is not asked then."""
+        return None
+
+    @property
+    def probabilities_to(self) -> Path | None:
+        """An ``.npy`` file that the finished probabilities are also written to."""
+        return None
+
     def own_columns(self, state: Any) -> tuple[pa.Field, ...]:
         """Return the own score columns, for methods where they depend on the target."""
         return self.columns
@@ -185,6 +211,17 @@ class Method(ABC):
     @abstractmethod
     def weigh(self, block: pa.RecordBatch, fitted: Any) -> np.ndarray:
         """Return unnormalised sampling weights, at least 0, for one block of the score table. [rows]"""
+
+    def by_target_row(self, tables: Mapping[str, BlockTable], selection: Selection) -> TargetRanking:
+        """Return how each target row ranks the pool.
+
+        ``round_robin`` over target rows calls it when the rows are drawn; nothing of pool x target is
+        ever stored. Rows that the score table calls invalid are passed over whatever is returned.
+
+        Args:
+            tables: as for ``begin``. selection: the same; what is said goes into the index.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has one ranking of the pool only")
 
 
 @dataclass(frozen=True)
@@ -240,8 +277,21 @@ class Feature(ABC):
         return {}
 
     def ingredients(self) -> dict[str, Any]:
-        """Return settings beyond the parameters that change the numbers (precision and the like)."""
+        """Return settings beyond the parameters that change the numbers (precision and the like).
+
+        An entry ``params`` takes the place of the parameters, where they do not decide by their own text.
+        """
         return {}
+
+    def check(self, need: Need, n_rows: int) -> None:  # noqa: B027 (nothing to check is no mistake)
+        """Find what would stop the feature, as far as that can be told before a run begins.
+
+        Args:
+            need: how it was asked for. n_rows: rows of the split.
+
+        Raises:
+            UserError: a package, a model or a file is not there, or does not fit the rows.
+        """
 
     @abstractmethod
     def open(

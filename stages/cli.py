@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal
 
 import typer
 
@@ -161,46 +160,218 @@ def status(
     module.status(config, settings or [], run, method)
 
 
+@app.command(epilog=EXAMPLES + "dataflex compare random-seed1 random-seed2 less-seed1 less-seed2")
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names below runs_dir, or folders.")],
+    runs_dir: Annotated[Path, typer.Option("--runs-dir", help="Where runs are named from.")] = Path("runs"),
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="Method to compare with; random, where it is there.")
+    ] = None,
+    allow_different: Annotated[
+        bool, typer.Option("--allow-different", help="Go on where pools, targets or budgets differ.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Put runs side by side at equal budget: by method, over seeds, with a paired test."""
+    from stages import compare_runs
+
+    compare_runs.compare(runs, runs_dir, baseline, allow_different, as_json)
+
+
+@app.command(
+    epilog=EXAMPLES + "dataflex inspect runs/quickstart-loss/round-01/scores/loss.parquet\n\n"
+    "dataflex inspect quickstart-loss --sql 'select round, avg(score) from scores group by round'"
+)
+def inspect(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TABLE|RUN] [KEY=VALUE]...", help="A table's path, or a run's name or folder."
+        ),
+    ] = None,
+    config: Config = None,
+    run: Run = None,
+    method: MethodOption = None,
+    sql: Annotated[
+        str | None,
+        typer.Option(help="A query over scores, probabilities, idx, pool, target, features, this, ..."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+    csv: Annotated[
+        bool, typer.Option("--csv", help="The table as CSV: the query's answer, or the numbers.")
+    ] = False,
+    rows: Annotated[int, typer.Option(help="Example rows of each kind; 0 for none.", min=0)] = 3,
+) -> None:
+    """Look at a table or a run: distribution, reasons, sources, example rows; or ask it with SQL."""
+    from stages import inspect_table
+
+    inspect_table.inspect_(
+        config, arguments or [], run, method, sql, "json" if json else "csv" if csv else "text", rows
+    )
+
+
+@app.command(epilog=EXAMPLES + "dataflex report quickstart-loss")
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A name below runs_dir, or a folder.")],
+    runs_dir: Annotated[Path, typer.Option("--runs-dir", help="Where runs are named from.")] = Path("runs"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page; report.html in the run by default.")
+    ] = None,
+) -> None:
+    """Write a run as one HTML page: rounds, curves, scores, what was selected, examples, settings."""
+    from stages import report_run
+
+    report_run.report(run, runs_dir, output)
+
+
+@app.command(
+    epilog=EXAMPLES + "dataflex export quickstart-loss export_dir=my-model\n\n"
+    "dataflex export --config merge.yaml"
+)
+def export(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN] [KEY=VALUE]...", help="A run's name or folder, and settings."),
+    ] = None,
+    config: Config = None,
+    run: Run = None,
+    method: MethodOption = None,
+    what: Annotated[
+        Literal["all", "model", "adapter", "data"],
+        typer.Option(help="The merged model, the adapter, the selected rows, or all of it."),
+    ] = "all",
+    round_number: Annotated[
+        int | None,
+        typer.Option(
+            "--round", "-r", help="Whose checkpoint; by default the best that was kept, else the last."
+        ),
+    ] = None,
+    rows_of_round: Annotated[
+        int | None,
+        typer.Option(help="Only this round's rows; by default those of all rounds up to the checkpoint."),
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Upload it to this repository, privately.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --push-to-hub: for everybody to see.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a model that needs nothing of a run: merged weights, adapter, selected rows and a model card."""
+    from stages import export as module
+
+    asked = module.Asked(what, round_number, rows_of_round, push_to_hub, public)
+    module.export(config, arguments or [], run, method, overwrite, asked)
+
+
+@app.command(epilog=EXAMPLES + "dataflex doctor --config my-run.yaml")
+def doctor(
+    settings: Settings = None,
+    config: Config = None,
+    run: Run = None,
+    method: MethodOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """Check this machine and, where one is given, a configuration: what works, what does not, what to do."""
+    from stages import doctor as module
+
+    module.doctor(config, settings or [], run, method, json)
+
+
+@app.command(epilog=EXAMPLES + "dataflex estimate --config my-run.yaml --method less")
+def estimate(
+    settings: Settings = None,
+    config: Config = None,
+    run: Run = None,
+    method: MethodOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """Predict what a run takes, from a short calibration here: time, memory, disk, FLOPs, API requests."""
+    from stages import estimate as module
+
+    module.estimate(config, settings or [], run, method, json)
+
+
+@app.command(
+    epilog=EXAMPLES + "dataflex evaluate --run quickstart-loss --metric exact_match test_dataset=demo"
+)
+def evaluate(
+    settings: Settings = None,
+    config: Config = None,
+    run: Run = None,
+    round_number: Annotated[
+        int | None, typer.Option("--round", "-r", help="The round; the last finished one by default.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Of generated answers: exact_match, f1, rouge_l, ...; several times."),
+    ] = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Grade the answers with the reward backend set for nice.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer.", min=1)] = 512,
+    generator: Annotated[str, typer.Option("--generator", help="auto, vllm or transformers.")] = "auto",
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="A task of the lm-evaluation-harness; several times.")
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option("--include-path", help="Folder of task files of your own.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Documents of each task.", min=1)] = None,
+    overwrite: Overwrite = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Evaluate a round's model: loss, perplexity, generated answers, a judge, benchmark tasks."""
+    from stages import evaluate as module
+
+    wanted = module.Wanted(
+        tuple(metric or ()), judge, max_new_tokens, generator, tuple(task or ()), include_path, limit
+    )
+    module.evaluate(config, settings or [], run, round_number, wanted, overwrite, as_json)
+
+
 def main() -> None:
     """Run the command: exit code 0 done, 1 our failure, 2 the user's mistake, 130 interrupted."""
+    from dataflex_pipeline import launch
+
+    if launch.world_size() == 1:
+        code = _run()
+        launch.leave_process_group()
+        sys.exit(code)
+    from stages import several
+
+    code = several.run(_run)
+    if code:
+        launch.end_now(code)
+    sys.exit(0)
+
+
+def _run() -> int:
+    """Run the command in this process; its errors are printed. Return the exit code."""
     try:
         app(standalone_mode=True)
     except DataflexError as error:
-        _leave(error)
+        return _failed(error)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:  # typer has turned the KeyboardInterrupt into this
             typer.echo("interrupted; the same command goes on from here", err=True)
-        raise
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except Exception as error:
-        full = disk_full(error)
-        if full is None:
+        from stages.disk import disk_error
+
+        explained = disk_error(error)
+        if explained is None:
             raise
-        _leave(full)
+        return _failed(explained)
+    return 0
 
 
-def _leave(error: DataflexError) -> NoReturn:
+def _failed(error: DataflexError) -> int:
     from stages import console
 
     console.fail(error)
-    sys.exit(error.exit_code)
-
-
-def disk_full(error: BaseException) -> DataflexError | None:
-    """Return the error to show when a full disk, a quota or a file-size limit is behind an exception."""
-    seen: BaseException | None = error
-    while seen is not None:
-        code = getattr(seen, "errno", None)
-        text = str(seen)
-        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        # Libraries written in Rust put the system's number into the text only.
-        if code in full or any(f"os error {number})" in text for number in full) or "No space left" in text:
-            return DataflexError(
-                f"A file could not be written: {text.splitlines()[0]}",
-                "The disk is full, or a quota or file-size limit was reached.",
-                "Free some space and run the same command again: finished work is kept, nothing is damaged.",
-            )
-        seen = seen.__cause__ or seen.__context__
-    return None
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from dataflex_pipeline import launch
 from stages import outcome
 from stages.context import Context, Options, open_context, parse_assignments, require_run
 
@@ -101,7 +102,7 @@ def train_round(
 
 
 def _command(label: str, name: str, options: str, context: Context) -> str:
-    return f"{label}:  dataflex {name} {options} {context.again}".rstrip()
+    return f"{label}:  {launch.command()} {name} {options} {context.again}".rstrip()
 
 
 def _one_stage(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,19 @@ from dataflex_pipeline.errors import DataflexError
 # to the terminal, so that a path can be copied whole.
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def messages_to_stderr(wanted: bool = True) -> Iterator[None]:
+    """Keep standard output for a result that a script reads: everything said goes to standard error."""
+    global out
+    before = out
+    if wanted:
+        out = err
+    try:
+        yield
+    finally:
+        out = before
 
 
 def line(text: str, style: str | None = None) -> None:

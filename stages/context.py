@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,12 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dataflex_pipeline import launch
 from dataflex_pipeline.api import Method, Progress, Split
 from dataflex_pipeline.config.components import ComponentEntry, method_parameters
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import Loaded, dump_config, load_config
 from dataflex_pipeline.errors import DataError, RunError, UserError
 from dataflex_pipeline.methods import build_method, method_class
+from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.store.run import RunFolder, provenance
 from stages import console
 from stages.libraries import quieten
@@ -100,6 +101,8 @@ class Context:
             changed["dataset"] = str(self.demo.pool)
         if self.given.eval_dataset == DEMO:
             changed["eval_dataset"] = str(self.demo.target)
+        if self.given.test_dataset == DEMO:
+            changed["test_dataset"] = str(self.demo.test)
         return self.given.model_copy(update=changed)
 
     @property
@@ -125,7 +128,7 @@ class Context:
 
     def _configured_batch(self) -> int:
         config = self.given
-        return config.per_device_train_batch_size * config.gradient_accumulation_steps * processes()
+        return config.per_device_train_batch_size * config.gradient_accumulation_steps * launch.world_size()
 
     @property
     def global_batch(self) -> int:
@@ -133,14 +136,23 @@ class Context:
         return int(self.record["global_batch"])
 
     def is_demo(self, split: Split) -> bool:
-        """Whether the pool or the target is the embedded demo's."""
-        return (self.given.dataset if split == "pool" else self.given.eval_dataset) == DEMO
+        """Whether the rows of a split are the embedded demo's."""
+        return self._named(self._taken_from(split)) == DEMO
+
+    def _taken_from(self, split: Split) -> Split:
+        """Return the split whose files a split's rows come from: the target may be the pool's first rows."""
+        return "pool" if split == "target" and self.given.target_head is not None else split
+
+    def _named(self, split: Split) -> str | None:
+        given = self.given
+        return {"pool": given.dataset, "target": given.eval_dataset, "test": given.test_dataset}[split]
 
     def datasets(self, split: Split) -> tuple[str, ...]:
-        """Return the data sets of the pool or the target, as a tuple of names."""
-        names = self.given.dataset if split == "pool" else self.given.eval_dataset
-        if self.is_demo(split):
-            return (str(self.demo.pool if split == "pool" else self.demo.target),)
+        """Return the data sets of a split, as a tuple of names; none where nothing is configured."""
+        split = self._taken_from(split)
+        names = self._named(split)
+        if names == DEMO:
+            return (str({"pool": self.demo.pool, "target": self.demo.target, "test": self.demo.test}[split]),)
         return tuple(name.strip() for name in (names or "").split(",") if name.strip())
 
     def entry(self, name: str) -> ComponentEntry:
@@ -148,14 +160,20 @@ class Context:
         return method_parameters(self.given, name, self.config_path.parent if self.config_path else None)
 
     def method(self, name: str) -> tuple[Method, ComponentEntry]:
-        """Return a method with its parameters checked, and its entry."""
+        """Return a method with its parameters checked, and its entry.
+
+        Where its probabilities are imported from a file, `Imported` stands in for it.
+        """
         entry = self.entry(name)
         for notice in entry.notices:
             if notice not in self.said:
                 self.said.add(notice)
                 self.progress.say(f"note: {notice}")
         kind = method_class(entry.kind, Path(entry.file) if entry.file else None, entry.module)
-        return build_method(name, kind, dict(entry.params), entry.where), entry
+        method = build_method(name, kind, dict(entry.params), entry.where)
+        if method.probabilities_from is not None:
+            return Imported(method.probabilities_from, method.probabilities_to), entry
+        return method, entry
 
     def check_round(self, number: int) -> None:
         """Refuse a round outside the horizon."""
@@ -195,11 +213,6 @@ class Context:
     def save_settings(self) -> None:
         """Write run.yaml: the configuration as given, replayable, with the record beside it."""
         self.run.write(dump_config(self.given), self.record)
-
-
-def processes() -> int:
-    """Return the number of training processes that a launcher such as torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def open_context(options: Options, quiet: Progress | None = None) -> Context:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,38 @@ def _show_method(config: Any, name: str, folder: Path | None) -> None:
     for parameter, info in kind.Params.model_fields.items():
         default = info.get_default(call_default_factory=True)
         value = entry.params.get(parameter, default)
-        rows.append([f"{name}.{parameter}", _text(value), _text(default), info.description or ""])
+        inner = info.json_schema_extra
+        meanings = {"": info.description, **(inner if isinstance(inner, Mapping) else {})}
+        rows += _parameter_rows(f"{name}.{parameter}", value, default, meanings)
     if rows:
         console.print_table("", ["parameter", "value", "default", "meaning"], rows, wraps="meaning")
     console.line("")
+
+
+def _parameter_rows(
+    parameter: str, value: Any, default: Any, meanings: Mapping[str, Any], place: str = ""
+) -> list[list[str]]:
+    """Return the line of a parameter, or one for each of its settings where it is a mapping of them.
+
+    Args:
+        parameter: its name. value, default: of it. place: of the settings inside, "" for the whole.
+        meanings: what the whole ("") and each setting (a path with dots) mean.
+    """
+    if not isinstance(default, Mapping) or not default:
+        return [[parameter, _text(value), _text(default), meanings.get(place) or ""]]
+    given = value if isinstance(value, Mapping) else {}
+    keys = [*default, *(key for key in given if key not in default)]
+    return [
+        line
+        for key in keys
+        for line in _parameter_rows(
+            f"{parameter}.{key}",
+            given.get(key, default.get(key)),
+            default.get(key),
+            meanings,
+            f"{place}.{key}" if place else key,
+        )
+    ]
 
 
 def _text(value: Any) -> str:

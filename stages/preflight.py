@@ -1,28 +1,63 @@
-"""Before a new run: can the model be loaded at all, and does it give a single finite loss?"""
+"""Before a new run: is all there that the method needs, and does the model give a single finite loss?"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 
+from dataflex_pipeline.api import Feature, Method, Need, Selection, Split
 from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.features.plan import make_feature
+from dataflex_pipeline.sampling.exported import check_export
+from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.stale import is_complete
-from stages.context import Context, processes
+from stages.context import Context
+from stages.prepare import Source
 
 ROWS, TOKENS = 8, 16
 """Made-up sequences; one finite loss among them is enough, since single bad rows are found when scoring."""
 
 
+def check_features(context: Context, sources: Mapping[Split, Source]) -> None:
+    """Check what the method will need in round 1: packages, models and files, before the warm-up is trained.
+
+    Raises:
+        UserError: something is not there, or does not fit the rows.
+    """
+    if is_complete(context.run.round(0).checkpoint):
+        return
+    method, _ = context.method(context.given.component_name)
+    n_rows = sources["pool"].scan.n_rows
+    if isinstance(method, Imported):
+        method.check(n_rows)
+    if method.probabilities_to is not None and not context.overwrite:
+        check_export(method.probabilities_to, n_rows)
+    for need, feature in features_of(context, method):
+        feature.check(need, sources[need.split].scan.n_rows)
+
+
+def features_of(context: Context, method: Method) -> Iterator[tuple[Need, Feature]]:
+    """Yield every feature that a method needs in round 1, and those that they are computed from."""
+    first = Selection(1, context.given.update_times, 0, context.progress.say)
+    waiting = list(method.needs(first).values())
+    while waiting:
+        need = waiting.pop(0)
+        feature = make_feature(need, context.config)
+        yield need, feature
+        waiting += feature.needs(need).values()
+
+
 def check_model(context: Context) -> None:
     """Load the model once and compute a few losses, before an hour of preparing and training.
 
-    Left out once the warm-up is trained, and where a launcher started several processes: each of them
-    would load the model onto the same device.
+    Left out once the warm-up is trained.
 
     Raises:
         UserError: the model or adapter cannot be loaded, or every loss is NaN or infinite.
     """
-    if is_complete(context.run.round(0).checkpoint) or processes() > 1:
+    if is_complete(context.run.round(0).checkpoint):
         return
     context.progress.say(f"checking the model {context.config.model_name_or_path}")
     losses = _sample_losses(context)  # [ROWS] nats per token

@@ -12,6 +12,7 @@ from dataflex_pipeline.api import Split
 from dataflex_pipeline.data.prepare import ingredients, prepare, worker_count
 from dataflex_pipeline.data.scan import Scan, scan_sources
 from dataflex_pipeline.data.settings import DataSettings
+from dataflex_pipeline.data.sources import Source as DataSource
 from dataflex_pipeline.data.sources import resolve_sources
 from dataflex_pipeline.errors import RunError
 from dataflex_pipeline.models.source import tokenizer_digest
@@ -54,7 +55,7 @@ def splits_of(context: Context) -> list[Split]:
 
 def table_folder(context: Context, split: Split) -> Path:
     """Return where the prepared rows of a split are."""
-    return context.run.pool if split == "pool" else context.run.target
+    return context.run.split(split)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,18 +73,30 @@ def read_sources(context: Context, split: Split) -> tuple[DataSettings, Scan]:
     Sources that are those of the last command are not read again: the run remembers what they were.
     """
     settings = data_settings(context, split)
-    sources = resolve_sources(settings)
+    head = context.given.target_head if split == "target" else None
+    sources = resolve_sources(settings) if head is None else _head(context, head)
     key = sources_key(settings, sources)
     scan = context.memo.scan(split, key, sources)
     if scan is None:
         try:
-            scan = scan_sources(settings, context.progress)
+            scan = scan_sources(settings, context.progress, sources)
         finally:
             context.progress.finish()
         context.memo.keep(split, key, scan)
     if context.given.preprocessing_num_workers is None:  # ours to choose, so without a word
         settings = dataclasses.replace(settings, workers=worker_count(settings.workers, scan.n_rows))
     return settings, scan
+
+
+def _head(context: Context, n_rows: int) -> tuple[DataSource, ...]:
+    """Return the pool's sources, cut to its first rows."""
+    _, pool = read_sources(context, "pool")
+    kept: list[DataSource] = []
+    for scanned in pool.sources:
+        if n_rows > 0:
+            kept.append(dataclasses.replace(scanned.source, limit=min(scanned.n_rows, n_rows)))
+            n_rows -= scanned.n_rows
+    return tuple(kept)
 
 
 def look(context: Context, split: Split) -> Source:

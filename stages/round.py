@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataflex_pipeline import launch
 from dataflex_pipeline.api import Selection, Split
 from dataflex_pipeline.errors import ConfigError, UserError
 from stages import console
+from stages.checkpoints import check_kept_checkpoints
 from stages.context import Context
 from stages.existing import check_existing
 from stages.final_adapter import publish_adapter
 from stages.outcome import Outcome
-from stages.preflight import check_model
+from stages.preflight import check_features, check_model
 from stages.prepare import Source, look, prepare_split, read_sources, splits_of
 from stages.score import score
 from stages.select_index import draw_warmup, select
@@ -28,6 +30,7 @@ def check_before_start(context: Context, last: int) -> dict[Split, Source]:
             read_sources(context, split)
     sources = {split: look(context, split) for split in splits}
     check_existing(context, last, sources)
+    check_features(context, sources)
     check_model(context)
     return sources
 
@@ -40,13 +43,16 @@ def check_target(context: Context) -> None:
     """
     name = context.given.component_name
     method, _ = context.method(name)
+    check_kept_checkpoints(context, name)
     first = Selection(1, context.given.update_times, 0, context.progress.say)
     wants = any(need.split == "target" for need in method.needs(first).values())
+    has_query = "query" in type(method.params).model_fields
     if wants and "target" not in splits_of(context):
         raise ConfigError(
             f"The method {name} was chosen and eval_dataset is not set.",
             f"{name} selects rows towards a target set, and there is none.",
-            "Set eval_dataset to rows of what the model should get good at.",
+            "Set eval_dataset to rows of what the model should get good at"
+            + (", or query: first_100 for the first 100 rows of the pool." if has_query else "."),
         )
 
 
@@ -84,7 +90,7 @@ def next_after(context: Context, last: int) -> list[str]:
     steps = [f"see what there is:  dataflex status {context.again}"]
     ended = any(ended_early(context, number) for number in range(last + 1))
     if last < context.given.update_times and not ended:
-        steps.insert(0, f"go on:  dataflex round {last + 1} {context.again}")
+        steps.insert(0, f"go on:  {launch.command()} round {last + 1} {context.again}")
     return steps
 
 

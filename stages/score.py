@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,21 +17,22 @@ from dataflex_pipeline import api
 from dataflex_pipeline.config.components import ComponentEntry
 from dataflex_pipeline.errors import DataError, RunError
 from dataflex_pipeline.features.build import FeaturePlan, build_feature, plan_feature
+from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.schemas import SCORES
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.fingerprint import digest, file_digest
-from dataflex_pipeline.store.parquet import ROW_GROUP
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.ranks import column_values, quantiles
-from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current
-from dataflex_pipeline.store.tables import TableFile, table_writer, zip_blocks
+from dataflex_pipeline.store.stale import is_complete, is_current
+from dataflex_pipeline.store.tables import TableFile, table_writer
 from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
+from stages.blocks import pool_blocks
+from stages.checkpoints import checkpoint_of, checkpoints_before
 from stages.context import Context
 from stages.outcome import Outcome
 from stages.prepare import open_split
 
-BLOCK_BYTES = 1 << 25
-"""Bytes of one feature per block, at most about."""
+ROWS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,20 @@ def plan_scoring(context: Context, number: int, name: str) -> Scoring:
         lines.append(text)
         context.progress.say(f"  {name}: {text}")
 
-    seed = derive_seed(context.given.seed if entry.seed is None else entry.seed, "method", name, number)
+    own = context.given.seed if entry.seed is None else entry.seed
+    seed, shared = derive_seed(own, "method", name, number), derive_seed(own, "features", number)
     before = _scores_before(context, number, name) if method.accumulates else None
     rate = _mean_learning_rate(context, number - 1)
-    selection = api.Selection(number, context.given.update_times, seed, say, rate, before is not None)
+    several = checkpoints_before(context, number, name) if method.every_checkpoint else ()
+    selection = api.Selection(
+        number, context.given.update_times, seed, say, rate, before is not None, several, shared_seed=shared
+    )
     pool = open_split(context, "pool")
+    if isinstance(method, Imported):
+        method.check(pool.n_rows)
     part = rows_per_part(context, entry)
     needs = {
-        key: plan_feature(need, context.config, partial(_feature_input, context), part)
+        key: plan_feature(need, context.config, partial(feature_input, context), part)
         for key, need in method.needs(selection).items()
     }
     wanted = {
@@ -91,6 +98,8 @@ def plan_scoring(context: Context, number: int, name: str) -> Scoring:
     }
     if method.accumulates:
         wanted |= {"before": before.fingerprint if before is not None else None, "learning_rate": rate}
+    if several:
+        wanted["checkpoints"] = [{"step": one.step, "learning_rate": one.learning_rate} for one in several]
     return Scoring(name, method, entry, selection, lines, pool, needs, before, wanted)
 
 
@@ -124,10 +133,10 @@ def check_scored_round(context: Context, number: int) -> None:
         )
 
 
-def _feature_input(context: Context, need: api.Need) -> api.FeatureInput:
+def feature_input(context: Context, need: api.Need) -> api.FeatureInput:
+    """Return the rows and the checkpoint that a need speaks of."""
     table = open_split(context, need.split)
-    checkpoint = None if need.checkpoint is None else context.run.round(need.checkpoint).checkpoint
-    fingerprint = None if checkpoint is None else digest(found_ingredients(checkpoint) or {})
+    checkpoint, fingerprint = checkpoint_of(context, need)
     return api.FeatureInput(table, table.fingerprint, checkpoint, fingerprint)
 
 
@@ -163,25 +172,23 @@ def _feature_table(context: Context, plan: FeaturePlan) -> PartedTable:
     ).table
 
 
+def feature_tables(context: Context, scoring: Scoring) -> dict[str, PartedTable]:
+    """Return the feature tables that the method needs, by its own names; missing parts are computed."""
+    return {key: _feature_table(context, plan) for key, plan in scoring.needs.items()}
+
+
 def _write_scores(context: Context, scoring: Scoring) -> None:
-    tables = {key: _feature_table(context, plan) for key, plan in scoring.needs.items()}
+    tables = feature_tables(context, scoring)
     state = scoring.method.begin(tables, scoring.selection)
-    over_pool = {key: tables[key] for key, plan in scoring.needs.items() if plan.need.split == "pool"}
     schema = pa.schema([*SCORES, *scoring.method.own_columns(state)])
-    pool_columns = ["row", "row_id", "valid", "reason", *scoring.method.pool_columns]
     notes = {"method": scoring.name, "round": str(scoring.selection.round)}
     output = context.run.round(scoring.selection.round).scores(scoring.name)
-    sources: list[tuple[api.BlockTable, list[str]]] = [(scoring.pool, pool_columns)]
-    sources += [(table, table.schema.names) for table in over_pool.values()]
-    if scoring.before is not None:
-        sources.append((scoring.before, scoring.before.schema.names))
-    n_valid = 0
+    n_valid, unscored = 0, _Unscored()
     with table_writer(output, schema, scoring.wanted, notes) as write:
-        for pool, *others in zip_blocks(*sources, max_rows=_block_rows(over_pool.values())):
-            features = dict(zip(over_pool, others[: len(over_pool)], strict=True))
-            block = api.Block(pool, features, others[-1] if scoring.before is not None else None)
+        for block in pool_blocks(scoring, tables):
             table = score_block(scoring.method, block, state, schema)
             n_valid += pc.sum(table.column("valid")).as_py() or 0
+            unscored.see(block, table)
             write(table)
         if n_valid == 0:
             raise DataError(
@@ -189,22 +196,28 @@ def _write_scores(context: Context, scoring: Scoring) -> None:
                 "Every row is invalid, so nothing can be selected.",
                 "The feature tables in the run's features/ folder give every row's reason.",
             )
+        unscored.say(scoring.selection.say)
         notes["notices"] = "\n".join(scoring.lines)
 
 
-def _block_rows(tables: Iterable[PartedTable]) -> int:
-    """Return the rows of a block, so that wide features (gradients) never fill the memory."""
-    widest = max((_row_bytes(table.schema) for table in tables), default=1)
-    return max(256, min(ROW_GROUP, BLOCK_BYTES // widest))
+class _Unscored:
+    """Names rows that are valid in the pool and get no score; the table has each one's reason."""
 
+    def __init__(self) -> None:
+        self._count = 0
+        self._shown: list[str] = []
 
-def _row_bytes(schema: pa.Schema) -> int:
-    sizes: list[int] = [
-        column.type.list_size * column.type.value_type.bit_width // 8
-        for column in schema
-        if pa.types.is_fixed_size_list(column.type)
-    ]
-    return sum(sizes) + 64
+    def see(self, block: api.Block, table: pa.Table) -> None:
+        lost = pc.and_not(block.pool.column("valid"), table.column("valid").combine_chunks())
+        self._count += pc.sum(lost).as_py() or 0
+        if self._count and len(self._shown) < ROWS_SHOWN:
+            few = table.select(["row", "reason"]).filter(lost).slice(0, ROWS_SHOWN - len(self._shown))
+            self._shown += [f"row {line['row']} ({line['reason']})" for line in few.to_pylist()]
+
+    def say(self, say: Callable[[str], None]) -> None:
+        if self._count:
+            more = ", ..." if self._count > len(self._shown) else ""
+            say(f"{self._count} rows of the pool could not be scored: {', '.join(self._shown)}{more}")
 
 
 def score_block(method: api.Method, block: api.Block, state: Any, schema: pa.Schema) -> pa.Table:

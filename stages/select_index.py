@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from dataflex_pipeline.api import Strategy
-from dataflex_pipeline.errors import RunError, UserError
+from dataflex_pipeline.errors import ConfigError, RunError, UserError
 from dataflex_pipeline.sampling.draw import Drawn, DrawSettings, draw, draw_uniform, top_k_probabilities
-from dataflex_pipeline.sampling.probabilities import write_probabilities
+from dataflex_pipeline.sampling.exported import export_probabilities
+from dataflex_pipeline.sampling.imported import Imported
+from dataflex_pipeline.sampling.probabilities import import_probabilities, write_probabilities
 from dataflex_pipeline.schemas import INDEX
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.atomic import commit, set_aside
@@ -37,7 +40,12 @@ def positions(context: Context, number: int) -> int:
 
 
 def draw_settings(
-    context: Context, number: int, strategy: Strategy, replacement: bool, groups: tuple[str, ...] = ()
+    context: Context,
+    number: int,
+    strategy: Strategy,
+    replacement: bool,
+    groups: tuple[str, ...] = (),
+    over_target_rows: bool = False,
 ) -> DrawSettings:
     """Return how a round's rows are drawn, with the round's own random stream."""
     config = context.given
@@ -53,6 +61,7 @@ def draw_settings(
         shuffle=not config.disable_shuffling,
         seed=derive_seed(config.seed, "select", number),
         group_columns=groups,
+        over_target_rows=over_target_rows,
     )
 
 
@@ -63,6 +72,7 @@ def _settings_as_ingredients(settings: DrawSettings) -> dict[str, Any]:
         "source_quotas": dict(settings.source_quotas),
         "group_columns": list(settings.group_columns),
         "seed": settings.seed,
+        **({"over": "target_rows"} if settings.over_target_rows else {}),
     }
 
 
@@ -125,6 +135,8 @@ def select(context: Context, number: int, name: str) -> Outcome:
     if done:
         _select(context, scoring, scores, settings, None if kept else wanted, for_index)
         context.run.note(stage="select", round=number, method=name, seconds=time.monotonic() - began)
+    else:
+        _export(context, scoring, TableFile(output))
     found = TableFile(where.index).metadata.get("found", "")
     return Outcome(f"select {name}, round {number}", where.index, done, time.monotonic() - began, found)
 
@@ -144,8 +156,9 @@ def _select(
     drawn = None
     try:
         if wanted is not None and not is_kept(draft, wanted, "The draft", overwrite=True):
-            drawn = _write_probabilities(scoring, scores, settings, draft, wanted)
-        drawn = drawn or draw(scores, TableFile(draft), scoring.pool, settings)
+            drawn = _write_probabilities(context, scoring, scores, settings, draft, wanted)
+        drawn = drawn or _draw(context, scoring, scores, settings, TableFile(draft))
+        _export(context, scoring, TableFile(draft))
     except UserError:
         if draft != final:
             draft.unlink(missing_ok=True)
@@ -156,6 +169,29 @@ def _select(
     set_aside(where.index)
     notes = {"method": scoring.name, "round": str(scoring.selection.round)}
     _write_index(context, where.index, drawn, for_index, notes)
+
+
+def _export(context: Context, scoring: Scoring, probabilities: TableFile) -> None:
+    """Write the probabilities where the method's parameters say, too."""
+    path = scoring.method.probabilities_to
+    if path is not None and export_probabilities(probabilities, path, overwrite=context.overwrite):
+        context.progress.say(f"  {scoring.name}: probabilities also in {path}")
+
+
+def _draw(
+    context: Context,
+    scoring: Scoring,
+    scores: TableFile,
+    settings: DrawSettings,
+    probabilities: TableFile | None,
+) -> Drawn:
+    if not settings.over_target_rows:
+        return draw(scores, probabilities, scoring.pool, settings)
+    from stages.rankings import PoolRankings
+
+    rankings = PoolRankings(context, scoring)
+    drawn = draw(scores, None, scoring.pool, settings, rankings=rankings, block_rows=rankings.block_rows)
+    return replace(drawn, notices=(*rankings.notices, *drawn.notices))
 
 
 def _finished_scores(context: Context, scoring: Scoring) -> TableFile:
@@ -176,22 +212,53 @@ def round_settings(context: Context, scoring: Scoring, scores: TableFile) -> Dra
     replacement = context.given.replacement
     if replacement is None:
         replacement = bool(getattr(scoring.method.params, "replacement", False)) and strategy == "sample"
-    groups = tuple(column for column in scores.schema.names if column.startswith(GROUP_PREFIX))
+    groups: tuple[str, ...] = ()
+    over_rows = False
+    if strategy == "round_robin":
+        groups = tuple(column for column in scores.schema.names if column.startswith(GROUP_PREFIX))
+        over_rows = _takes_turns_by_row(context, scoring, len(groups))
     return draw_settings(
-        context, scoring.selection.round, strategy, replacement, groups if strategy == "round_robin" else ()
+        context, scoring.selection.round, strategy, replacement, () if over_rows else groups, over_rows
     )
 
 
+def _takes_turns_by_row(context: Context, scoring: Scoring, n_groups: int) -> bool:
+    """Whether target rows take turns rather than groups.
+
+    Raises:
+        ConfigError: target rows were asked for, and the method has one ranking of the pool only.
+    """
+    over, able = context.given.round_robin_over, scoring.method.ranks_by_target_row
+    if over == "target_rows" and not able:
+        raise ConfigError(
+            f"round_robin_over: target_rows was set with the method {scoring.name}.",
+            "Target rows take turns by their own rankings of the pool, and this method has only one for all.",
+            "Set round_robin_over: groups if it has groups, or use a method that compares row with row, "
+            "such as less.",
+        )
+    return able and (over == "target_rows" or (over is None and n_groups < 2))
+
+
 def _write_probabilities(
-    scoring: Scoring, scores: TableFile, settings: DrawSettings, output: Path, wanted: dict[str, Any]
+    context: Context,
+    scoring: Scoring,
+    scores: TableFile,
+    settings: DrawSettings,
+    output: Path,
+    wanted: dict[str, Any],
 ) -> Drawn | None:
     """Write the probability table; strategies that are not random draw first, and the draw is returned."""
     notes = {"method": scoring.name, "round": str(scoring.selection.round)}
     if settings.strategy != "sample":
-        drawn = draw(scores, None, scoring.pool, settings)
+        drawn = _draw(context, scoring, scores, settings, None)
         top_k_probabilities(scores, drawn, output, wanted, notes)
         return drawn
     scoring.lines.clear()
+    if isinstance(scoring.method, Imported):
+        file = scoring.method.probabilities_from
+        for notice in import_probabilities(file, scores, output, wanted, notes).notices:
+            scoring.selection.say(notice)
+        return None
     fitted = scoring.method.fit(scores, scoring.selection)
     notes["notices"] = "\n".join(scoring.lines)
     write_probabilities(scores, lambda block: scoring.method.weigh(block, fitted), output, wanted, notes)

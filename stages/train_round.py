@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from dataflex_pipeline import launch
+from dataflex_pipeline.api import Silent
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.config.load import dump_config
 from dataflex_pipeline.errors import CorruptError, RunError
 from dataflex_pipeline.models.base import adapter_folder
 from dataflex_pipeline.models.source import model_digest
 from dataflex_pipeline.store.atomic import set_aside
 from dataflex_pipeline.store.fingerprint import digest, files_digest
+from dataflex_pipeline.store.parquet import read_whole
+from dataflex_pipeline.store.parts import MANIFEST, PartedTable
 from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current
 from dataflex_pipeline.training import RoundPlan, RoundResult, read_marker, train_round
 from dataflex_pipeline.training.marker import verify_checkpoint
+from stages.checkpoints import check_kept_checkpoints
 from stages.context import Context
 from stages.outcome import Outcome
 from stages.prepare import has_target, open_split
@@ -48,6 +57,8 @@ TRAINING_KEYS = (
     "early_stopping_min_delta",
 )
 """Settings that change what a round trains; the rest only changes how fast it goes or what is shown."""
+PLACES = ("previous", "work", "checkpoint")
+"""What of a plan are paths."""
 
 
 def step_range(context: Context, number: int) -> tuple[int, int]:
@@ -93,6 +104,7 @@ def train(context: Context, number: int) -> Outcome:
     """
     began = time.monotonic()
     context.check_round(number)
+    check_kept_checkpoints(context, context.given.component_name)
     where = context.run.round(number)
     index, fingerprint = read_index(context, number)
     if number:
@@ -120,7 +132,7 @@ def train(context: Context, number: int) -> Outcome:
             ingredients=wanted,
         )
         target = open_split(context, "target") if has_target(context) else None
-        train_round(context.config, plan, open_split(context, "pool"), target, context.progress)
+        _train(context, plan, open_split(context, "pool"), target)
         context.run.note(stage="train", round=number, seconds=time.monotonic() - began)
     return Outcome(
         f"train, {'warm-up' if number == 0 else f'round {number}'}",
@@ -129,6 +141,39 @@ def train(context: Context, number: int) -> Outcome:
         time.monotonic() - began,
         describe_checkpoint(context, number),
     )
+
+
+def _train(context: Context, plan: RoundPlan, pool: PartedTable, target: PartedTable | None) -> None:
+    """Train on all processes of the launch; this one reports."""
+    team = launch.current()
+    if team is None:
+        train_round(context.config, plan, pool, target, context.progress)
+        return
+    numbers = [each.name for each in fields(RoundPlan) if each.name not in (*PLACES, "index")]
+    places = {name: getattr(plan, name) for name in PLACES}
+    content = {
+        "config": dump_config(context.config),
+        "plan": {name: getattr(plan, name) for name in numbers},
+        "places": {name: None if path is None else str(path.absolute()) for name, path in places.items()},
+        "index": str(context.run.round(plan.round).index.absolute()),
+        "pool": str(pool.folder.absolute()),
+        "target": None if target is None else str(target.folder.absolute()),
+    }
+    with team.job("train", content, context.given.ddp_timeout):
+        train_round(context.config, plan, pool, target, context.progress)
+
+
+def train_share(content: Mapping[str, Any]) -> None:
+    """Train a round together with rank 0, which gave it out; on every other process of the launch."""
+    tables = {}
+    for split in ("pool", "target"):
+        if content[split] is not None:
+            launch.await_file(Path(content[split]) / MANIFEST)
+            tables[split] = PartedTable.reopen(Path(content[split]))
+    launch.await_file(Path(content["index"]))
+    plan = content["plan"] | {"index": read_whole(Path(content["index"]))}
+    plan |= {name: None if path is None else Path(path) for name, path in content["places"].items()}
+    train_round(Config(**content["config"]), RoundPlan(**plan), tables["pool"], tables.get("target"), Silent())
 
 
 def _set_aside_damaged(checkpoint: Path) -> None:

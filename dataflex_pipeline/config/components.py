@@ -88,6 +88,13 @@ def known_methods(config: Config, config_dir: Path | None) -> dict[str, str]:
     return {name: spot.place() for name, spot in sorted(found.items())}
 
 
+def has_parameter(entry: ComponentEntry, name: str) -> bool:
+    """Whether the entry is one of a shipped method that has this parameter."""
+    shipped = _entries_of(shipped_configs() / "components.yaml", _SHIPPED_LABEL)
+    own_code = entry.file is not None or entry.module is not None
+    return entry.kind in shipped and not own_code and name in shipped[entry.kind].value["params"]
+
+
 def check_method_names(config: Config, config_dir: Path | None) -> None:
     """Check the methods and parameters that the configuration names, also those of methods not in use.
 

@@ -10,6 +10,7 @@ is what ``dataflex init`` writes beside the key. A field's *role* says what a ch
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -67,7 +68,17 @@ class Config(BaseModel):
         "data",
     )
     eval_dataset: str | None = key(
-        None, "the target set, given like dataset; methods select towards it", "run", "data"
+        None,
+        "the target set, given like dataset; methods select towards it; first_100 (or any number): "
+        "so many rows from the start of the pool",
+        "run",
+        "data",
+    )
+    test_dataset: str | None = key(
+        None,
+        "rows held out for `dataflex evaluate`, given like dataset; without it, the target is evaluated on",
+        "runtime",
+        "data",
     )
     dataset_dir: str = key(
         "data", "folder of dataset_info.json and of data sets named without a folder", "run", "data"
@@ -124,6 +135,12 @@ class Config(BaseModel):
     strategy: Literal["sample", "top_k", "round_robin"] | None = key(
         None, "how scores become an index; by default the method's own", "selection", "selection"
     )
+    round_robin_over: Literal["groups", "target_rows"] | None = key(
+        None,
+        "what takes turns in strategy: round_robin; by default groups where there is more than one",
+        "selection",
+        "selection",
+    )
     num_samples: int | None = key(
         None, "rows to select; by default update_step x global_batch", "selection", "selection", ge=1
     )
@@ -177,6 +194,13 @@ class Config(BaseModel):
     logging_steps: int = key(5, "steps between two lines of the training log", "runtime", "training", ge=1)
     save_steps: int | None = key(
         None, "steps between checkpoints inside a round; by default only its end", "runtime", "training", ge=1
+    )
+    keep_checkpoints: bool = key(
+        False,
+        "keep the checkpoints of save_steps when their round ends (weights and optimizer states each), "
+        "for less.checkpoints: all",
+        "runtime",
+        "training",
     )
     plot_loss: bool = key(False, "write a PNG of the training loss after every round", "runtime", "training")
     report_to: str = key(
@@ -259,6 +283,12 @@ class Config(BaseModel):
     export_device: Literal["cpu", "auto"] = key(
         "cpu", "device that export merges on", "runtime", "run folder"
     )
+
+    @property
+    def target_head(self) -> int | None:
+        """Rows from the start of the pool that are the target, where ``eval_dataset`` is first_<number>."""
+        match = re.fullmatch(r"first_([1-9][0-9]*)", self.eval_dataset or "")
+        return None if match is None else int(match[1])
 
     @property
     def horizon(self) -> int:

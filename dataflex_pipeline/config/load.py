@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dataflex_pipeline.config import checks
+from dataflex_pipeline.config.aliases import data_of_method
 from dataflex_pipeline.config.components import check_method_names, components_file, find_file, merged
 from dataflex_pipeline.config.fields import SECRETS, Config
 from dataflex_pipeline.config.overrides import COMMAND_LINE, override_layers
@@ -114,6 +115,7 @@ def load_config(path: Path | None, overrides: Sequence[str], base: Mapping[str, 
     _imply_swanlab(settings)
     config = validated(settings.values, settings.place)
     config = _resolve_files(config, settings, config_dir)
+    config = _data_of_method(config, settings, config_dir)
     checks.check(config, settings.place)
     check_method_names(config, config_dir)
     settings.notices += checks.notices(config) + _demo_notices(config, settings)
@@ -194,6 +196,20 @@ def _resolve_files(config: Config, settings: _Settings, config_dir: Path | None)
                 f"the shipped configs/{shipped} is taken"
             )
     return config.model_copy(update=found)
+
+
+def _data_of_method(config: Config, settings: _Settings, config_dir: Path | None) -> Config:
+    """Take the data sets that parameters of the configured method name."""
+
+    def given(key: str) -> str | None:
+        return None if settings.sources.get(key) in (None, QUICKSTART) else settings.place(key)
+
+    found = data_of_method(config, config_dir, given)
+    for key, (value, place) in found.items():
+        if getattr(config, key) != value:
+            settings.notices.append(f"{key}: {value}, as {place} says")
+        settings.sources[key] = settings.places[key] = place
+    return config.model_copy(update={key: value for key, (value, _) in found.items()})
 
 
 def _deepspeed_file(given: str, settings: _Settings, config_dir: Path | None) -> str:

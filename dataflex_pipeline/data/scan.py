@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,12 +77,15 @@ class Scan:
                 yield number, row
 
 
-def scan_sources(settings: DataSettings, progress: Progress | None = None) -> Scan:
+def scan_sources(
+    settings: DataSettings, progress: Progress | None = None, sources: Sequence[Source] | None = None
+) -> Scan:
     """Find every source, read it once as a stream, and tell its format.
 
     Args:
         settings: what to read.
         progress: where to report.
+        sources: those of the settings, where they are resolved already.
 
     Returns:
         What the second pass and the fingerprint need.
@@ -93,7 +96,7 @@ def scan_sources(settings: DataSettings, progress: Progress | None = None) -> Sc
     report = progress or Silent()
     types = ColumnTypes()
     scanned = []
-    for source in resolve_sources(settings):
+    for source in resolve_sources(settings) if sources is None else sources:
         seen = ColumnTypes()
         report.start(f"reading {source.name}", None, "rows")
         scanned.append(_scan_one(source, seen, report))

@@ -1,56 +1,34 @@
-"""Computes a feature table: finds the missing parts, computes them in order, writes the manifest last."""
+"""Computes a feature table: finds the missing parts, computes them, writes the manifest last.
+
+Where a launch has several processes, rank 0 gives the missing parts out, those with the most tokens first,
+and each process takes the next one when it is free. A part and its batches depend on neither, so the table
+is the same however many there are.
+"""
 
 from __future__ import annotations
 
-import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataflex_pipeline.api import Feature, FeatureInput, Need, Progress
-from dataflex_pipeline.errors import ConfigError, DataError
+from dataflex_pipeline import launch
+from dataflex_pipeline.api import Feature, FeatureInput, Need, Progress, Silent
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.config.load import dump_config
+from dataflex_pipeline.errors import DataError, RunError
+from dataflex_pipeline.features.plan import FeaturePlan, from_plain, make_feature, plan_feature, to_plain
 from dataflex_pipeline.store.fingerprint import digest
-from dataflex_pipeline.store.parts import PartedTable, PartsWriter
+from dataflex_pipeline.store.parts import MANIFEST, PartedTable, PartsWriter
 from dataflex_pipeline.store.stale import check_parts, set_aside_damaged
 
-FEATURES = (
-    "density",
-    "embeddings",
-    "generations",
-    "gradients",
-    "losses",
-    "neighbours",
-    "policy_gradients",
-    "rewards",
-)
-
-
-@dataclass(frozen=True)
-class FeaturePlan:
-    """A feature table worked out and not yet computed.
-
-    Attributes:
-        need: what is asked for. feature: made from it. given: the rows and the checkpoint.
-        upstream: plans of the features that it is computed from, by the feature's own names.
-        rows_per_part: rows of the split per part; batches are formed inside a part.
-        ingredients: what the table is made from; their digest is its fingerprint.
-    """
-
-    need: Need
-    feature: Feature
-    given: FeatureInput
-    upstream: Mapping[str, FeaturePlan]
-    rows_per_part: int
-    ingredients: dict[str, Any]
-
-    def folder(self, features: Path) -> Path:
-        """Return the table's folder: name, split and the head of its fingerprint."""
-        return features / f"{self.need.feature}-{self.need.split}-{digest(self.ingredients)[:16]}"
+__all__ = ["Built", "FeaturePlan", "build_feature", "compute_share", "make_feature", "plan_feature"]
 
 
 @dataclass(frozen=True)
@@ -65,52 +43,6 @@ class Built:
     computed: int
     n_parts: int
     seconds: float
-
-
-def make_feature(need: Need, config: Any) -> Feature:
-    """Make the feature that a need names.
-
-    Raises:
-        ConfigError: there is no such feature.
-    """
-    if need.feature not in FEATURES:
-        raise ConfigError(
-            f"A method asks for the feature '{need.feature}'.",
-            f"The features are: {', '.join(FEATURES)}.",
-            "Correct the method's needs().",
-        )
-    module = importlib.import_module(f"dataflex_pipeline.features.{need.feature}")
-    kind: type[Feature] = getattr(module, need.feature.title().replace("_", ""))
-    return kind(kind.Params(**need.params), config)
-
-
-def plan_feature(
-    need: Need, config: Any, given: Callable[[Need], FeatureInput], rows_per_part: int
-) -> FeaturePlan:
-    """Work out a feature table and those that it is computed from.
-
-    Args:
-        need: what is asked for. config: the run's configuration.
-        given: finds the rows and the checkpoint that a need speaks of.
-        rows_per_part: rows of the split per part.
-    """
-    feature, found = make_feature(need, config), given(need)
-    upstream = {
-        key: plan_feature(inner, config, given, rows_per_part) for key, inner in feature.needs(need).items()
-    }
-    ingredients = {
-        "feature": need.feature,
-        "version": feature.version,
-        "split": need.split,
-        "params": feature.params.model_dump(mode="json"),
-        "rows": found.fingerprint,
-        "checkpoint": found.checkpoint_fingerprint,
-        "rows_per_part": rows_per_part,
-        **feature.ingredients(),
-    }
-    if upstream:
-        ingredients["features"] = {key: digest(plan.ingredients) for key, plan in upstream.items()}
-    return FeaturePlan(need, feature, found, upstream, rows_per_part, ingredients)
 
 
 def build_feature(
@@ -142,6 +74,7 @@ def build_feature(
     if PartedTable.is_complete(folder):
         check_parts(folder, digest(plan.ingredients))
         return Built(PartedTable.open(folder), 0, n_parts, time.monotonic() - began)
+    feature.check(plan.need, given.table.n_rows)
     tables = {
         key: build_feature(features, inner, progress, overwrite=overwrite, verify=verify).table
         for key, inner in plan.upstream.items()
@@ -151,24 +84,124 @@ def build_feature(
     writer = PartsWriter(folder, feature.schema, plan.ingredients)
     missing = [number for number in range(n_parts) if number not in writer.done]
     if missing:
-        _compute(writer, missing, plan, replace(given, tables=tables, folder=folder), progress)
+        whole = replace(given, tables=tables, folder=folder)
+        team = launch.current()
+        if team is None:
+            _compute(writer, missing, _rows_of(plan, missing), plan, whole, progress)
+            progress.finish()
+        else:
+            _compute_together(team, writer, missing, replace(plan, given=whole), features, progress)
     summary = _check_valid(writer, n_parts, plan.need)
     return Built(writer.finish(n_parts, summary), len(missing), n_parts, time.monotonic() - began)
 
 
 def _compute(
-    writer: PartsWriter, missing: list[int], plan: FeaturePlan, given: FeatureInput, progress: Progress
+    writer: PartsWriter,
+    numbers: Iterable[int],
+    missing: int,
+    plan: FeaturePlan,
+    given: FeatureInput,
+    progress: Progress,
+    count: Callable[[int], int] = lambda rows: rows,
 ) -> None:
+    """Compute parts and write them; nothing is loaded where there is none.
+
+    Args:
+        numbers: of the parts, read as they are computed. missing: rows of all processes' parts.
+        count: takes the rows of a part that is done, returns those done since the call before.
+    """
+    pending = iter(numbers)
+    first = next(pending, None)
+    if first is None:
+        return
     read = _part_reader(given, plan.feature, plan.rows_per_part)
     n_rows = given.table.n_rows
-    sizes = [min(plan.rows_per_part, n_rows - number * plan.rows_per_part) for number in missing]
     with plan.feature.open(given, progress) as compute:
-        what = f"{plan.need.feature} of the {plan.need.split}"
-        progress.start(what, n_rows, "rows", n_rows - sum(sizes))
-        for number, size in zip(missing, sizes, strict=True):
-            writer.write(number, compute(read(number)))
-            progress.advance(size)
-        progress.finish()
+        progress.start(f"{plan.need.feature} of the {plan.need.split}", n_rows, "rows", n_rows - missing)
+        for number in chain([first], pending):
+            rows = read(number)
+            writer.write(number, compute(rows))
+            progress.advance(count(rows.num_rows))
+
+
+def _compute_together(
+    team: launch.Team,
+    writer: PartsWriter,
+    missing: list[int],
+    plan: FeaturePlan,
+    features: Path,
+    progress: Progress,
+) -> None:
+    """On rank 0: give the missing parts out, compute a share of them, wait for the others'."""
+    order = _heaviest_first(plan, missing)
+    config: Config = plan.feature.config
+    content = {
+        "plan": to_plain(plan),
+        "config": dump_config(config),
+        "features": str(features.absolute()),
+        "fingerprint": digest(plan.ingredients),
+        "order": order,
+    }
+    seen = 0
+
+    with team.job("feature", content, config.ddp_timeout) as job:
+
+        def count(rows: int) -> int:
+            nonlocal seen
+            before, seen = seen, job.add(rows)
+            return seen - before
+
+        launch.claim_device(config.device)
+        n_rows = _rows_of(plan, missing)
+        _compute(writer, job.tickets(order), n_rows, plan, plan.given, progress, count)
+        job.finish(lambda: progress.advance(count(0)))
+    progress.advance(count(0))
+    progress.finish()
+    for number in set(missing) - writer.done:
+        writer.take_in(number, launch.VISIBLE)
+
+
+def compute_share(job: launch.Job, content: Mapping[str, Any]) -> None:
+    """On the other ranks: compute the parts that this process gets of what rank 0 gave out.
+
+    Raises:
+        RunError: this process would make another table than rank 0.
+    """
+    config = Config(**content["config"])
+    launch.claim_device(config.device)
+    features = Path(content["features"])
+    plan = from_plain(content["plan"], config)
+    if digest(plan.ingredients) != content["fingerprint"]:
+        raise RunError(
+            f"The feature {plan.need.feature} would be another one here than for rank 0.",
+            "The processes run different versions of this program, or see different files.",
+            "Use one environment and one shared folder on all machines.",
+        )
+    tables = {}
+    for key, inner in plan.upstream.items():
+        folder = inner.folder(features)
+        launch.await_file(folder / MANIFEST)
+        tables[key] = PartedTable.reopen(folder)
+    folder = plan.folder(features)
+    writer = PartsWriter(folder, plan.feature.schema, plan.ingredients, joining=True)
+    given = replace(plan.given, tables=tables, folder=folder)
+    _compute(writer, job.tickets(content["order"]), 0, plan, given, Silent(), job.add)
+
+
+def _rows_of(plan: FeaturePlan, numbers: Iterable[int]) -> int:
+    """Return the rows in some parts."""
+    per_part, n_rows = plan.rows_per_part, plan.given.table.n_rows
+    return sum(min(per_part, n_rows - number * per_part) for number in numbers)
+
+
+def _heaviest_first(plan: FeaturePlan, missing: list[int]) -> list[int]:
+    """Return parts by falling number of tokens (ties by number), so that the last one ends soon."""
+    per_part, table = plan.rows_per_part, plan.given.table
+    tokens = np.zeros(-(-table.n_rows // per_part))  # [parts]
+    for block in table.blocks(["row", "n_tokens"]):
+        part = block.column("row").to_numpy() // per_part
+        tokens += np.bincount(part, block.column("n_tokens").to_numpy(), minlength=len(tokens))
+    return sorted(missing, key=lambda number: (-tokens[number], number))
 
 
 def _part_reader(given: FeatureInput, feature: Feature, rows_per_part: int) -> Callable[[int], pa.Table]:

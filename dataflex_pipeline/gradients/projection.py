@@ -26,6 +26,8 @@ CACHE_BYTES = 1 << 30
 """Buckets and signs are kept up to this; those of further parameters are made anew for every batch."""
 SIGN_ELEMENTS = 1 << 20
 """Elements of the dense sign matrix that exist at a time."""
+CACHED_ELEMENTS = 1 << 18
+"""Elements that a CPU works on at a time (1 MiB)."""
 COORDINATES = 1 << 24
 """Coordinates whose buckets are made at a time; each takes about 50 bytes while that lasts."""
 NAMES = ("countsketch", "rademacher", "trak")
@@ -98,9 +100,14 @@ class CountSketch:
         if block.device.type == "cuda":
             self.add_sorted(name, block, into)
             return
-        bucket, sign = self.buckets(name, block.shape[1], block.device)
-        # On a CPU every row's sums are made by one thread in the order of the coordinates.
-        into.scatter_add_(1, bucket.expand(block.shape), block * sign)
+        code = self._code(name, block.shape[1], block.device)
+        # On a CPU every row's sums are made by one thread in the order of the coordinates. What exists of the
+        # signed block at a time stays in its cache: a third of the time of a large parameter done whole.
+        step = max(1, CACHED_ELEMENTS // max(1, len(block)))
+        for first in range(0, block.shape[1], step):
+            bucket, sign = _decoded(code[first : first + step])
+            signed = block[:, first : first + step] * sign
+            into.scatter_add_(1, bucket.expand(signed.shape), signed)
 
     def add_sorted(self, name: str, block: torch.Tensor, into: torch.Tensor) -> None:
         """Do the same bucket by bucket: a fixed order of additions where scatters have none (CUDA)."""
@@ -112,12 +119,15 @@ class CountSketch:
 
     def buckets(self, name: str, numel: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Return bucket (int64) and sign (float32) of each coordinate of a parameter. [numel] each"""
+        return _decoded(self._code(name, numel, device))
+
+    def _code(self, name: str, numel: int, device: torch.device) -> torch.Tensor:
         code = self._codes.get(name)
         if code is None:
             code = self._make_codes(name, numel, device)
             if self._take(code):
                 self._codes[name] = code
-        return (code >> 1).long(), (1 - 2 * (code & 1)).float()
+        return code
 
     def _make_codes(self, name: str, numel: int, device: torch.device) -> torch.Tensor:
         """Return 2 x bucket + (1 where the sign is minus). [numel] int32, int64 for K over 2^30"""
@@ -160,6 +170,11 @@ class CountSketch:
         code = self._codes.pop(name, None)
         if code is not None:
             self._left += code.numel() * code.element_size()
+
+
+def _decoded(code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return buckets (int64) and signs (float32) from 2 x bucket + (1 where the sign is minus). [n] each"""
+    return (code >> 1).long(), (1 - 2 * (code & 1)).float()
 
 
 class Rademacher:

@@ -3,35 +3,43 @@
     score(z) = max over groups of  sum_i eta_i  mean over the group's target rows z' of
                cos(grad l(z'; theta_i), Gamma(z, theta_i))
 
-with theta_i the checkpoint of selection i, eta_i the mean learning rate of the steps since the selection
-before, Gamma(z, theta) the update that Adam would make from row z, and the target's gradients plain. Both
-sides are projected by the same random projection and scaled to length 1 (a zero vector has cosine 0). The
-sum runs over the selections so far: each round adds its term to the ``similarity_<group>`` columns of the
-round before, then takes the maximum; a round before that was not scored by this method ends the chain.
+with theta_i a checkpoint, eta_i the mean learning rate of the steps since the checkpoint before, Gamma(z,
+theta) the update that Adam would make from row z, and the target's gradients plain. Both sides are projected
+by the same random projection and scaled to length 1 (a zero vector has cosine 0). The sum runs over the
+selections so far: each round adds its term to the ``similarity_<group>`` columns of the round before, then
+takes the maximum; a round before that was not scored by this method ends the chain. A round's term is that of
+the checkpoint at the end of the round before (``checkpoints: last``), or the sum over that one and those kept
+inside it (``all``: ``keep_checkpoints``, every ``save_steps`` steps).
 
 Source: Xia et al., LESS: Selecting Influential Data for Targeted Instruction Tuning (2024), sections 3.3,
 4.1-4.3. Differences: Adam's update is torch's own, with bias correction (``adam_update: less`` is the
-published code's); the learning rate is the mean over the steps of a round rather than of an epoch.
+published code's); the learning rate is the mean over the steps of a round rather than of an epoch. Target
+rows that take turns (``round_robin_over: target_rows``, not in the paper) rank the pool by this round's term
+alone: sums over rounds are kept by group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from dataflex_pipeline import api
-from dataflex_pipeline.errors import DataError, RunError
-from dataflex_pipeline.schemas import column
-from dataflex_pipeline.store.ranks import column_values, count, order_statistics
-
-PREFIX = "similarity_"
-LEAKS_SHOWN = 3
+from dataflex_pipeline.errors import RunError
+from dataflex_pipeline.gradients.similarity import (
+    Softmax,
+    group_means,
+    say_leaks,
+    score_columns,
+    similarities_before,
+    similarity_columns,
+    target_rows,
+    unit_vectors,
+)
 
 
 @dataclass(frozen=True)
@@ -39,13 +47,14 @@ class Target:
     """What the pool is compared with.
 
     Attributes:
-        groups: names, sorted. means: mean of each group's unit gradients. [G, K]
-        learning_rate: eta of this selection. adds: whether the terms of the rounds before are added.
+        groups: names, sorted.
+        terms: per checkpoint: the name of the pool's table, eta, and the mean of each group's unit
+            gradients [G, K].
+        adds: whether the terms of the rounds before are added.
     """
 
     groups: tuple[str, ...]
-    means: np.ndarray
-    learning_rate: float
+    terms: tuple[tuple[str, float, np.ndarray], ...]
     adds: bool
 
 
@@ -78,6 +87,11 @@ class Less(api.Method):
         accumulate: bool = Field(
             True, description="add to the similarities of the rounds before, as the paper does"
         )
+        checkpoints: Literal["last", "all"] = Field(
+            "last",
+            exclude=True,  # the score table names the checkpoints themselves, where there are several
+            description="of the round before: its end, or those inside it too (keep_checkpoints, save_steps)",
+        )
         temperature: float = Field(
             0.1,
             gt=0,
@@ -89,128 +103,106 @@ class Less(api.Method):
         """Whether the terms of the rounds before are added."""
         return bool(self.params.accumulate)
 
+    @property
+    def every_checkpoint(self) -> bool:
+        """Whether the checkpoints inside the round before count too."""
+        return bool(self.params.checkpoints == "all")
+
     def needs(self, selection: api.Selection) -> Mapping[str, api.Need]:
-        """Ask for the gradients of pool and target at the checkpoint of the round before."""
+        """Ask for the gradients of pool and target at the checkpoints of the round before."""
         shared = {
             "proj_dim": self.params.proj_dim,
             "projection": self.params.projection,
             "dtype": self.params.dtype,
-            "seed": selection.seed,
+            "seed": selection.shared_seed,
         }
         pool_side = {"side": self.params.gradient_type}
         if self.params.gradient_type == "adam":
             pool_side["adam_update"] = self.params.adam_update
-        checkpoint = selection.round - 1
-        return {
-            "pool": api.Need("gradients", "pool", checkpoint, shared | pool_side),
-            "target": api.Need("gradients", "target", checkpoint, shared | {"side": "sgd"}),
-        }
+        found: dict[str, api.Need] = {}
+        for pool, target, one in _checkpoints(selection):
+            at = (selection.round - 1, one.step)
+            found[pool] = api.Need("gradients", "pool", at[0], shared | pool_side, at[1])
+            found[target] = api.Need("gradients", "target", at[0], shared | {"side": "sgd"}, at[1])
+        return found
 
     def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> Target:
         """Average the target's unit gradients by group; name target rows that are also in the pool."""
-        if selection.learning_rate <= 0:
+        checkpoints = _checkpoints(selection)
+        if all(one.learning_rate <= 0 for _, _, one in checkpoints):
             raise RunError(
                 f"The mean learning rate of round {selection.round - 1} is {selection.learning_rate}.",
                 "LESS weighs a checkpoint's similarities by it, so every score would be 0.",
                 "Choose a schedule that has not reached 0 there (lr_scheduler_type, warmup_ratio).",
             )
-        groups, means = group_means(tables["target"])
-        _say_leaks(tables, selection)
+        means = [group_means(tables[target], selection.say) for _, target, _ in checkpoints]
+        groups = sorted(set().union(*means))
+        terms = [
+            (pool, one.learning_rate, _stacked(found, groups))
+            for (pool, _, one), found in zip(checkpoints, means, strict=True)
+        ]
+        say_leaks(tables["target"], tables["pool"], selection.say)
         if self.accumulates and selection.round > 1 and not selection.accumulates:
             selection.say(
                 f"round {selection.round - 1} has no scores of this method: the sum over rounds starts here"
             )
-        return Target(groups, means, selection.learning_rate, selection.accumulates)
+        return Target(tuple(groups), tuple(terms), selection.accumulates)
 
     def own_columns(self, state: Target) -> tuple[pa.Field, ...]:
         """Return one column per group."""
-        meaning = "sum over the selections of mean learning rate x mean cosine with the group's target rows"
-        return tuple(column(PREFIX + group, pa.float64(), f"{meaning} ({group})") for group in state.groups)
+        meaning = "sum over the checkpoints of mean learning rate x mean cosine with the group's target rows"
+        return similarity_columns(state.groups, meaning)
 
     def score(self, block: api.Block, state: Target) -> Mapping[str, np.ndarray]:
         """Return the largest of the groups' similarities, and each of them."""
-        similarity = state.learning_rate * vectors(block.features["pool"]) @ state.means.T  # [rows, G]
-        if state.adds:
-            similarity = similarity + _before(block, state.groups)
-        columns = {PREFIX + group: similarity[:, i] for i, group in enumerate(state.groups)}
-        return {"score": similarity.max(axis=1), **columns}
+        similarity = sum(
+            (eta * unit_vectors(block.features[pool]) @ means.T for pool, eta, means in state.terms),
+            np.zeros((block.pool.num_rows, len(state.groups))),
+        )  # [rows, G]
+        if state.adds and block.before is not None:
+            similarity = similarity + similarities_before(block.before, state.groups)
+        return score_columns(similarity, state.groups)
 
-    def fit(self, scores: api.BlockTable, selection: api.Selection) -> tuple[float, float]:
-        """Return the largest score and the scale of the softmax."""
-        values = column_values(scores, "score")
-        low, high = order_statistics(values, [0, count(values) - 1])
-        return high, max(abs(low), abs(high), np.finfo(float).tiny) * self.params.temperature
+    def fit(self, scores: api.BlockTable, selection: api.Selection) -> Softmax:
+        """Look at the extremes of the scores."""
+        return Softmax.fit(scores, self.params.temperature)
 
-    def weigh(self, block: pa.RecordBatch, fitted: tuple[float, float]) -> np.ndarray:
-        """Return exp((score - largest) / scale)."""
-        largest, scale = fitted
-        scores = block.column("score").to_numpy(zero_copy_only=False)
-        weights: np.ndarray = np.exp((scores - largest) / scale)
-        return weights
+    def weigh(self, block: pa.RecordBatch, fitted: Softmax) -> np.ndarray:
+        """Return the softmax weights of a block."""
+        return fitted.weigh(block)
 
-
-def vectors(batch: pa.RecordBatch) -> np.ndarray:
-    """Return the unit gradients of a block, zeros where there is none. [rows, K] float64"""
-    array = batch.column("gradient")
-    flat = array.values.slice(array.offset * array.type.list_size, len(array) * array.type.list_size)
-    stored: np.ndarray = flat.to_numpy(zero_copy_only=False).reshape(len(array), array.type.list_size)
-    valid = batch.column("valid").to_numpy(zero_copy_only=False)
-    return np.where(valid[:, None], stored.astype(np.float64), 0.0)
-
-
-def group_means(target: api.BlockTable) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the group names, sorted, and the mean unit gradient of each. [G, K]
-
-    Raises:
-        DataError: no target row has a gradient.
-    """
-    sums: dict[str, np.ndarray] = {}
-    sizes: dict[str, int] = {}
-    for block in target.blocks(["gradient", "group", "valid"], 256):
-        rows = vectors(block)
-        names = block.column("group").to_pylist()
-        for position in np.flatnonzero(block.column("valid").to_numpy(zero_copy_only=False)):
-            name = names[position]
-            sums[name] = sums.get(name, 0.0) + rows[position]
-            sizes[name] = sizes.get(name, 0) + 1
-    if not sums:
-        raise DataError(
-            "The target set has no row with a gradient.",
-            "LESS selects towards the gradients of the target.",
-            "Give an eval_dataset with usable rows.",
-        )
-    groups = tuple(sorted(sums))
-    return groups, np.stack([sums[group] / sizes[group] for group in groups])
-
-
-def _before(block: api.Block, groups: tuple[str, ...]) -> np.ndarray:
-    """Return the accumulated similarities of the round before; 0 where a row had none. [rows, G]"""
-    assert block.before is not None  # noqa: S101 (Target.adds says so)
-    return np.stack(
-        [
-            np.nan_to_num(block.before.column(PREFIX + group).to_numpy(zero_copy_only=False))
-            for group in groups
-        ],
-        axis=1,
-    )
-
-
-def _say_leaks(tables: Mapping[str, api.BlockTable], selection: api.Selection) -> None:
-    """Name target rows that are also in the pool: selecting them would be training on the target."""
-    target = {
-        row_id.as_py(): row.as_py()
-        for block in tables["target"].blocks(["row", "row_id"])
-        for row, row_id in zip(block.column("row"), block.column("row_id"), strict=True)
-    }
-    ids = pa.array(list(target), pa.string())
-    leaks: list[tuple[int, int]] = []
-    for block in tables["pool"].blocks(["row", "row_id"]):
-        found = block.filter(pc.is_in(block.column("row_id"), ids))
-        leaks += [
-            (target[i.as_py()], r.as_py())
-            for r, i in zip(found.column("row"), found.column("row_id"), strict=True)
+    def by_target_row(
+        self, tables: Mapping[str, api.BlockTable], selection: api.Selection
+    ) -> api.TargetRanking:
+        """Rank the pool by this round's term with each target row alone."""
+        if selection.accumulates:
+            selection.say(
+                "target rows take turns by this round's similarities alone: those of the rounds before are "
+                "kept by group"
+            )
+        found = [
+            (pool, one.learning_rate, *target_rows(tables[t])) for pool, t, one in _checkpoints(selection)
         ]
-    if leaks:
-        shown = ", ".join(f"target row {t} = pool row {p}" for t, p in leaks[:LEAKS_SHOWN])
-        more = ", ..." if len(leaks) > LEAKS_SHOWN else ""
-        selection.say(f"{len(leaks)} rows of the pool are in the target too: {shown}{more}")
+        rows = np.unique(np.concatenate([numbers for _, _, numbers, _ in found]))
+        places = [np.searchsorted(rows, numbers) for _, _, numbers, _ in found]
+
+        def values(block: api.Block) -> np.ndarray:
+            total = np.zeros((block.pool.num_rows, len(rows)))
+            for (pool, eta, _, vectors), at in zip(found, places, strict=True):
+                total[:, at] += eta * (unit_vectors(block.features[pool]) @ vectors.T)
+            return total
+
+        return api.TargetRanking(rows, values)
+
+
+def _checkpoints(selection: api.Selection) -> list[tuple[str, str, api.Checkpoint]]:
+    """Return the checkpoints to score with, each with the names of its tables of pool and target."""
+    checkpoints = selection.checkpoints or (api.Checkpoint(None, selection.learning_rate),)
+    ends = ["" if one.step is None else f"-step-{one.step}" for one in checkpoints]
+    return [(f"pool{end}", f"target{end}", one) for end, one in zip(ends, checkpoints, strict=True)]
+
+
+def _stacked(means: Mapping[str, np.ndarray], groups: Sequence[str]) -> np.ndarray:
+    """Return the groups' mean vectors, zeros for a group that has none. [G, K]"""
+    nothing = np.zeros_like(next(iter(means.values())))
+    return np.stack([means.get(group, nothing) for group in groups])

@@ -16,6 +16,8 @@ from dataflex_pipeline.store.fingerprint import digest, file_digest
 if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
 
+MODEL_KEY = "model_name_or_path"
+"""The setting that messages name where no other is said."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -29,11 +31,14 @@ TOKENIZER_FILES = (
 )
 
 
-def local_folder(name: str) -> Path | None:
+def local_folder(name: str, key: str = MODEL_KEY) -> Path | None:
     """Return the folder that a model name stands for, or None for a hub name.
 
     An existing folder is a folder. What is written like a path (absolute, starting with ``.`` or ``~``,
     or more than one slash) is never looked up on the network.
+
+    Args:
+        name: what was set. key: the setting that it was given by, for messages.
 
     Raises:
         UserError: it is written like a path and no such folder exists, or it is a file.
@@ -45,18 +50,18 @@ def local_folder(name: str) -> Path | None:
         raise UserError(
             f"The model '{name}' is a file.",
             "A model is a folder with config.json, weights in safetensors and the tokenizer's files.",
-            "Set model_name_or_path to that folder, or to a hub name such as Qwen/Qwen2.5-0.5B.",
+            f"Set {key} to that folder, or to a hub name such as Qwen/Qwen2.5-0.5B.",
         )
     if not name.strip() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(
             f"The model folder '{name}' does not exist.",
             "It is written like a path, so it is not looked up on the hub.",
-            "Correct model_name_or_path, or give a hub name such as Qwen/Qwen2.5-0.5B.",
+            f"Correct {key}, or give a hub name such as Qwen/Qwen2.5-0.5B.",
         )
     return None
 
 
-def check_model_folder(folder: Path) -> None:
+def check_model_folder(folder: Path, key: str = MODEL_KEY) -> None:
     """Check that a local folder holds a model whose weights can be read without unpickling anything.
 
     Raises:
@@ -66,7 +71,7 @@ def check_model_folder(folder: Path) -> None:
         raise UserError(
             f"{folder} has no config.json.",
             "It is not the folder of a transformers model.",
-            "Set model_name_or_path to a folder that save_pretrained() wrote, or to a hub name.",
+            f"Set {key} to a folder that save_pretrained() wrote, or to a hub name.",
         )
     if any(folder.glob("*.safetensors")):
         return
@@ -81,12 +86,12 @@ def check_model_folder(folder: Path) -> None:
     raise UserError(
         f"{folder} has a config.json but no *.safetensors file.",
         "Without weights there is no model to score or train.",
-        "Copy the weights into the folder, or set model_name_or_path to another one.",
+        f"Copy the weights into the folder, or set {key} to another one.",
     )
 
 
 @contextmanager
-def explained(name: str, what: str) -> Iterator[None]:
+def explained(name: str, what: str, key: str = MODEL_KEY) -> Iterator[None]:
     """Turn what transformers raises on an unusable model into one error that says what to do."""
     try:
         yield
@@ -102,7 +107,7 @@ def explained(name: str, what: str) -> Iterator[None]:
         raise UserError(
             f"The {what} of the model '{name}' could not be loaded: {found}",
             "It is neither the folder of a usable model nor a hub model in the cache or within reach.",
-            "Check model_name_or_path (and model_revision), the network, or download the model to a folder.",
+            f"Check {key} and its revision, the network, or download the model to a folder.",
         ) from error
 
 

@@ -1,6 +1,8 @@
 """From scores to the weighted index: probabilities, draws, quotas, weights; streaming over the tables."""
 
 from dataflex_pipeline.sampling.draw import draw, draw_uniform, top_k_probabilities
+from dataflex_pipeline.sampling.exported import export_probabilities
+from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.sampling.probabilities import (
     ProbabilitySummary,
     import_probabilities,
@@ -12,9 +14,11 @@ from dataflex_pipeline.sampling.uniforms import row_uniforms
 __all__ = [
     "DrawSettings",
     "Drawn",
+    "Imported",
     "ProbabilitySummary",
     "draw",
     "draw_uniform",
+    "export_probabilities",
     "import_probabilities",
     "row_uniforms",
     "top_k_probabilities",

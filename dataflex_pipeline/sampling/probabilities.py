@@ -21,6 +21,8 @@ Weigh = Callable[[pa.RecordBatch], np.ndarray]
 
 TOLERANCE = 1e-6
 """How far the sum of imported probabilities may be from 1; float32 values reach about 1e-7."""
+CHECKED_ROWS = 1 << 20
+"""Rows of a file that are looked at at a time."""
 
 
 @dataclass(frozen=True)
@@ -105,29 +107,42 @@ def import_probabilities(
         DataError: the file is missing, is not such an array, or has another length; a number is negative
             or not finite; they do not sum to 1 within ``TOLERANCE``; only invalid rows have any.
     """
-    array = _open_array(source, scores.n_rows)
-    lost_rows, lost, sums = 0, [], []
+    array = open_array(source, scores.n_rows)
+    check_array(source, array)
+    lost_rows, lost = 0, []
     for start, block in _numbered(scores):
-        p = _checked(source, array, start, block.num_rows)
+        p = np.asarray(array[start : start + block.num_rows], dtype=np.float64)
         invalid = ~block.column("valid").to_numpy(zero_copy_only=False)
         lost_rows += int(np.count_nonzero(p[invalid]))
         lost.append(float(p[invalid].sum()))
-        sums.append(float(p.sum()))
-    total = math.fsum(sums)
+    notices: tuple[str, ...] = ()
+    if lost_rows:
+        notices = (
+            f"{lost_rows} rows that cannot be used had {math.fsum(lost):.6g} of the probability in "
+            f"{source.name}: set to 0, and the rest scaled up to sum to 1.",
+        )
+    entries = dict(notes or {}) | {"notices": "\n".join(notices)}
+    summary = write_probabilities(scores, _Reader(source, array), final, ingredients, entries)
+    return replace(summary, notices=notices)
+
+
+def check_array(source: Path, array: np.ndarray) -> None:
+    """Check that an opened array holds probabilities.
+
+    Args:
+        source: the file, for messages. array: from `open_array`. [rows]
+
+    Raises:
+        DataError: a number is negative or not finite; they do not sum to 1 within ``TOLERANCE``.
+    """
+    starts = range(0, len(array), CHECKED_ROWS)
+    total = math.fsum(float(_checked(source, array, start, CHECKED_ROWS).sum()) for start in starts)
     if abs(total - 1) > TOLERANCE:
         raise DataError(
             f"probs_path={source}: its numbers sum to {total:.9g}.",
             f"Probabilities sum to 1; more than {TOLERANCE:g} away means that these are something else.",
             "Divide the array by its sum before saving it.",
         )
-    summary = write_probabilities(scores, _Reader(source, array), final, ingredients, notes)
-    if not lost_rows:
-        return summary
-    notice = (
-        f"{lost_rows} rows that cannot be used had {math.fsum(lost):.6g} of the probability in "
-        f"{source.name}: set to 0, and the rest scaled up to sum to 1."
-    )
-    return replace(summary, notices=(notice,))
 
 
 class _Reader:
@@ -141,7 +156,15 @@ class _Reader:
         return _checked(self._source, self._array, block.column("row")[0].as_py(), block.num_rows)
 
 
-def _open_array(source: Path, n_rows: int) -> np.ndarray:
+def open_array(source: Path, n_rows: int | None = None) -> np.ndarray:
+    """Map an ``.npy`` file of one number per row; its numbers are not looked at.
+
+    Args:
+        source: the file. n_rows: rows of the pool, where they are known.
+
+    Raises:
+        DataError: the file is missing, is not such an array, or has another length.
+    """
     try:
         array = np.load(source, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -157,7 +180,7 @@ def _open_array(source: Path, n_rows: int) -> np.ndarray:
             "One real number per row of the pool is needed.",
             "Save a one-dimensional array with numpy.save.",
         )
-    if len(array) != n_rows:
+    if n_rows is not None and len(array) != n_rows:
         raise DataError(
             f"probs_path={source} has {len(array)} numbers and the pool has {n_rows} rows.",
             "Every row of the pool has one probability, also the rows that cannot be used.",

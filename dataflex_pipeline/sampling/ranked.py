@@ -1,4 +1,4 @@
-"""Selections that are not random: the best rows by score, and groups that take turns."""
+"""Selections that are not random: the best rows by score, and groups or target rows that take turns."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from dataflex_pipeline.sampling.selection import (
     strata,
 )
 from dataflex_pipeline.sampling.settings import DrawSettings
-from dataflex_pipeline.sampling.smallest import Kept, Smallest
+from dataflex_pipeline.sampling.smallest import Smallest
+from dataflex_pipeline.sampling.turns import BestPerTurn, Rankings, take_turns
 from dataflex_pipeline.sampling.uniforms import Floats, Integers
+
+FIRST_DEPTH = 64
+"""Rows that are kept of each target row at first, at least."""
 
 
 def top_k(rows: Rows, settings: DrawSettings, amounts: Sequence[int]) -> tuple[list[Selection], list[str]]:
@@ -61,12 +65,60 @@ def round_robin(
         for i, places in enumerate(strata(block, any_value, len(amounts))):
             usable[i] += len(places)
     chosen = [
-        _take_turns([by_quota[i].finish() for by_quota in kept], amount, settings.token_budget is not None)
+        # A group's next row that was not kept was left out because those before it use the amount up.
+        take_turns([by_quota[i].finish() for by_quota in kept], amount, settings.token_budget is not None)[0]
         if amount
         else np.empty(0, np.int64)
         for i, amount in enumerate(amounts)
     ]
     return _finished(chosen, settings, amounts, usable)
+
+
+def round_robin_rows(
+    rows: Rows, rankings: Rankings, settings: DrawSettings, amounts: Sequence[int]
+) -> tuple[list[Selection], list[str]]:
+    """Let target rows take turns, like the groups of ``round_robin``.
+
+    Most of them take few rows, so the first pass over the pool keeps few rows of each. Where one needs more,
+    because others took those that it wanted, another pass keeps four times as many; the outcome is that of
+    keeping all.
+
+    Args:
+        rows: without score columns. rankings: of the same rows.
+        settings: of the draw.
+        amounts: rows, or tokens with a budget, per quota.
+
+    Returns, Raises:
+        As ``top_k``.
+    """
+    budgeted = settings.token_budget is not None
+    depth = max(FIRST_DEPTH, 0 if budgeted else -(-4 * max(amounts) // rankings.n_turns))
+    while True:
+        kept, usable = _best_per_turn(rows, rankings, depth, amounts)
+        turns = [take_turns(k.finish(), amount, budgeted) for k, amount in zip(kept, amounts, strict=True)]
+        lacking = (
+            short and (budgeted or len(taken) < amount)
+            for (taken, short), amount in zip(turns, amounts, strict=True)
+        )
+        if not any(lacking):
+            return _finished([taken for taken, _ in turns], settings, amounts, usable)
+        depth *= 4
+
+
+def _best_per_turn(
+    rows: Rows, rankings: Rankings, depth: int, amounts: Sequence[int]
+) -> tuple[list[BestPerTurn], list[int]]:
+    """Return the best ``depth`` rows of everyone who takes turns, and how many rows anyone looks at."""
+    kept = [BestPerTurn(rankings.n_turns, depth) for _ in amounts]
+    usable = [0] * len(amounts)
+    for block, values in zip(rows, rankings.blocks(rows.block_rows), strict=True):
+        any_value = block.valid & ~np.isnan(values).all(axis=1)
+        for i, places in enumerate(strata(block, any_value, len(amounts))):
+            usable[i] += len(places)
+            costs = np.ones(len(places), np.int64) if block.tokens is None else block.tokens[places]
+            if amounts[i]:
+                kept[i].offer(places + block.start, values[places], costs)
+    return kept, usable
 
 
 def _offer_all(rows: Rows, name: str, kept: list[Smallest], amounts: Sequence[int]) -> list[int]:
@@ -87,40 +139,6 @@ def _offer(block: Block, value: Floats, kept: list[Smallest], amounts: Sequence[
             costs = None if block.tokens is None else block.tokens[places]
             kept[i].offer(places + block.start, keys, keys, costs)
     return counts
-
-
-def _take_turns(groups: list[Kept], amount: int, budgeted: bool) -> Integers:
-    """Return the rows in the order taken, at most ``amount`` rows or tokens of them.
-
-    Args:
-        groups: each group's rows, best first.
-        amount: rows to take, or tokens with ``budgeted``.
-        budgeted: whether ``amount`` counts tokens.
-    """
-    lists = [group.rows.tolist() for group in groups]
-    costs = [
-        group.costs.tolist() if budgeted and group.costs is not None else [1] * len(rows)
-        for group, rows in zip(groups, lists, strict=True)
-    ]
-    places = [0] * len(groups)
-    taken: dict[int, None] = {}
-    spent, idle, turn = 0, 0, 0
-    while idle < len(groups):
-        group = turn % len(groups)
-        turn += 1
-        while places[group] < len(lists[group]) and lists[group][places[group]] in taken:
-            places[group] += 1
-        if places[group] == len(lists[group]):
-            if not groups[group].complete:
-                break  # its next row was left out because everything before it uses the amount up
-            idle += 1
-            continue
-        spent += costs[group][places[group]]
-        if spent > amount:
-            break
-        taken[lists[group][places[group]]] = None
-        idle = 0
-    return np.fromiter(taken, np.int64, len(taken))
 
 
 def _finished(

@@ -22,7 +22,8 @@ class DrawSettings:
     """How rows are selected and laid out as an index.
 
     Attributes:
-        strategy: ``sample`` by probability, ``top_k`` by score, ``round_robin`` over score columns.
+        strategy: ``sample`` by probability, ``top_k`` by score, ``round_robin`` over score columns or over
+            target rows.
         positions: lines of the index, ``update_step`` x ``global_batch``.
         num_samples: rows to select. fraction: ceil(fraction x valid rows). token_budget: rows in the order
             of selection while the sum of their ``n_tokens`` stays within it. At most one of the three; none
@@ -34,6 +35,7 @@ class DrawSettings:
         shuffle: lay the rows out in a seeded random order; otherwise first selected first.
         seed: of this round and purpose; every stream inside is derived from it.
         group_columns: for ``round_robin``, the score columns that take turns, higher is better.
+        over_target_rows: for ``round_robin``, that target rows take turns instead.
 
     Raises:
         ConfigError: settings that contradict each other or are out of range.
@@ -50,6 +52,7 @@ class DrawSettings:
     shuffle: bool = True
     seed: int = 0
     group_columns: tuple[str, ...] = ()
+    over_target_rows: bool = False
 
     def __post_init__(self) -> None:
         self._check_amounts()
@@ -110,7 +113,7 @@ class DrawSettings:
                 "That selection takes each row once; only a random draw can return rows.",
                 "Set replacement=false, or strategy=sample.",
             )
-        if self.strategy == "round_robin" and not self.group_columns:
+        if self.strategy == "round_robin" and not self.group_columns and not self.over_target_rows:
             raise ConfigError(
                 "strategy=round_robin on scores without group columns.",
                 "Groups take turns by their own score columns, and this method has one score only.",

@@ -7,6 +7,8 @@ is there. Nothing in a part depends on the number of processes or on what else w
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,20 +49,26 @@ class PartsWriter:
         folder: the table's folder, made when missing.
         schema: columns of every part.
         ingredients: what the table is made from; its digest is the table's fingerprint.
+        joining: another process made the folder and looks after it: write parts, and nothing else.
 
     Raises:
         CorruptError: a part on disk is truncated or carries another fingerprint.
     """
 
-    def __init__(self, folder: Path, schema: pa.Schema, ingredients: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, schema: pa.Schema, ingredients: Mapping[str, Any], *, joining: bool = False
+    ) -> None:
         self.folder = folder
         self.ingredients = dict(ingredients)
         self.fingerprint = digest(ingredients)
         self.schema = schema.with_metadata(footer(ingredients))
+        self.done: frozenset[int] = frozenset()
+        if joining:  # the temporary files there are those of parts that others are writing now
+            return
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(f"*{TEMPORARY}"):
             leftover.unlink()
-        self.done: frozenset[int] = frozenset(self._scan())
+        self.done = frozenset(self._scan())
 
     def _scan(self) -> Iterator[int]:
         for path in sorted(self.folder.glob("part-*.parquet")):
@@ -74,6 +82,20 @@ class PartsWriter:
         )
         with atomic_file(self.folder / part_name(number)) as temporary:
             pq.write_table(whole, temporary, row_group_size=ROW_GROUP, **encoding(self.schema))
+        self.done |= {number}
+
+    def take_in(self, number: int, seconds: float) -> None:
+        """Count a part that another process wrote as done, once it is visible here.
+
+        Raises:
+            CorruptError: it does not become visible in that time, or is truncated or foreign.
+        """
+        path = self.folder / part_name(number)
+        deadline = time.monotonic() + seconds
+        while not path.is_file() and time.monotonic() < deadline:
+            time.sleep(0.1)
+            os.listdir(self.folder)  # noqa: PTH208 (asks the server anew; NFS remembers what was not there)
+        check_fingerprint(path, self.fingerprint)
         self.done |= {number}
 
     def read(self, number: int, columns: Sequence[str]) -> pa.Table:
@@ -102,6 +124,8 @@ class PartsWriter:
             rows = pq.read_metadata(path).num_rows
             parts.append({"file": path.name, "start": start, "rows": rows, "bytes": path.stat().st_size})
             start += rows
+        for journal in self.folder.glob("_replies-*.jsonl"):  # of parts that are all there now
+            journal.unlink()
         write_json(
             self.folder / MANIFEST,
             {
@@ -192,6 +216,11 @@ class PartedTable:
                 raise corrupt(path, f"{path.stat().st_size} bytes where the manifest says {part['bytes']}")
             check_fingerprint(path, manifest["fingerprint"])
         return cls(folder, manifest)
+
+    @classmethod
+    def reopen(cls, folder: Path) -> PartedTable:
+        """Open a finished table that another process of the same launch has just opened and checked."""
+        return cls(folder, _read_manifest(folder / MANIFEST))
 
     def part(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part, whole."""

@@ -62,6 +62,11 @@ class RoundFolder:
         return self.folder / "checkpoint"
 
     @property
+    def metrics(self) -> Path:
+        """Path of the table of `dataflex evaluate`: one line per task and metric."""
+        return self.folder / "evaluation" / "metrics.parquet"
+
+    @property
     def work(self) -> Path:
         """Folder of checkpoints inside the round, while it trains."""
         return self.folder / "training"
@@ -77,10 +82,17 @@ class RunFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.settings = folder / "run.yaml"
-        self.pool = folder / "pool"
-        self.target = folder / "target"
         self.features = folder / "features"
         self.history = folder / "history.jsonl"
+
+    @property
+    def pool(self) -> Path:
+        """Folder of the prepared pool."""
+        return self.split("pool")
+
+    def split(self, name: str) -> Path:
+        """Return the folder of the prepared pool, target or test rows."""
+        return self.folder / name
 
     def round(self, number: int) -> RoundFolder:
         """Return the files of round ``number``."""

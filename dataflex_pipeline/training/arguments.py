@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,12 +117,19 @@ def check_settings(config: Config, plan: RoundPlan) -> None:
     """Refuse settings that cannot train, before anything is loaded.
 
     Raises:
-        ConfigError: tracker, schedule, device, batch size or DeepSpeed file that cannot be used.
+        ConfigError: tracker, schedule, device, batch size or DeepSpeed file that cannot be used, or
+            checkpoints to keep and none made.
     """
     trackers(config)
     schedule(config)
     training_device(config)
     accumulation(config, plan.global_batch, processes())
+    if config.keep_checkpoints and config.save_steps is None:
+        raise ConfigError(
+            "keep_checkpoints: true was set without save_steps.",
+            "There is no checkpoint inside a round to keep; its end always stays.",
+            "Set save_steps to less than the steps of a round, or leave keep_checkpoints out.",
+        )
     if config.deepspeed is None:
         return
     if not Path(config.deepspeed).is_file():
@@ -143,6 +151,8 @@ def training_arguments(config: Config, plan: RoundPlan) -> SFTConfig:
     from trl import SFTConfig
 
     device = training_device(config)
+    if config.deepspeed is not None and "WORLD_SIZE" not in os.environ:
+        _world_of_one()
     arguments = SFTConfig(
         output_dir=str(plan.work),
         run_name=f"{config.run_name or plan.run_folder.name}-round-{plan.round:02d}",
@@ -158,11 +168,20 @@ def training_arguments(config: Config, plan: RoundPlan) -> SFTConfig:
         ddp_timeout=config.ddp_timeout,
         **_quiet(config),
     )
-    if config.deepspeed is not None and "WORLD_SIZE" in os.environ:
+    if config.deepspeed is not None:
         # ZeRO-3 shards the weights while they are loaded, which is before the trainer would tell
         # DeepSpeed how many processes there are.
         importlib.import_module("deepspeed").init_distributed()
     return arguments
+
+
+def _world_of_one() -> None:
+    """Say what a launcher would: DeepSpeed wants a process group for one process too, and looks for MPI."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+    os.environ.update({**alone, "MASTER_PORT": str(port)})
 
 
 def _schedule(config: Config, plan: RoundPlan) -> dict[str, Any]:

@@ -139,7 +139,9 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
                 shutil.rmtree(older)
 
     def complete(self, folder: Path) -> None:
-        """Make a folder that the trainer just wrote a checkpoint, and remove the older ones of this round.
+        """Make a folder that the trainer just wrote a checkpoint; the older ones of this round are removed.
+
+        With ``keep_checkpoints`` they stay.
 
         Raises:
             RunError: something that a continuation needs was not written.
@@ -160,6 +162,8 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
         write_marker(
             folder, self.plan.ingredients, self.plan.describe(), self.step, self.course.plain(), result
         )
+        if self.config.keep_checkpoints:
+            return
         for older in self.plan.work.glob("checkpoint-*"):
             if older != folder and (older / MARKER).is_file():
                 shutil.rmtree(older)

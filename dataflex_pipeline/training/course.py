@@ -123,14 +123,14 @@ class StepLog:
         """Return the content of the log file: one JSON object per line."""
         return "".join(json.dumps(line) + "\n" for line in self.lines)
 
-    def step(self, step: int, loss: float, learning_rate: float, grad_norm: float) -> None:
+    def step(self, step: int, loss: float, learning_rate: float, grad_norm: float | None) -> None:
         """Add one optimizer step.
 
         Args:
             step: optimizer steps of the whole run, this one included.
             loss: weighted loss of the step, nats per token.
             learning_rate: rate that was applied in it.
-            grad_norm: norm of the whole gradient before clipping.
+            grad_norm: norm of the whole gradient before clipping; None where DeepSpeed does not say.
         """
         self.lines.append(
             {"step": step, "loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline import __version__
 from dataflex_pipeline.errors import CorruptError
+from dataflex_pipeline.models.optimizer_states import GATHERED
 from dataflex_pipeline.store.atomic import TEMPORARY, fsync_path, read_json, write_json
 from dataflex_pipeline.store.fingerprint import digest, file_digest
 
@@ -155,6 +157,8 @@ def missing_pieces(names: Collection[str], full: bool, sharded_states: bool) -> 
     missing = [name for name in ("trainer_state.json",) if name not in names]
     missing += [] if sharded_states else [n for n in ("optimizer.pt", "scheduler.pt") if n not in names]
     missing += ["latest"] if sharded_states and "latest" not in names else []
+    if sharded_states and not any(fnmatch(name, GATHERED) for name in names):
+        missing.append(GATHERED)
     if not any(name.startswith("rng_state") for name in names):
         missing.append("rng_state.pth")
     weights = (

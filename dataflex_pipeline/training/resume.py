@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataflex_pipeline import launch
 from dataflex_pipeline.api import Progress
 from dataflex_pipeline.errors import CorruptError, RunError, StaleError
 from dataflex_pipeline.store.fingerprint import changes, digest
 from dataflex_pipeline.training.course import LOG, Course, StepLog
+from dataflex_pipeline.training.kept import set_aside_kept, usable_steps
 from dataflex_pipeline.training.marker import MARKER, Marker, missing_pieces, read_marker, verify_checkpoint
 from dataflex_pipeline.training.plan import RoundPlan
+from dataflex_pipeline.training.sharded import check_sharding
 
 if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
@@ -40,7 +44,7 @@ def checkpoint_before(plan: RoundPlan) -> Marker | None:
     """Check that the previous checkpoint is whole and that this round continues exactly it."""
     if plan.previous is None:
         return None
-    marker = verify_checkpoint(plan.previous)
+    marker = _whole(plan.previous)
     full = "adapter_model.safetensors" not in marker.files
     lacking = missing_pieces(marker.files, full, sharded_states="latest" in marker.files)
     if lacking:
@@ -73,20 +77,40 @@ def checkpoint_before(plan: RoundPlan) -> Marker | None:
     return marker
 
 
-def newest_inside(plan: RoundPlan, progress: Progress) -> Marker | None:
+def _whole(checkpoint: Path) -> Marker:
+    """Return the marker of a checkpoint; the first process of a launch reads all of its files to check it."""
+    if launch.rank():
+        launch.await_file(checkpoint / MARKER)
+        marker = read_marker(checkpoint)
+        if marker is not None:
+            return marker
+    return verify_checkpoint(checkpoint)
+
+
+def newest_inside(config: Config, plan: RoundPlan, progress: Progress) -> Marker | None:
     """Return the newest whole checkpoint inside the round; remove what is unfinished or of other settings."""
-    found: list[Marker] = []
+    found: dict[int, Marker] = {}
     for folder in sorted(plan.work.glob("*")):
         if folder.name.startswith(f"{BEST}-") and read_marker(folder) is not None:
             continue
         marker = _usable(folder, plan, progress) if folder.name.startswith("checkpoint-") else None
         if marker is not None:
-            found.append(marker)
+            found[marker.step] = marker
         elif folder.is_dir():
             shutil.rmtree(folder)
         else:
             folder.unlink()
-    return max(found, key=lambda marker: marker.step, default=None)
+    usable = usable_steps(config, plan, found)
+    for step in sorted(set(found) - set(usable)):
+        progress.say(
+            f"Not used, and removed: the checkpoint of step {step}; with save_steps: {config.save_steps} it "
+            "is none to be kept, or one before it is missing."
+        )
+        shutil.rmtree(plan.work / f"checkpoint-{step}")
+    if not usable:
+        set_aside_kept(plan)
+        return None
+    return found[usable[-1]]
 
 
 def _usable(folder: Path, plan: RoundPlan, progress: Progress) -> Marker | None:
@@ -147,3 +171,15 @@ class Start:
                 )
                 course.best = None
         return cls(plan.previous, plan.first_step, course, StepLog())
+
+
+def check_start(start: Start, config: Config) -> None:
+    """Refuse a start whose optimizer this launch cannot load (see `check_sharding`)."""
+    marker = None if start.folder is None else read_marker(start.folder)
+    if start.folder is None or marker is None:
+        return
+    stage = None
+    if config.deepspeed is not None:
+        content = json.loads(Path(config.deepspeed).read_text(encoding="utf-8"))
+        stage = int(content.get("zero_optimization", {}).get("stage", 0))
+    check_sharding(marker.files, start.folder, stage, launch.world_size())

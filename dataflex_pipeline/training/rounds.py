@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import os
+import gc
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dataflex_pipeline import launch
 from dataflex_pipeline.api import Progress, Silent
 from dataflex_pipeline.errors import ConfigError, RunError, UserError
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.atomic import commit, write_text
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.training.course import LOG, Judge
-from dataflex_pipeline.training.marker import Marker
+from dataflex_pipeline.training.kept import publish_kept
+from dataflex_pipeline.training.marker import MARKER, Marker, read_marker
 from dataflex_pipeline.training.plan import RoundPlan, RoundResult
-from dataflex_pipeline.training.resume import BEST, Start, already_there, checkpoint_before, newest_inside
+from dataflex_pipeline.training.resume import (
+    BEST,
+    Start,
+    already_there,
+    check_start,
+    checkpoint_before,
+    newest_inside,
+)
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -53,7 +62,7 @@ def train_round(
     finished = already_there(plan)
     if finished is None:
         # Every process trains, the first one reports.
-        listener = progress if os.environ.get("RANK", "0") == "0" else Silent()
+        listener = progress if launch.rank() == 0 else Silent()
         job = _Job(config, plan, pool, target, listener, _check_settings(config, plan, target))
         finished = _run(job, checkpoint_before(plan))
     assert finished.result is not None  # noqa: S101 (only finished markers get here)
@@ -81,12 +90,13 @@ def _run(job: _Job, before: Marker | None) -> Marker:
     plan = job.plan
     with tracker_environment(job.config, plan.run_folder), no_bars():
         arguments = training_arguments(job.config, plan)
-        with arguments.main_process_first():
-            inside = newest_inside(plan, job.progress)
+        inside = _newest_inside(job, arguments)
         if inside is None or not inside.finished:
-            _train(job, Start.of(plan, job.config, inside, before, job.progress), arguments)
-            with arguments.main_process_first():
-                inside = newest_inside(plan, job.progress)
+            start = Start.of(plan, job.config, inside, before, job.progress)
+            check_start(start, job.config)
+            _train(job, start, arguments)
+            _free_memory()
+            inside = _newest_inside(job, arguments)
     if inside is None or not inside.finished:
         raise RunError(
             f"The training of round {plan.round} ended without a checkpoint.",
@@ -97,6 +107,21 @@ def _run(job: _Job, before: Marker | None) -> Marker:
         _publish(job.config, plan, inside)
     PartialState().wait_for_everyone()
     return inside
+
+
+def _newest_inside(job: _Job, arguments: SFTConfig) -> Marker | None:
+    """Return the newest checkpoint inside the round; the first process looks and tidies up, and tells."""
+    import torch
+    from accelerate.utils import broadcast
+
+    first = arguments.process_index == 0
+    found = newest_inside(job.config, job.plan, job.progress) if first else None
+    step = broadcast(torch.tensor([-1 if found is None else found.step], device=arguments.device)).item()
+    if first or step < 0:
+        return found
+    folder = job.plan.work / f"checkpoint-{step}"
+    launch.await_file(folder / MARKER)
+    return read_marker(folder)
 
 
 def _check_settings(config: Config, plan: RoundPlan, target: PartedTable | None) -> Judge:
@@ -135,6 +160,24 @@ def _train(job: _Job, start: Start, arguments: SFTConfig) -> None:
         ) from error
     finally:
         job.progress.finish()
+        _forget_deepspeed(config)
+
+
+def _free_memory() -> None:
+    """Give back the trainer's memory: its parts name each other, so that it would stay for a while."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _forget_deepspeed(config: Config) -> None:
+    """Take back what makes transformers shard every model that is loaded from here on (ZeRO-3)."""
+    if config.deepspeed is not None:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
 
 
 def _trainer(job: _Job, conductor: Conductor, arguments: SFTConfig) -> WeightedTrainer:
@@ -183,6 +226,8 @@ def _publish(config: Config, plan: RoundPlan, marker: Marker) -> None:
     best = marker.course["best"]
     if config.load_best_model_at_end and best is not None and best["round"] == plan.round:
         _publish_best(plan, best["step"])
+    if config.keep_checkpoints:
+        publish_kept(plan, marker.step)
     commit(folder, plan.checkpoint)
     shutil.rmtree(plan.work)
 

@@ -26,13 +26,14 @@ from trl import SFTTrainer  # noqa: TID253
 
 from dataflex_pipeline.errors import RunError, UserError
 from dataflex_pipeline.seeds import derive_seed
+from dataflex_pipeline.training.sharded import save_adam_states
 
 if TYPE_CHECKING:
     from dataflex_pipeline.training.conductor import Conductor
 
-NOT_KEPT = ("training_args.bin", "README.md")
-"""Files that transformers and peft write beside the weights: a pickle, which is never read here, and a
-model card without content."""
+NOT_KEPT = ("training_args.bin", "README.md", "zero_to_fp32.py", "zero_to_torch.py")
+"""Files that transformers, peft and DeepSpeed write beside the weights: a pickle, which is never read here, a
+model card without content, and programs."""
 
 
 class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
@@ -50,7 +51,7 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
         self.stream_seed = seed
         self.control: Any
         self.loss_of_step = torch.zeros((), device=self.args.device)
-        self.norm_of_step = 0.0
+        self.norm_of_step: float | None = None
 
     def _set_signature_columns_if_needed(self) -> None:
         # A column that is not named here is dropped before the collator sees it, without a word.
@@ -100,7 +101,7 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self.norm_of_step = float(norm)
+        self.norm_of_step = None if norm is None else float(norm)  # DeepSpeed at stage 0 gives none
         return norm
 
     def evaluate(
@@ -157,6 +158,8 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with writing(folder):
             super()._save_checkpoint(model, trial)
+            if self.is_deepspeed_enabled:
+                save_adam_states(self, folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with writing(folder):
@@ -201,9 +204,9 @@ def remove_unkept(folder: Path) -> None:
         adapter.write_text(json.dumps(content, indent=2, sort_keys=True), "utf-8")
 
 
-def refuse_not_finite(loss: float, norm: float, step: int, rows: list[int]) -> None:
-    """Raise RunError when the loss of a step or the norm of its gradient is not finite."""
-    if not (math.isfinite(loss) and math.isfinite(norm)):
+def refuse_not_finite(loss: float, norm: float | None, step: int, rows: list[int]) -> None:
+    """Raise RunError when the loss of a step or the norm of its gradient (where known) is not finite."""
+    if not (math.isfinite(loss) and (norm is None or math.isfinite(norm))):
         raise RunError(
             f"The training loss of step {step} is {loss}, its gradient's norm {norm} "
             f"(pool rows {', '.join(map(str, rows[:8]))}...).",

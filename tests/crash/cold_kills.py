@@ -161,7 +161,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", default="loss")
+    parser.add_argument("--nproc", help="numbers of processes, such as 1,2,4: see rank_kills.py")
     options = parser.parse_args()
+    if options.nproc:
+        from crash.rank_kills import besiege
+
+        counts = [int(number) for number in options.nproc.split(",")]
+        with tempfile.TemporaryDirectory() as place:
+            demo = small_demo(Path(place))
+            return besiege(demo, options.method, options.kills, options.seed, counts)
     with tempfile.TemporaryDirectory() as place:
         print("making a small demo and an undisturbed run", flush=True)
         recipe = Recipe.of(small_demo(Path(place)), options.method)

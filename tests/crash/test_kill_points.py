@@ -20,6 +20,18 @@ RANDOM_KILLS = 8
 SEED = 20
 
 KEEP_BEST = "load_best_model_at_end=true"
+ALL_CHECKPOINTS = ("less.checkpoints=all", "keep_checkpoints=true")
+NICE = (
+    "nice.proj_dim=64",
+    "nice.generator=transformers",
+    "nice.mc_samples=2",
+    "nice.max_new_tokens=4",
+    "nice.reward_model_backend=metric",
+    "nice.reward_backend_params.metric.name=chrf",
+    "nice.save_interval=8",
+    "max_samples=24",
+)
+"""Answers, rewards and policy gradients of the target in two parts each, the pool's gradients in three."""
 
 
 def in_parallel(work, items):
@@ -33,7 +45,7 @@ def recipes(tiny_demo):
     return {
         "loss": Recipe.of(tiny_demo),
         "delta_loss": Recipe.of(tiny_demo, "delta_loss", KEEP_BEST, "delta_loss.schedule=centered"),
-        "less": Recipe.of(tiny_demo, "less", "less.proj_dim=64"),
+        "less": Recipe.of(tiny_demo, "less", "less.proj_dim=64", *ALL_CHECKPOINTS),
     }
 
 
@@ -150,3 +162,36 @@ def test_killed_at_random_times(undisturbed, lanes, recipes, tmp_path):
     assert [found for _, found in ends] == [[]] * len(times)
     # a run that was quicker than the one measured may end before its kill
     assert sum(killed for killed, _ in ends) >= RANDOM_KILLS - 2
+
+
+def test_killed_while_answering_rewarding_and_capturing(lanes, tiny_demo, tmp_path):
+    """The scoring of nice: killed before every durable write on the way, and at random times."""
+    warmup, score, *_ = Recipe.of(tiny_demo, "nice", *NICE).stages()
+    warm = Bench(lanes, tmp_path / "warm").finish(warmup)
+
+    def scored(name, **kill):
+        bench = Bench(lanes, tmp_path / name)
+        shutil.copytree(warm.folder, bench.folder)
+        return bench, bench.call(score, **kill)
+
+    reference, end = scored("reference")
+    assert end.code == 0, end.output
+    draw = random.Random(SEED)
+    times = [draw.uniform(0.05, 0.98) * end.cpu for _ in range(RANDOM_KILLS)]
+
+    def once(numbered):
+        number, after = numbered
+        if after is None:
+            bench = Bench(lanes, tmp_path / "chain")
+            shutil.copytree(warm.folder, bench.folder)
+            killed = bench.chain([score], "before") >= len(set(reference.writes()) - set(warm.writes()))
+        else:
+            bench, end = scored(f"random-{number}", after=after)
+            killed = end.killed
+            bench.finish(score)
+        return killed, differences(reference.run, bench.run) + done_twice(bench.book())
+
+    ends = in_parallel(once, list(enumerate([None, *times])))
+    assert [found for _, found in ends] == [[]] * len(ends)
+    assert ends[0][0]
+    assert sum(killed for killed, _ in ends) >= RANDOM_KILLS - 1

@@ -1,0 +1,57 @@
+"""Which generator draws: chosen once, by name or by what is installed, never by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dataflex_pipeline.backends import Generator
+from dataflex_pipeline.backends.generation_settings import GenerationSettings
+from dataflex_pipeline.backends.vllm_engine import require_vllm, vllm_installed
+
+if TYPE_CHECKING:
+    from dataflex_pipeline.config.fields import Config
+
+GeneratorName = Literal["vllm", "transformers"]
+
+
+def choose_generator(setting: Literal["auto", "vllm", "transformers"]) -> GeneratorName:
+    """Return the generator that a setting stands for: auto takes vLLM where it is installed."""
+    if setting == "auto":
+        return "vllm" if vllm_installed() else "transformers"
+    return setting
+
+
+def check_generator(name: GeneratorName) -> None:
+    """Check that a generator can be used here.
+
+    Raises:
+        ConfigError: vllm is chosen and not installed.
+    """
+    if name == "vllm":
+        require_vllm("generator: vllm")
+
+
+def make_generator(
+    name: GeneratorName,
+    config: Config,
+    checkpoint: Path | None,
+    settings: GenerationSettings,
+    longest: int,
+    say: Callable[[str], None],
+) -> Generator:
+    """Make a generator, not yet loaded.
+
+    Args:
+        name: from `choose_generator`. config: names the model. settings: how completions are drawn.
+        checkpoint: folder of the adapter or of the whole model; None: the model before the warm-up.
+        longest: tokens of the longest prompt that may come. say: is told what a backend chose.
+    """
+    if name == "vllm":
+        from dataflex_pipeline.backends.generate_vllm import VllmGenerator
+
+        return VllmGenerator(config, checkpoint, settings, longest, say)
+    from dataflex_pipeline.backends.generate_transformers import TransformersGenerator
+
+    return TransformersGenerator(config, checkpoint, settings)

@@ -1,0 +1,103 @@
+"""The measured half of an estimate: a short training and a few batches of every feature, on sampled rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from dataflex_pipeline.api import Need
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.estimate.costs import ID_BYTES
+from dataflex_pipeline.estimate.features import Bench
+from dataflex_pipeline.estimate.machine import import_seconds
+from dataflex_pipeline.estimate.predict import Measured, kind_of
+from dataflex_pipeline.estimate.sample import Sample, write_parts
+from dataflex_pipeline.estimate.training import (
+    LARGEST_CHECKPOINT,
+    check_room,
+    checkpoint_bytes,
+    load_shape,
+    measure_training,
+)
+from dataflex_pipeline.schemas import SCORES
+from dataflex_pipeline.store.parts import PartedTable
+from dataflex_pipeline.store.tables import table_writer
+
+LIBRARIES = ("torch", "transformers", "peft")
+TABLE_ROWS = 20_000
+COMPUTED_ELSEWHERE = ("rewards", "policy_gradients")
+"""Features whose cost follows from others' (`predict`)."""
+
+
+def calibrate(
+    config: Config,
+    samples: Sequence[Sample],
+    needs: Sequence[Need],
+    batch: int,
+    scratch: Path,
+    budget: float,
+    say: Callable[[str], None],
+) -> Measured:
+    """Measure what the stages of a run are made of.
+
+    Args:
+        config: of the run, with real paths. samples: of the pool, and of the target where there is one.
+        needs: the feature tables of the run. batch: rows per optimizer step.
+        scratch: an empty folder. budget: seconds of computing for each measurement, about.
+        say: prints a line.
+
+    Raises:
+        UserError: something that the run needs is missing, or memory or disk are too small for it.
+    """
+    from dataflex_pipeline.models.base import resolve_device
+
+    imports = import_seconds(LIBRARIES)
+    device = resolve_device(config.device)
+    shape, load = load_shape(config, device)
+    check_room(shape, scratch)
+    rows: dict[str, PartedTable] = {
+        each.split: write_parts(each.usable, scratch / f"usable-{each.split}") for each in samples
+    }
+    training = None
+    if checkpoint_bytes(shape) <= LARGEST_CHECKPOINT:
+        say("measuring: a few training steps")
+        training = measure_training(config, rows["pool"], batch, scratch, budget, device)
+    bench = Bench(config, rows, training.checkpoint if training else None, scratch, budget, device)
+    features = {}
+    for need in [Need("losses"), *needs]:
+        if need.feature in COMPUTED_ELSEWHERE or _is_read(need) or kind_of(need) in features:
+            continue
+        say(f"measuring: {need.feature.replace('_', ' ')}")
+        features[kind_of(need)] = bench.measure(need)
+    counts = {each.split: each.counts for each in samples}
+    writing, empty = measure_writing(scratch)
+    return Measured(
+        config, shape, imports, load, counts["pool"], counts.get("target"), training, features, writing, empty
+    )
+
+
+def _is_read(need: Need) -> bool:
+    """Whether the vectors come from a file."""
+    return need.params.get("vectors") is not None
+
+
+def measure_writing(scratch: Path) -> tuple[float, float]:
+    """Return the seconds for writing and reading a row of a score table, and the bytes of an empty one."""
+    stream = np.random.default_rng(0)
+    columns = {
+        "row": np.arange(TABLE_ROWS),
+        "row_id": [stream.bytes(16).hex() for _ in range(TABLE_ROWS)],
+        "score": stream.random(TABLE_ROWS),
+        "valid": np.ones(TABLE_ROWS, bool),
+        "reason": pa.nulls(TABLE_ROWS, pa.string()),
+    }
+    table, path = pa.table(columns, schema=SCORES), scratch / "scores.parquet"
+    began = time.perf_counter()
+    with table_writer(path, SCORES, {}) as write:
+        write(table)
+    seconds = (time.perf_counter() - began) / TABLE_ROWS
+    return seconds, max(0.0, path.stat().st_size - TABLE_ROWS * (ID_BYTES + 8))

@@ -1,0 +1,207 @@
+"""What a feature takes, seen by computing it for sampled rows with the very code of a run.
+
+Seconds are counted per unit of work: a token of a row, a drawn token, or a pair of vectors. Nothing that
+costs money is asked, and no judge is loaded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dataflex_pipeline.api import Feature, FeatureInput, Need, Silent
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.estimate.machine import begin_peak, peak_bytes
+from dataflex_pipeline.estimate.sample import disk_of, numbered, write_parts
+from dataflex_pipeline.features.plan import make_feature
+from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
+from dataflex_pipeline.store.parts import PartedTable
+
+FIRST_ROWS = 8
+DRAWN_TOKENS = 32
+"""Tokens of a completion that the calibration draws at most."""
+DRAWN_TOGETHER = 64
+VECTORS, QUERIES = 4096, 64
+PAIRS = ("neighbours", "density")
+
+
+@dataclass(frozen=True)
+class FeatureCost:
+    """What a feature was seen to take.
+
+    Attributes:
+        start_seconds: for loading what it needs. unit_seconds: per unit of work.
+        rows, units: that it was measured over. part_bytes, line_bytes: on disk, of a part and of a line.
+        tokens_per_line: of a completion; 0 elsewhere. cut: share of the completions that were cut short.
+        peak_bytes: of memory.
+    """
+
+    start_seconds: float
+    unit_seconds: float
+    rows: int
+    units: float
+    part_bytes: float
+    line_bytes: float
+    peak_bytes: int
+    tokens_per_line: float = 0.0
+    cut: float = 0.0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What features are measured with.
+
+    Attributes:
+        config: of the run. rows: usable sampled rows by split. checkpoint: of the short training, or None.
+        scratch: a folder. budget: seconds that one feature should be computed for. device: torch's.
+    """
+
+    config: Config
+    rows: Mapping[str, PartedTable]
+    checkpoint: Path | None
+    scratch: Path
+    budget: float
+    device: str
+
+    def measure(self, need: Need) -> FeatureCost:
+        """Compute a feature for some rows and return what it took.
+
+        Raises:
+            UserError: a package, a model or a file that it needs is not there.
+        """
+        if need.feature in PAIRS:
+            return self._pairs(need)
+        if need.feature == "generations":
+            return self._drawn(need)
+        if self.checkpoint is None and need.params.get("side") == "adam":
+            plain = {name: value for name, value in need.params.items() if name != "adam_update"}
+            need = replace(need, params=plain | {"side": "sgd"})
+        rows = self.rows[need.split]
+        return self._timed(need, make_feature(need, self.config), rows, self._given(rows), _tokens)
+
+    def _given(self, rows: PartedTable, **tables: PartedTable) -> FeatureInput:
+        folder = self.scratch / "feature"
+        fingerprint = None if self.checkpoint is None else "estimate"
+        return FeatureInput(rows, rows.fingerprint, self.checkpoint, fingerprint, tables, folder)
+
+    def _timed(
+        self,
+        need: Need,
+        feature: Feature,
+        rows: PartedTable,
+        given: FeatureInput,
+        units: Callable[[pa.Table], float],
+    ) -> FeatureCost:
+        names = [name for name in rows.schema.names if name in {*feature.input_columns, "n_tokens"}]
+        table = rows.part(0, names)
+        begin_peak(self.device)
+        began = time.perf_counter()
+        with feature.open(given, Silent()) as compute:
+            start = time.perf_counter() - began
+            part, made, seconds = self._grown(compute, table)
+        folder = self.scratch / f"{need.feature}-{need.split}-{time.monotonic_ns()}"
+        part_bytes, line_bytes = disk_of(made.select(feature.schema.names).cast(feature.schema), folder)
+        work = units(part)
+        return FeatureCost(
+            start, seconds / work, part.num_rows, work, part_bytes, line_bytes, peak_bytes(self.device)
+        )
+
+    def _grown(
+        self, compute: Callable[[pa.Table], pa.Table], table: pa.Table
+    ) -> tuple[pa.Table, pa.Table, float]:
+        """Compute for more and more rows, up to a part of a run or half the budget; keep the last."""
+        most = min(table.num_rows, self.config.rows_per_part)
+        count = min(FIRST_ROWS, most)
+        compute(table.slice(0, count))  # the first call sets up what later ones find ready
+        while True:
+            part = table.slice(0, count)
+            began = time.perf_counter()
+            made = compute(part)
+            seconds = time.perf_counter() - began
+            if count == most or seconds > self.budget / 2:
+                return part, made, seconds
+            faster = int(count * self.budget / max(seconds, 1e-6))
+            count = min(most, max(2 * count, min(faster, 16 * count)))
+
+    def _drawn(self, need: Need) -> FeatureCost:
+        """Draw short completions with transformers; the cost is per drawn token."""
+        asked: Any = make_feature(need, self.config).params
+        shorter = min(asked.max_new_tokens, DRAWN_TOKENS)
+        params = {**need.params, "generator": "transformers", "max_new_tokens": shorter}
+        feature = make_feature(replace(need, params=params), self.config)
+        rows = self.rows[need.split]
+        count = max(1, DRAWN_TOGETHER // asked.mc_samples)
+        table = rows.part(0, list(feature.input_columns)).slice(0, count)
+        begin_peak(self.device)
+        began = time.perf_counter()
+        with feature.open(self._given(rows), Silent()) as compute:
+            start = time.perf_counter() - began
+            made = compute(table)
+        seconds = time.perf_counter() - began - start
+        drawn = made.filter(made.column("valid"))
+        lengths = drawn.column("n_tokens").to_numpy()
+        cut = drawn.column("finish").to_numpy(zero_copy_only=False) == "length"
+        whole = np.where(cut, asked.max_new_tokens, lengths)
+        part_bytes, line_bytes = disk_of(made, self.scratch / f"drawn-{time.monotonic_ns()}")
+        return FeatureCost(
+            start,
+            seconds / max(1, lengths.sum()),
+            table.num_rows,
+            float(lengths.sum()),
+            part_bytes,
+            line_bytes * float(whole.mean() / max(1.0, lengths.mean())) if len(lengths) else line_bytes,
+            peak_bytes(self.device),
+            float(whole.mean()) if len(whole) else float(asked.max_new_tokens),
+            float(cut.mean()) if len(cut) else 1.0,
+        )
+
+    def _pairs(self, need: Need) -> FeatureCost:
+        """Search among random unit vectors of the embeddings' length; the cost is per pair compared."""
+        feature: Any = make_feature(need, self.config)
+        inner: Any = feature.needs(need)["pool"]
+        dimension = int(make_feature(inner, self.config).dimension)  # type: ignore[attr-defined]
+        pool = random_vectors(VECTORS, dimension, self.scratch / f"pool-{dimension}")
+        target = random_vectors(QUERIES, dimension, self.scratch / f"target-{dimension}")
+        if need.feature == "neighbours":
+            given = self._given(target, pool=pool, target=target)
+            return self._timed(need, feature, target, given, lambda part: float(part.num_rows) * VECTORS)
+        near = _all_near(pool, self.scratch / f"near-{dimension}")
+        given = self._given(pool, pool=pool, neighbours=near)
+        return self._timed(need, feature, pool, given, lambda part: float(part.num_rows) * VECTORS)
+
+
+def _tokens(part: pa.Table) -> float:
+    return float(max(1, part.column("n_tokens").to_numpy().sum()))
+
+
+def random_vectors(n_rows: int, dimension: int, folder: Path) -> PartedTable:
+    """Write a table of random unit vectors in the columns of embeddings."""
+    if PartedTable.is_complete(folder):
+        return PartedTable.open(folder)
+    vectors = np.random.default_rng(0).normal(size=(n_rows, dimension))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    kind = pa.list_(pa.float32(), dimension)
+    flat = pa.array(vectors.astype(np.float32).reshape(-1))
+    schema = pa.schema([ROW, ROW_ID, column("embedding", kind, "a random unit vector"), VALID, REASON])
+    columns = [
+        np.arange(n_rows),
+        [f"{row:032x}" for row in range(n_rows)],
+        pa.FixedSizeListArray.from_arrays(flat, dimension),
+        np.ones(n_rows, bool),
+        pa.nulls(n_rows, pa.string()),
+    ]
+    return write_parts(pa.table(columns, schema=schema), folder)
+
+
+def _all_near(pool: PartedTable, folder: Path) -> PartedTable:
+    """Write one target row whose neighbours are all rows of the pool."""
+    if PartedTable.is_complete(folder):
+        return PartedTable.open(folder)
+    lists = pa.array([list(range(pool.n_rows))], pa.list_(pa.int64()))
+    return write_parts(numbered(pa.table({"row": pa.array([0]), "neighbours": lists})), folder)

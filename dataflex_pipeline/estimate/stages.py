@@ -1,0 +1,94 @@
+"""The stages of a whole run, from the first import to the last checkpoint, each with what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from dataflex_pipeline.api import Method, Need
+from dataflex_pipeline.estimate.costs import INDEX_BYTES, row_bytes
+from dataflex_pipeline.estimate.predict import Measured, StageCost, feature_stage, training_stage
+from dataflex_pipeline.estimate.sample import Sample
+from dataflex_pipeline.schemas import PROBABILITIES, SCORES
+
+PASSES = 2
+"""How often selecting goes over a score table, beside writing the probabilities."""
+
+
+def run_stages(
+    found: Measured,
+    samples: Sequence[Sample],
+    workers: Sequence[int],
+    method: Method,
+    rounds: Sequence[Sequence[Need]],
+    batch: int,
+) -> list[StageCost]:
+    """Return the stages of a run in order.
+
+    Args:
+        found: the calibration. samples: of the splits. workers: processes that prepare each of them.
+        method: the one that scores. rounds: its feature tables by round. batch: rows per optimizer step.
+    """
+    stages = [_start(found)]
+    stages += [_prepare(sample, count) for sample, count in zip(samples, workers, strict=True)]
+    stages += [_select(found, 0, batch), training_stage(found, 0, batch)]
+    groups = max((len(set(_groups(sample))) for sample in samples), default=1)
+    for number, needs in enumerate(rounds, 1):
+        stages += [feature_stage(found, need, number) for need in needs]
+        stages.append(_score(found, method, number, groups))
+        stages += [_select(found, number, batch), training_stage(found, number, batch)]
+    return stages
+
+
+def _groups(sample: Sample) -> list[str]:
+    names = sample.table.column_names
+    return sample.table.column("group").to_pylist() if "group" in names else [""]
+
+
+def _start(found: Measured) -> StageCost:
+    seconds = found.import_seconds + found.load_seconds
+    return StageCost("start", None, seconds=seconds, note="importing libraries, checking the model")
+
+
+def _prepare(sample: Sample, workers: int) -> StageCost:
+    counts = sample.counts
+    stage = f"prepare {sample.split}"
+    note = "" if counts.exact else f"tokens from {sample.table.num_rows:,} sampled rows"
+    if not sample.read_seconds:
+        return StageCost(
+            stage,
+            None,
+            counts.rows,
+            counts.tokens,
+            seconds=0.0,
+            disk_bytes=sample.disk,
+            note="prepared already",
+        )
+    seconds = 2 * sample.read_seconds + counts.rows * sample.row_seconds / workers
+    note += f"{'; ' if note else ''}in {workers} processes" if workers > 1 else ""
+    return StageCost(
+        stage, None, counts.rows, counts.tokens, seconds=seconds, disk_bytes=sample.disk, note=note
+    )
+
+
+def _score(found: Measured, method: Method, number: int, groups: int) -> StageCost:
+    """Predict a score table: the method's arithmetic is as cheap as writing its rows."""
+    rows = found.pool.rows
+    own = row_bytes(pa.schema([*SCORES, *method.columns]))
+    if type(method).own_columns is not Method.own_columns:
+        own += 8 * groups
+    seconds = PASSES * rows * found.write_seconds
+    disk = found.table_bytes + rows * own
+    return StageCost("score", number, rows, seconds=seconds, disk_bytes=disk, basis="extrapolated")
+
+
+def _select(found: Measured, number: int, batch: int) -> StageCost:
+    """Predict probabilities and index; the warm-up has no probabilities."""
+    config, rows = found.config, found.pool.rows
+    positions = batch * (config.update_step if number else config.warmup_step)
+    disk = found.table_bytes + positions * INDEX_BYTES
+    if number:
+        disk += found.table_bytes + rows * row_bytes(PROBABILITIES)
+    seconds = PASSES * rows * found.write_seconds
+    return StageCost("select", number, positions, seconds=seconds, disk_bytes=disk, basis="extrapolated")

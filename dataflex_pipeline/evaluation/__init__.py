@@ -1,0 +1,1 @@
+"""How good the model of a round is: losses, generated answers, and benchmark tasks."""

@@ -1,0 +1,142 @@
+"""What a feature table is made from, worked out before anything is computed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dataflex_pipeline import launch
+from dataflex_pipeline.api import Feature, FeatureInput, Need
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.store.fingerprint import digest
+from dataflex_pipeline.store.parts import MANIFEST, PartedTable
+from dataflex_pipeline.store.stale import MARKER
+
+Key = tuple[str, int | None, int | None]
+"""Split, round and step: what the inputs of a feature depend on."""
+FEATURES = (
+    "density",
+    "embeddings",
+    "generations",
+    "gradients",
+    "losses",
+    "neighbours",
+    "policy_gradients",
+    "rewards",
+)
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """A feature table worked out and not yet computed.
+
+    Attributes:
+        need: what is asked for. feature: made from it. given: the rows and the checkpoint.
+        upstream: plans of the features that it is computed from, by the feature's own names.
+        rows_per_part: rows of the split per part; batches are formed inside a part.
+        ingredients: what the table is made from; their digest is its fingerprint.
+    """
+
+    need: Need
+    feature: Feature
+    given: FeatureInput
+    upstream: Mapping[str, FeaturePlan]
+    rows_per_part: int
+    ingredients: dict[str, Any]
+
+    def folder(self, features: Path) -> Path:
+        """Return the table's folder: name, split and the head of its fingerprint."""
+        return features / f"{self.need.feature}-{self.need.split}-{digest(self.ingredients)[:16]}"
+
+
+def make_feature(need: Need, config: Any) -> Feature:
+    """Make the feature that a need names.
+
+    Raises:
+        ConfigError: there is no such feature.
+    """
+    if need.feature not in FEATURES:
+        raise ConfigError(
+            f"A method asks for the feature '{need.feature}'.",
+            f"The features are: {', '.join(FEATURES)}.",
+            "Correct the method's needs().",
+        )
+    module = importlib.import_module(f"dataflex_pipeline.features.{need.feature}")
+    kind: type[Feature] = getattr(module, need.feature.title().replace("_", ""))
+    return kind(kind.Params(**need.params), config)
+
+
+def plan_feature(
+    need: Need, config: Any, given: Callable[[Need], FeatureInput], rows_per_part: int
+) -> FeaturePlan:
+    """Work out a feature table and those that it is computed from.
+
+    Args:
+        need: what is asked for. config: the run's configuration.
+        given: finds the rows and the checkpoint that a need speaks of.
+        rows_per_part: rows of the split per part.
+    """
+    feature, found = make_feature(need, config), given(need)
+    upstream = {
+        key: plan_feature(inner, config, given, rows_per_part) for key, inner in feature.needs(need).items()
+    }
+    ingredients = {
+        "feature": need.feature,
+        "version": feature.version,
+        "split": need.split,
+        "params": feature.params.model_dump(mode="json"),
+        "rows": found.fingerprint,
+        "checkpoint": found.checkpoint_fingerprint,
+        "rows_per_part": rows_per_part,
+        **feature.ingredients(),
+    }
+    if upstream:
+        ingredients["features"] = {key: digest(plan.ingredients) for key, plan in upstream.items()}
+    return FeaturePlan(need, feature, found, upstream, rows_per_part, ingredients)
+
+
+def to_plain(plan: FeaturePlan) -> dict[str, Any]:
+    """Return a plan as plain values, with the places of its inputs, for another process of the launch."""
+    given = plan.given
+    if not isinstance(given.table, PartedTable):
+        raise TypeError("features are computed over a parted table")
+    return {
+        "need": asdict(plan.need),
+        "rows": str(given.table.folder.absolute()),
+        "checkpoint": None if given.checkpoint is None else str(given.checkpoint.absolute()),
+        "checkpoint_fingerprint": given.checkpoint_fingerprint,
+        "upstream": {key: to_plain(inner) for key, inner in plan.upstream.items()},
+        "rows_per_part": plan.rows_per_part,
+    }
+
+
+def from_plain(content: Mapping[str, Any], config: Config) -> FeaturePlan:
+    """Return the plan that ``to_plain`` described, its inputs opened as soon as they are visible here."""
+    inputs: dict[Key, FeatureInput] = {}
+    _collect_inputs(content, inputs)
+    need = Need(**content["need"])
+    return plan_feature(
+        need, config, lambda each: inputs[_key(each)], content["rows_per_part"]
+    )
+
+
+def _collect_inputs(content: Mapping[str, Any], found: dict[Key, FeatureInput]) -> None:
+    need, folder = Need(**content["need"]), Path(content["rows"])
+    launch.await_file(folder / MANIFEST)
+    table = PartedTable.reopen(folder)
+    checkpoint = None if content["checkpoint"] is None else Path(content["checkpoint"])
+    if checkpoint is not None:
+        launch.await_file(checkpoint / MARKER)
+    found[_key(need)] = FeatureInput(
+        table, table.fingerprint, checkpoint, content["checkpoint_fingerprint"]
+    )
+    for inner in content["upstream"].values():
+        _collect_inputs(inner, found)
+
+
+def _key(need: Need) -> Key:
+    return need.split, need.checkpoint, need.step

@@ -1,0 +1,240 @@
+"""The policy gradients of target rows, projected: the direction in which a reward falls fastest.
+
+The row's sampled answers come from the generations table and their rewards from the rewards table, both of
+the same checkpoint; which answers count and how much is in gradients/policy.py. What is kept is what the
+gradients feature keeps of a plain gradient: the random projection, scaled to length 1, in columns of the same
+names, so that the same cosines can be taken with either. The length before projection is not known: each
+answer is projected alone and the sum is over projections.
+
+A row without signal (every weight is 0, such as equal rewards under a baseline, or all rewards 0) is valid
+and has the gradient 0: its cosine with anything is 0, and it counts in the mean over the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from dataflex_pipeline import api
+from dataflex_pipeline.gradients.policy import (
+    Baseline,
+    Policy,
+    SampleWeights,
+    WeightedAnswers,
+    answer_labels,
+    last_answer,
+    sample_weights,
+    summed_gradients,
+)
+from dataflex_pipeline.schemas import GROUP, REASON, ROW, ROW_ID, VALID, column
+
+if TYPE_CHECKING:
+    from dataflex_pipeline.gradients.capture import GradientCapture
+    from dataflex_pipeline.gradients.stream import ProjectedGradients
+    from dataflex_pipeline.store.parts import PartedTable
+
+
+class PolicyGradients(api.Feature):
+    """Projected policy gradient of every target row at one checkpoint."""
+
+    input_columns = ("row", "row_id", "input_ids", "labels", "valid", "reason", "group")
+
+    class Params(api.Params):
+        """Parameters of policy_gradients."""
+
+        generations: dict[str, Any] = Field(
+            default_factory=dict, exclude=True, description="parameters of the generations feature"
+        )
+        rewards: dict[str, Any] = Field(
+            default_factory=dict, exclude=True, description="parameters of the rewards feature"
+        )
+        policy: Policy = Field("vanilla", description="which samples count")
+        kept_samples: int = Field(2, ge=1, description="samples that policy: topk keeps")
+        baseline: Baseline = Field("none", description="what is subtracted from a reward")
+        token_mean: bool = Field(False, description="divide by an answer's tokens")
+        proj_dim: int = Field(4096, ge=1, description="dimensions K of the projection")
+        projection: Literal["countsketch", "rademacher", "trak"] = Field(
+            "countsketch", description="the random projection"
+        )
+        seed: int = Field(0, ge=0, description="of the projection")
+        dtype: Literal["float16", "float32"] = Field("float16", description="number format on disk")
+
+    params: Params
+
+    DTYPES: ClassVar[dict[str, pa.DataType]] = {"float16": pa.float16(), "float32": pa.float32()}
+
+    def __init__(self, params: Any, config: Any) -> None:
+        super().__init__(params, config)
+        vector = pa.list_(self.DTYPES[params.dtype], params.proj_dim)
+        meaning = "projected policy gradient, scaled to length 1 (0 where there is no signal)"
+        self.schema = pa.schema(
+            [
+                ROW,
+                ROW_ID,
+                column("gradient", vector, meaning),
+                column("projected_norm", pa.float32(), "length after projection, before scaling"),
+                column("mean_reward", pa.float64(), "mean reward of the samples that have one"),
+                column("n_scored", pa.int32(), "samples that have a reward"),
+                column("n_kept", pa.int32(), "samples that the policy keeps"),
+                column("from_reference", pa.bool_(), "whether the row's own answer took the samples' place"),
+                column("signal", pa.bool_(), "whether any sample has a weight other than 0"),
+                GROUP.with_nullable(True),
+                VALID,
+                REASON,
+            ]
+        )
+
+    def needs(self, need: api.Need) -> Mapping[str, api.Need]:
+        """Ask for the sampled answers and their rewards at the same checkpoint."""
+        own = self.params
+        return {
+            "generations": replace(need, feature="generations", params=own.generations),
+            "rewards": replace(
+                need, feature="rewards", params=own.rewards | {"generations": own.generations}
+            ),
+        }
+
+    def ingredients(self) -> dict[str, Any]:
+        """Return the precision and attention kernel, which move the last digits."""
+        return {"bf16": self.config.bf16, "attn_implementation": self.config.attn_implementation}
+
+    @contextmanager
+    def open(
+        self, given: api.FeatureInput, progress: api.Progress
+    ) -> Iterator[Callable[[pa.Table], pa.Table]]:
+        """Load base and adapter once; yield the function from rows to projected policy gradients."""
+        from dataflex_pipeline.gradients.capture import GradientCapture
+        from dataflex_pipeline.gradients.projection import make_projection
+        from dataflex_pipeline.gradients.stream import ProjectedGradients
+        from dataflex_pipeline.models.base import load_for_scoring, resolve_device
+
+        device = resolve_device(self.config.device)
+        model = load_for_scoring(self.config, given.checkpoint, device)
+        projection = make_projection(
+            self.params.projection, self.params.proj_dim, self.params.seed, device=device
+        )
+        consumer = ProjectedGradients(projection)
+        with GradientCapture(
+            model, consumer, progress.say, checkpointing=self.config.gradient_checkpointing
+        ) as capture:
+
+            def compute(rows: pa.Table) -> pa.Table:
+                generations = _lines(given, "generations", rows, ["prompt", "token_ids", "valid", "reason"])
+                rewards = _lines(given, "rewards", rows, ["reward", "reference_reward"])
+                weighing = self._weigh(rows.num_rows, rewards)
+                _refuse_invalid(weighing, rows, generations)
+                answers = _answers(weighing, rows, generations)
+                sums, finite = self._sums(model, capture, consumer, answers, rows.num_rows)
+                return self._table(rows, weighing, _mean_rewards(rewards, weighing), sums, finite)
+
+            yield compute
+
+    def _weigh(self, n_rows: int, rewards: pa.Table) -> SampleWeights:
+        values = rewards.column("reward").to_numpy().reshape(n_rows, -1)  # [rows, samples]
+        own = rewards.column("reference_reward").to_numpy().reshape(n_rows, -1)[:, 0]
+        params = self.params
+        return sample_weights(values, own, params.policy, params.baseline, params.kept_samples)
+
+    def _sums(
+        self,
+        model: Any,
+        capture: GradientCapture,
+        consumer: ProjectedGradients,
+        answers: WeightedAnswers,
+        n_rows: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        shape = (n_rows, self.params.proj_dim)
+        max_tokens = self.config.score_batch_tokens
+        return summed_gradients(model, capture, consumer, answers, shape, max_tokens, self.params.token_mean)
+
+    def _table(
+        self,
+        rows: pa.Table,
+        weighing: SampleWeights,
+        mean_rewards: np.ndarray,
+        sums: np.ndarray,
+        finite: np.ndarray,
+    ) -> pa.Table:
+        reasons = [
+            reason or (None if sound else "the loss of a sample or its gradient is not finite")
+            for reason, sound in zip(weighing.reasons, finite, strict=True)
+        ]
+        kept = np.array([reason is None for reason in reasons], dtype=bool)
+        norms = np.linalg.norm(sums, axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            unit = np.where((kept & (norms > 0))[:, None], sums / norms[:, None], 0.0)
+        flat = pa.array(unit.astype(np.dtype(self.params.dtype)).reshape(-1), self.DTYPES[self.params.dtype])
+        missing = ~kept
+        columns = {
+            "row": rows.column("row"),
+            "row_id": rows.column("row_id"),
+            "gradient": pa.FixedSizeListArray.from_arrays(flat, self.params.proj_dim, mask=pa.array(missing)),
+            "projected_norm": pa.array(norms.astype(np.float32), mask=missing),
+            "mean_reward": pa.array(mean_rewards, mask=np.isnan(mean_rewards)),
+            "n_scored": pa.array(weighing.n_scored.astype(np.int32)),
+            "n_kept": pa.array(weighing.n_kept.astype(np.int32)),
+            "from_reference": pa.array(weighing.reference, mask=missing),
+            "signal": pa.array(weighing.reference | (weighing.weights != 0).any(axis=1), mask=missing),
+            "group": rows.column("group"),
+            "valid": pa.array(kept),
+            "reason": pa.array(reasons, pa.string()),
+        }
+        return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
+
+
+def _lines(given: api.FeatureInput, name: str, rows: pa.Table, columns: list[str]) -> pa.Table:
+    """Return the lines of a table with several lines per row that belong to the rows of a part."""
+    table: PartedTable = given.tables[name]
+    per_row = table.n_rows // given.table.n_rows
+    first = rows.column("row")[0].as_py()
+    return table.rows(first * per_row, (first + rows.num_rows) * per_row, columns)
+
+
+def _mean_rewards(rewards: pa.Table, weighing: SampleWeights) -> np.ndarray:
+    """Return the mean reward of each row's scored samples, NaN without any. [rows]"""
+    values = rewards.column("reward").to_numpy().reshape(weighing.weights.shape)
+    with np.errstate(invalid="ignore"):
+        means: np.ndarray = np.nansum(values, axis=1) / weighing.n_scored
+    return means
+
+
+def _refuse_invalid(weighing: SampleWeights, rows: pa.Table, generations: pa.Table) -> None:
+    """Give the rows that were not sent through the model the reason that the tables before had for it."""
+    per_row = weighing.weights.shape[1]
+    valid = rows.column("valid").to_pylist()
+    answered = generations.column("valid").to_numpy().reshape(-1, per_row)
+    why = generations.column("reason").to_pylist()
+    for row, reason in enumerate(rows.column("reason").to_pylist()):
+        if not valid[row] or not answered[row].any():
+            weighing.reasons[row] = reason or why[row * per_row]
+            weighing.weights[row] = 0.0
+            weighing.reference[row] = False
+
+
+def _answers(weighing: SampleWeights, rows: pa.Table, generations: pa.Table) -> WeightedAnswers:
+    """Return the answers that weigh anything: samples, and the rows' own answers where they take their place.
+
+    A sample of weight 0 adds nothing to the sum, so its gradient is never taken.
+    """
+    per_row = weighing.weights.shape[1]
+    answers = []
+    for row in range(rows.num_rows):
+        for sample in np.flatnonzero(weighing.weights[row]):
+            line = row * per_row + int(sample)
+            prompt, answer = (_numbers(generations, name, line) for name in ("prompt", "token_ids"))
+            answers.append((row, float(weighing.weights[row, sample]), *answer_labels(prompt, answer)))
+        if weighing.reference[row]:
+            ids, labels = (_numbers(rows, name, row) for name in ("input_ids", "labels"))
+            answers.append((row, 1.0, ids, last_answer(labels)))
+    return WeightedAnswers.of(answers)
+
+
+def _numbers(table: pa.Table, name: str, line: int) -> np.ndarray:
+    values: np.ndarray = table.column(name)[line].values.to_numpy(zero_copy_only=False).astype(np.int64)
+    return values

@@ -1,0 +1,144 @@
+"""What every sampled answer to the target earns: a judge's score, a reward model's output, or a metric.
+
+One line per target row and sample, in the order of the generations table. An answer that was drawn several
+times for a prompt, or equals the row's own, is judged once (inside a part). Every reward is written to a
+journal in the table's folder as soon as it is known, so that after a kill nothing is asked, or paid, twice; a
+part's journal goes away once the part is there. A reply in words that holds no score is asked for once more;
+then the line is unscored, with the judge's words beside it, and never counts as 0.
+
+``seconds``, and ``attempts`` at a remote endpoint, tell what happened and differ between runs; no other table
+is made from them. All else is identical however often the work was cut off, except what a remote judge says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from dataflex_pipeline import api
+from dataflex_pipeline.backends.judge_prompts import prompt_texts
+from dataflex_pipeline.backends.reward_settings import (
+    ApiSettings,
+    JudgeSettings,
+    LocalVllmSettings,
+    MetricSettings,
+    RewardModelSettings,
+    Settings,
+    read_settings,
+)
+from dataflex_pipeline.backends.rewarders import check_ready, is_journalled, make_rewarder
+from dataflex_pipeline.features.plan import make_feature
+from dataflex_pipeline.features.reward_parts import REWARDS, RewardParts, remove_finished
+from dataflex_pipeline.store.fingerprint import digest
+
+
+class Rewards(api.Feature):
+    """The reward of every sampled answer."""
+
+    input_columns = ("row", "row_id", "messages", "valid", "reason")
+    schema = REWARDS
+
+    class Params(api.Params):
+        """Parameters of rewards."""
+
+        reward_model_backend: Literal["local_vllm", "api", "reward_model", "metric"] = Field(
+            "local_vllm", description="what judges"
+        )
+        reward_backend_params: dict[str, Any] = Field(
+            default_factory=dict,
+            exclude=True,  # ingredients() tells what of it can change a reward
+            description="settings by backend",
+        )
+        reference: bool = Field(False, description="judge the target rows' own answers too")
+        generations: dict[str, Any] = Field(
+            default_factory=dict,
+            exclude=True,  # the generations table's own fingerprint tells it
+            description="parameters of the generations feature",
+        )
+
+    params: Params
+
+    def __init__(self, params: Any, config: Any) -> None:
+        super().__init__(params, config)
+        self.backend: str = params.reward_model_backend
+        self.settings: Settings = read_settings(self.backend, params.reward_backend_params)
+
+    @property
+    def lines_per_row(self) -> int:
+        """Samples per target row."""
+        return make_feature(self._generations(api.Need("generations", "target")), self.config).lines_per_row
+
+    def _generations(self, need: api.Need) -> api.Need:
+        return replace(need, feature="generations", params=self.params.generations)
+
+    def needs(self, need: api.Need) -> Mapping[str, api.Need]:
+        """Ask for the answers that are to be judged."""
+        return {"generations": self._generations(need)}
+
+    def ingredients(self) -> dict[str, Any]:
+        """Return what of the chosen backend's settings decides a reward, and its model or function."""
+        made: dict[str, Any] = {"settings": self.settings.model_dump(mode="json")}
+        if isinstance(self.settings, JudgeSettings):
+            made["prompts"] = digest(prompt_texts(self.settings))
+        if isinstance(self.settings, LocalVllmSettings | RewardModelSettings):
+            from dataflex_pipeline.backends.judge_files import JudgeFiles
+
+            del made["settings"]["hf_model_name_or_path"]  # a folder may move
+            files = JudgeFiles(self.subject, self.backend, self.settings.trust_remote_code)
+            made["model"] = files.identity
+        if isinstance(self.settings, RewardModelSettings):
+            made["bf16"] = self.config.bf16
+        if isinstance(self.settings, MetricSettings):
+            from dataflex_pipeline.backends.reward_metric import source_digest
+
+            made["function"] = source_digest(self.settings.name)
+        return {"backend": made}
+
+    @property
+    def subject(self) -> str:
+        """The model or metric that judges."""
+        if isinstance(self.settings, ApiSettings):
+            return self.settings.model_name
+        if isinstance(self.settings, LocalVllmSettings | RewardModelSettings):
+            return self.settings.hf_model_name_or_path or ""
+        return self.settings.name if isinstance(self.settings, MetricSettings) else ""
+
+    def check(self, need: api.Need, n_rows: int) -> None:
+        """Check what the backend needs beside its settings: the API's key, the user's own function.
+
+        Raises:
+            ConfigError: the environment variable with the key is not set, or the function cannot be used.
+        """
+        check_ready(self.settings)
+
+    @contextmanager
+    def open(
+        self, given: api.FeatureInput, progress: api.Progress
+    ) -> Iterator[Callable[[pa.Table], pa.Table]]:
+        """Load the backend once; yield the function from target rows to rewards.
+
+        Raises:
+            DataflexError: the backend finally failed; every reply that had arrived is in the journal.
+        """
+        if given.folder is None:
+            raise ValueError("rewards are kept in the folder of their table, and none was given")
+        remove_finished(given.folder)
+        label = f"{self.backend} {self.subject}"
+        with make_rewarder(self.backend, self.settings, self.config, progress.say) as rewarder:
+            parts = RewardParts(
+                rewarder,
+                self.backend,
+                label,
+                is_journalled(self.settings),
+                self.params.reference,
+                given,
+                progress,
+            )
+            yield parts.part
+        parts.say_unscored()
+        remove_finished(given.folder)

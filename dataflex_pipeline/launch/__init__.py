@@ -1,0 +1,156 @@
+"""What a launcher (torchrun, accelerate launch) says about the processes that it started.
+
+Rank 0 runs the command as a single process would; the others wait for the jobs that it gives out (team.py).
+A plain run has one process, no team, and never imports torch for this.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dataflex_pipeline.errors import ConfigError, DataflexError
+from dataflex_pipeline.launch.team import POLL, Job, Team, TeamError, end_now
+
+__all__ = [
+    "VISIBLE",
+    "Job",
+    "Team",
+    "TeamError",
+    "await_file",
+    "claim_device",
+    "command",
+    "current",
+    "end_now",
+    "join",
+    "leave_process_group",
+    "rank",
+    "world_size",
+]
+
+
+VISIBLE = 120.0
+"""Seconds until a file that another machine wrote has to be visible (NFS caches folders for up to 60)."""
+
+
+def world_size() -> int:
+    """Return how many processes the launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Return which of them this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def command() -> str:
+    """Return how a command of this program is started again on as many processes and machines.
+
+    The ``--`` keeps torchrun from taking ``--run`` for the beginning of an option of its own.
+    """
+    world, here = world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
+    if world == 1:
+        return "dataflex"
+    if world == here:
+        return f"torchrun --standalone --nproc_per_node {world} -m -- stages.cli"
+    return (
+        f"torchrun --nnodes {world // here} --nproc_per_node {here} --rdzv-backend c10d "
+        "--rdzv-endpoint FIRST_MACHINE:29500 -m -- stages.cli"
+    )
+
+
+def claim_device(setting: str) -> None:
+    """Make this process' own GPU the one that ``cuda`` means; nothing on a CPU or in a plain run.
+
+    Raises:
+        ConfigError: one certain GPU was set for several processes, or a machine has fewer GPUs than
+            processes.
+    """
+    if world_size() == 1 or setting.partition(":")[0] not in ("auto", "cuda"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    if ":" in setting:
+        raise ConfigError(
+            f"device: {setting} was set, and {world_size()} processes were started.",
+            "Each process takes a GPU of its own.",
+            "Set device: cuda, and CUDA_VISIBLE_DEVICES to the GPUs that may be used.",
+        )
+    own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if own >= there:
+        raise ConfigError(
+            f"Process {own + 1} of this machine has no GPU: there are {there}.",
+            "Each process takes a GPU of its own.",
+            f"Start at most {there} processes per machine (--nproc_per_node {there}).",
+        )
+    torch.cuda.set_device(own)
+
+
+def await_file(path: Path, seconds: float = VISIBLE) -> None:
+    """Wait until a file that another process wrote is visible here.
+
+    Raises:
+        TeamError: it does not become visible: the folder is not shared.
+    """
+    deadline = time.monotonic() + seconds
+    while not path.is_file():
+        if time.monotonic() > deadline:
+            raise TeamError(
+                f"{path} does not exist on {socket.gethostname()}.",
+                f"Another process wrote it more than {seconds:.0f} s ago.",
+                "Put the run folder on a file system that all machines mount at the same path.",
+            )
+        time.sleep(POLL)
+        if path.parent.is_dir():
+            os.listdir(path.parent)  # noqa: PTH208 (asks the server anew; NFS remembers what was not there)
+
+
+_TEAM: list[Team] = []
+"""The team of this process; empty in a plain run."""
+
+
+def current() -> Team | None:
+    """Return the team of this process, or None in a plain run."""
+    return _TEAM[0] if _TEAM else None
+
+
+def join(tell: Callable[[DataflexError], None]) -> Team:
+    """Join the other processes of the launch; called once, and only where there are several.
+
+    Raises:
+        ConfigError: the launcher did not say where the others are.
+    """
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise ConfigError(
+                f"WORLD_SIZE is {world_size()}, and {name} is not set.",
+                "A launcher sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT for every process.",
+                "Start with torchrun or accelerate launch, or unset WORLD_SIZE.",
+            )
+    dist: Any = importlib.import_module("torch.distributed")
+    store, number, size = next(dist.rendezvous("env://"))
+    # A restart by the launcher finds the same store: what was said before it must not be read again.
+    attempt = "/".join(os.environ.get(f"TORCHELASTIC_{name}", "") for name in ("RUN_ID", "RESTART_COUNT"))
+    team = Team(dist.PrefixStore(f"dataflex/{attempt}", store), number, size, tell)
+    _TEAM.append(team)
+    return team
+
+
+def leave_process_group() -> None:
+    """End torch's process group where a training made one; all ranks come here, or some abort on exit."""
+    if "torch.distributed" not in sys.modules:
+        return
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        if dist.get_world_size() > 1:
+            dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,216 @@
+"""NICE: rows whose Adam update raises a reward that has no gradient.
+
+    score(z) = max over groups of  mean over the group's target rows z' of
+               cos(g(z'; theta), Gamma(z, theta))
+
+with theta the checkpoint of the round before, Gamma(z, theta) the update that Adam would make from pool row z
+(as in LESS), and g(z'; theta) the policy gradient of the reward: the model itself answers the target row's
+prompt ``mc_samples`` times, each answer gets a reward, and
+
+    g = (1/S) sum over kept s of A_s grad(- sum_t log p(y_st))
+
+(gradients/policy.py has the policies and baselines). Both sides are projected by the same random projection
+and scaled to length 1. A target row whose weights are all 0 has no signal: its cosines are 0, it counts in
+the mean, and how many there are is said; if no row has a signal, that is an error.
+
+``accumulate: true`` adds the rounds up as LESS does, each weighed by its mean learning rate. Answers drawn at
+a ``generation_temperature`` other than 1, or from a part of the distribution (``top_p``, ``top_k``), come
+from another distribution than the one that is differentiated: g is then a biased estimate of the gradient of
+the expected reward. The default 0.7 is the guide's; 1 with nothing cut off is unbiased.
+
+Source: Wang et al., NICE Data Selection for Instruction Tuning in LLMs with Non-differentiable Evaluation
+Metric (ICML 2025). Differences: the round's own checkpoint answers (the model with its adapter, through its
+chat template); one checkpoint per selection unless ``accumulate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from dataflex_pipeline import api
+from dataflex_pipeline.errors import DataError, RunError
+from dataflex_pipeline.features.policy_params import PolicyParams, policy_parameters
+from dataflex_pipeline.gradients.similarity import (
+    Softmax,
+    group_means,
+    say_leaks,
+    score_columns,
+    similarities_before,
+    similarity_columns,
+    target_rows,
+    unit_vectors,
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the pool is compared with.
+
+    Attributes:
+        groups: names, sorted. means: mean of each group's unit policy gradients. [G, K]
+        factor: eta of this selection where rounds are added up, else 1. adds: whether there are any before.
+    """
+
+    groups: tuple[str, ...]
+    means: np.ndarray
+    factor: float
+    adds: bool
+
+
+class Nice(api.Method):
+    """Influence on a reward, by the similarity of gradients and policy gradients."""
+
+    summary = "rows whose Adam update raises the reward of the model's own answers to the target"
+    source = "Wang et al. 2025, NICE (ICML)"
+    default_strategy = "top_k"
+
+    class Params(PolicyParams):
+        """Parameters of nice."""
+
+        gradient_type: Literal["adam", "sgd"] = Field(
+            "adam",
+            description="the pool's side: Adam's update of each row's gradient, or the gradient itself",
+        )
+        adam_update: Literal["torch", "less"] = Field(
+            "torch",
+            description="torch: what the optimizer's next step would do; less: the published code's form",
+        )
+        proj_dim: int = Field(4096, ge=1, description="dimensions that gradients are projected to")
+        projection: Literal["countsketch", "rademacher", "trak"] = Field(
+            "countsketch",
+            description="the random projection: one signed bucket per coordinate, or dense signs",
+        )
+        dtype: Literal["float16", "float32"] = Field(
+            "float16", description="number format of projected gradients on disk"
+        )
+        accumulate: bool = Field(
+            False, description="add to the similarities of the rounds before, as LESS does"
+        )
+        temperature: float = Field(
+            0.1,
+            gt=0,
+            description="for strategy: sample, which draws by exp(score / (largest |score| x temperature))",
+        )
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether the terms of the rounds before are added."""
+        return bool(self.params.accumulate)
+
+    def needs(self, selection: api.Selection) -> Mapping[str, api.Need]:
+        """Ask for the pool's gradients and the target's policy gradients at the round before."""
+        params, checkpoint = self.params, selection.round - 1
+        shared = {
+            "proj_dim": params.proj_dim,
+            "projection": params.projection,
+            "dtype": params.dtype,
+            "seed": selection.shared_seed,
+        }
+        pool_side = {"side": params.gradient_type}
+        if params.gradient_type == "adam":
+            pool_side["adam_update"] = params.adam_update
+        return {
+            "pool": api.Need("gradients", "pool", checkpoint, shared | pool_side),
+            "target": api.Need(
+                "policy_gradients", "target", checkpoint, shared | policy_parameters(params, selection.seed)
+            ),
+        }
+
+    def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> Target:
+        """Average the target's unit policy gradients by group; say what the rewards were like."""
+        if self.accumulates and selection.learning_rate <= 0:
+            raise RunError(
+                f"The mean learning rate of round {selection.round - 1} is {selection.learning_rate}.",
+                "accumulate: true weighs a round's similarities by it, so they would all be 0.",
+                "Set nice.accumulate=false, or choose a schedule that has not reached 0 there.",
+            )
+        self._say_rewards(tables["target"], selection)
+        means = group_means(tables["target"], selection.say)
+        say_leaks(tables["target"], tables["pool"], selection.say)
+        if self.accumulates and selection.round > 1 and not selection.accumulates:
+            selection.say(
+                f"round {selection.round - 1} has no scores of this method: the sum over rounds starts here"
+            )
+        factor = selection.learning_rate if self.accumulates else 1.0
+        return Target(tuple(means), np.stack(list(means.values())), factor, selection.accumulates)
+
+    def _say_rewards(self, target: api.BlockTable, selection: api.Selection) -> None:
+        names = ["mean_reward", "n_scored", "n_kept", "from_reference", "signal", "valid"]
+        rows = pa.Table.from_batches(list(target.blocks(names)))
+        valid = rows.filter(rows.column("valid"))
+        n, n_scored = valid.num_rows, pc.sum(rows.column("n_scored")).as_py() or 0
+        n_signal = pc.sum(valid.column("signal")).as_py() or 0
+        if n_scored:
+            total = pc.sum(pc.multiply(rows.column("mean_reward"), rows.column("n_scored"))).as_py()
+            asked = rows.num_rows * self.params.mc_samples
+            selection.say(
+                f"mean reward {total / n_scored:.4g} of {n_scored:,} of {asked:,} answers to the target's "
+                f"{rows.num_rows:,} prompts"
+            )
+        own = pc.sum(valid.column("from_reference")).as_py() or 0
+        if own:
+            selection.say(
+                f"{own:,} target rows take the gradient of their own answer: none of their samples passed "
+                f"policy: {self.params.policy}"
+            )
+        if n_signal < n:
+            selection.say(
+                f"{n - n_signal:,} of {n:,} target rows have no signal ({self._why_none()}): their similarity"
+                " is 0 with every row, and counts in the mean"
+            )
+        if n and not n_signal:
+            raise self._no_signal(n)
+
+    def _why_none(self) -> str:
+        return "all their rewards are 0" if self.params.baseline == "none" else "all their rewards are equal"
+
+    def _no_signal(self, n: int) -> DataError:
+        return DataError(
+            f"None of the {n:,} target rows has a signal: for each of them {self._why_none()}.",
+            "Every policy gradient is then 0, and no row of the pool is better than another.",
+            "Set nice.policy=rejection (it falls back to the target's own answers), draw more "
+            "(nice.mc_samples), or choose a reward that tells answers apart; the reward table lists them.",
+        )
+
+    def own_columns(self, state: Target) -> tuple[pa.Field, ...]:
+        """Return one column per group."""
+        meaning = "mean cosine with the policy gradients of the group's target rows"
+        if self.accumulates:
+            meaning = f"sum over the selections of mean learning rate x {meaning}"
+        return similarity_columns(state.groups, meaning)
+
+    def score(self, block: api.Block, state: Target) -> Mapping[str, np.ndarray]:
+        """Return the largest of the groups' similarities, and each of them."""
+        similarity = state.factor * unit_vectors(block.features["pool"]) @ state.means.T  # [rows, G]
+        if state.adds and block.before is not None:
+            similarity = similarity + similarities_before(block.before, state.groups)
+        return score_columns(similarity, state.groups)
+
+    def by_target_row(
+        self, tables: Mapping[str, api.BlockTable], selection: api.Selection
+    ) -> api.TargetRanking:
+        """Return each target row's cosines with the pool, of this round alone."""
+        numbers, vectors = target_rows(tables["target"])
+        signal = np.linalg.norm(vectors, axis=1) > 0  # a row without signal likes all rows alike
+        wanted = vectors[signal]
+
+        def values(block: api.Block) -> np.ndarray:
+            cosines: np.ndarray = unit_vectors(block.features["pool"]) @ wanted.T  # [rows, M]
+            return cosines
+
+        return api.TargetRanking(numbers[signal], values)
+
+    def fit(self, scores: api.BlockTable, selection: api.Selection) -> Softmax:
+        """Look at the extremes of the scores."""
+        return Softmax.fit(scores, self.params.temperature)
+
+    def weigh(self, block: pa.RecordBatch, fitted: Softmax) -> np.ndarray:
+        """Return the softmax weights of a block."""
+        return fitted.weigh(block)

@@ -1,0 +1,1 @@
+"""What the tables of a run say: found, described and queried in bounded memory."""

@@ -1,0 +1,312 @@
+"""Methods side by side at equal budget: what the target gained, what it cost, how alike the selections are.
+
+Runs are grouped by method; runs of one method differ in their seed. A difference to the baseline is paired by
+seed, and tested by a paired t-test where at least two seeds are common to both (with few seeds its power is
+small: a large p says little). Alike means two things: the share of selected rows in common,
+|A and B| / |A or B|, and Spearman's rank correlation of the scores of the same round and seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from dataflex_pipeline.errors import RunError
+from dataflex_pipeline.reports.records import RunRecord
+
+RANKED_ROWS = 1_000_000
+"""Scores are ranked over at most so many rows of the pool, evenly spaced."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over the seeds of a method. Attributes: values by seed."""
+
+    values: Mapping[int, float]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return float(np.mean(list(self.values.values())))
+
+    @property
+    def low(self) -> float:
+        """Smallest over the seeds."""
+        return min(self.values.values())
+
+    @property
+    def high(self) -> float:
+        """Largest over the seeds."""
+        return max(self.values.values())
+
+    def plain(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        by_seed = {str(seed): value for seed, value in self.values.items()}
+        return {"mean": self.mean, "min": self.low, "max": self.high, "by_seed": by_seed}
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A method's difference to the baseline, seed by seed.
+
+    Attributes:
+        difference: mean of (method - baseline). p: of the paired t-test; None where it cannot be made.
+        n: seeds in common.
+    """
+
+    difference: float
+    p: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        round, step, positions: where the runs are compared, and what each had trained on by then.
+        methods: in the order given. baseline: one of them, or None.
+        figures: figure -> method -> spread over the seeds.
+        paired: figure -> method -> difference to the baseline.
+        target_loss: step -> method -> mean target loss over the seeds, nats per token.
+        overlap: (method, method) -> mean share of selected rows in common, rounds 1..round.
+        correlation: (method, method) -> mean rank correlation of the scores of ``round``, where both vary.
+        notes: what has to be said.
+    """
+
+    round: int
+    step: int
+    positions: int
+    methods: tuple[str, ...]
+    baseline: str | None
+    figures: Mapping[str, Mapping[str, Spread]]
+    paired: Mapping[str, Mapping[str, Paired]]
+    target_loss: Mapping[int, Mapping[str, float]]
+    overlap: Mapping[tuple[str, str], float]
+    correlation: Mapping[tuple[str, str], float]
+    notes: tuple[str, ...]
+
+
+def compare(
+    records: Sequence[RunRecord], baseline: str | None = None, *, allow_different: bool = False
+) -> Comparison:
+    """Compare runs at the last round that all of them finished.
+
+    Args:
+        records: the runs. baseline: a method; by default ``random``, where it is among them.
+        allow_different: go on where pools, targets, models or budgets differ, and say so.
+
+    Raises:
+        RunError: the runs cannot be compared: they differ in more than method and seed, two are of the same
+            method and seed, or fewer than two were given.
+    """
+    groups = _grouped(records)
+    number = min(record.last for record in records)
+    notes = _differences(records, number)
+    if notes and not allow_different:
+        raise RunError(
+            "The runs differ in more than the method and the seed: " + "; ".join(notes) + ".",
+            "A difference between their results could come from that.",
+            "Compare runs made with the same settings, or add --allow-different to see the figures anyway.",
+        )
+    methods = tuple(groups)
+    chosen = baseline if baseline is not None else ("random" if "random" in groups else None)
+    if chosen is not None and chosen not in groups:
+        raise RunError(
+            f"--baseline is {chosen}.",
+            f"None of the runs is of that method; they are of {', '.join(methods)}.",
+            "Name one of those.",
+        )
+    figures = _figures(groups, number)
+    others = [method for method in methods if method != chosen]
+    paired = {
+        name: {m: _paired(by[m], by[chosen]) for m in others if m in by}
+        for name, by in figures.items()
+        if chosen is not None and chosen in by
+    }
+    first = records[0]
+    steps = first.step(number)
+    return Comparison(
+        round=number,
+        step=steps,
+        positions=steps * first.global_batch,
+        methods=methods,
+        baseline=chosen,
+        figures=figures,
+        paired=paired,
+        target_loss=_target_loss(groups, number),
+        overlap=_alike(groups, lambda a, b: _overlap(a, b, number)),
+        correlation=_alike(groups, lambda a, b: _correlation(a, b, number)),
+        notes=tuple(notes),
+    )
+
+
+def _grouped(records: Sequence[RunRecord]) -> dict[str, dict[int, RunRecord]]:
+    """Return the runs by method and seed."""
+    if len(records) < 2:
+        raise RunError(
+            f"{len(records)} run was given.", "A comparison takes at least two.", "Name another run."
+        )
+    groups: dict[str, dict[int, RunRecord]] = {}
+    for record in records:
+        group = groups.setdefault(record.method, {})
+        if record.seed in group:
+            raise RunError(
+                f"{record.name} and {group[record.seed].name} are both of {record.method}, "
+                f"seed {record.seed}.",
+                "Runs of one method are told apart by their seed.",
+                "Leave one of them out, or run it with another seed.",
+            )
+        group[record.seed] = record
+    return groups
+
+
+def _differences(records: Sequence[RunRecord], number: int) -> list[str]:
+    """Return what differs between the runs beside method and seed, in words."""
+
+    def of(record: RunRecord) -> dict[str, Any]:
+        made_from = record.markers[number].ingredients
+        return {
+            "pool": made_from["pool"],
+            "target": made_from["target"],
+            "model": made_from["model"],
+            f"optimizer steps up to round {number}": record.step(number),
+            "rows per step": made_from["global_batch"],
+            "training settings": {k: v for k, v in made_from["training"].items() if "seed" not in k},
+        }
+
+    first = of(records[0])
+    found = []
+    for record in records[1:]:
+        for what, value in of(record).items():
+            if value == first[what]:
+                continue
+            if isinstance(value, dict):
+                keys = [
+                    key
+                    for key in sorted(set(value) | set(first[what]))
+                    if value.get(key) != first[what].get(key)
+                ]
+                found += [
+                    f"{key} ({records[0].name}: {first[what].get(key)}, {record.name}: {value.get(key)})"
+                    for key in keys
+                ]
+            elif isinstance(value, int):
+                found.append(f"{what} ({records[0].name}: {first[what]}, {record.name}: {value})")
+            else:
+                found.append(f"{what} (of {records[0].name} and {record.name})")
+    return list(dict.fromkeys(found))
+
+
+def _figures(groups: Mapping[str, Mapping[int, RunRecord]], number: int) -> dict[str, dict[str, Spread]]:
+    """Return figure -> method -> spread, for every figure that each run of the method has."""
+    figures: dict[str, dict[str, Spread]] = {}
+    for method, runs in groups.items():
+        found = {seed: _figures_of(record, number) for seed, record in runs.items()}
+        shared = set.intersection(*(set(each) for each in found.values()))
+        for name in (name for name in next(iter(found.values())) if name in shared):
+            spread = Spread({seed: each[name] for seed, each in found.items()})
+            figures.setdefault(name, {})[method] = spread
+    return figures
+
+
+def _figures_of(record: RunRecord, number: int) -> dict[str, float]:
+    """Return a run's figures at the end of a round: the target's, then those of `evaluate`, then the cost."""
+    result = record.markers[number].result or {}
+    figures = {
+        f"target {name.removeprefix('eval_')}": float(v) for name, v in result.get("metrics", {}).items()
+    }
+    table = record.round(number).metrics
+    if table.is_file():
+        for entry in pq.read_table(table).to_pylist():
+            figures[f"{entry['task']} {entry['metric']}"] = float(entry["value"])
+    trained = sum((record.markers[r].result or {}).get("seconds", 0.0) for r in range(number + 1))
+    return figures | {
+        "tokens trained on": float(sum(record.tokens(r) for r in range(number + 1))),
+        "seconds scoring": record.seconds("score", number),
+        "seconds selecting": record.seconds("select", number),
+        "seconds training": float(trained),
+    }
+
+
+def _paired(of: Spread, baseline: Spread) -> Paired:
+    """Return the mean difference over common seeds, and the p of a paired t-test."""
+    from scipy.stats import ttest_rel
+
+    seeds = [seed for seed in of.values if seed in baseline.values]
+    ours, theirs = ([spread.values[seed] for seed in seeds] for spread in (of, baseline))
+    if not seeds:
+        return Paired(of.mean - baseline.mean, None, 0)
+    differences = np.subtract(ours, theirs)
+    varies = len(seeds) > 1 and float(np.ptp(differences)) > 0
+    return Paired(
+        float(differences.mean()), float(ttest_rel(ours, theirs).pvalue) if varies else None, len(seeds)
+    )
+
+
+def _target_loss(groups: Mapping[str, Mapping[int, RunRecord]], number: int) -> dict[int, dict[str, float]]:
+    """Return step -> method -> mean target loss, at the steps where every run of the method was evaluated."""
+    curves: dict[int, dict[str, float]] = {}
+    for method, runs in groups.items():
+        found = [record.evaluations() for record in runs.values()]
+        last = max(record.step(number) for record in runs.values())
+        for step in sorted(set.intersection(*(set(each) for each in found))):
+            if step <= last:
+                curves.setdefault(step, {})[method] = float(np.mean([each[step] for each in found]))
+    return dict(sorted(curves.items()))
+
+
+def _alike(groups: Mapping[str, Mapping[int, RunRecord]], measure: Any) -> dict[tuple[str, str], float]:
+    """Return the mean of a measure between runs of two methods with the same seed."""
+    found = {}
+    for one, other in combinations(groups, 2):
+        values = [
+            value
+            for seed in groups[one]
+            if seed in groups[other]
+            and (value := measure(groups[one][seed], groups[other][seed])) is not None
+        ]
+        if values:
+            found[one, other] = float(np.mean(values))
+    return found
+
+
+def _overlap(one: RunRecord, other: RunRecord, number: int) -> float | None:
+    """Return |A and B| / |A or B| over the rows selected in rounds 1..number; None before round 1."""
+    a, b = (_union(record.selected(r) for r in range(1, number + 1)) for record in (one, other))
+    together = len(np.union1d(a, b))
+    return len(np.intersect1d(a, b)) / together if together else None
+
+
+def _union(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    pieces = list(arrays)
+    return np.unique(np.concatenate(pieces)) if pieces else np.empty(0, dtype=np.int64)
+
+
+def _correlation(one: RunRecord, other: RunRecord, number: int) -> float | None:
+    paths = [record.round(number).scores(record.method) for record in (one, other)]
+    return rank_correlation(*paths) if all(path.is_file() for path in paths) else None
+
+
+def rank_correlation(one: Path, other: Path) -> float | None:
+    """Return Spearman's rank correlation of two score tables over the rows that both scored.
+
+    None where it does not exist: a table is constant, or they are of different pools.
+    """
+    from scipy.stats import spearmanr
+
+    a, b = (pq.read_table(path, columns=["score"])["score"].to_numpy() for path in (one, other))
+    if len(a) != len(b):
+        return None
+    every = -(-len(a) // RANKED_ROWS)
+    a, b = a[::every], b[::every]
+    both = np.isfinite(a) & np.isfinite(b)
+    if both.sum() < 2 or np.ptp(a[both]) == 0 or np.ptp(b[both]) == 0:
+        return None
+    return float(spearmanr(a[both], b[both]).statistic)

@@ -1,0 +1,182 @@
+"""What a report says of a run: rounds, curves, scores, what was selected, examples, overlaps, warnings.
+
+Everything is plain values, counted over tables as streams, so that a run of any size gives a page of the same
+size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations, pairwise
+from typing import Any
+
+import pyarrow as pa
+
+from dataflex_pipeline.reports.catalogue import RunTable, tables_of
+from dataflex_pipeline.reports.comparison import rank_correlation
+from dataflex_pipeline.reports.look import Wanted, look, shared_rows
+from dataflex_pipeline.reports.numbers import spread
+from dataflex_pipeline.reports.query import Queries, open_queries, quoted
+from dataflex_pipeline.reports.records import RunRecord
+
+EXAMPLES = 3
+CATEGORIES = 20
+"""A column of the user's own counts as a category with at most so many different values."""
+
+
+def findings(record: RunRecord) -> dict[str, Any]:
+    """Return everything that a report shows of one run.
+
+    Raises:
+        CorruptError: a table of the run is damaged.
+    """
+    tables = tables_of(record.run)
+    with open_queries(tables) as queries:
+        looks = {
+            t.view: look(queries, t, tables, Wanted(EXAMPLES)) for t in tables if t.kind != "probabilities"
+        }
+        scores = [table for table in tables if table.kind == "scores"]
+        indexes = [table for table in tables if table.kind == "index"]
+        return {
+            "name": record.name,
+            "facts": _facts(record, looks),
+            "rounds": [_round(record, number, scores, looks) for number in record.markers],
+            "log": record.log,
+            "first_steps": [record.step(number - 1) + 1 for number in record.markers if number],
+            "scores": [looks[table.view] for table in scores],
+            "selected": _selected(queries, tables, indexes),
+            "lengths": _lengths(queries, indexes),
+            "alike": _alike(scores) + _repeated(queries, indexes),
+            "warnings": _warnings(record, looks),
+            "settings": record.settings,
+            "provenance": record.record,
+        }
+
+
+def _facts(record: RunRecord, looks: Mapping[str, Any]) -> dict[str, Any]:
+    last = record.markers[record.last]
+    facts = {
+        "method": record.method,
+        "model": record.settings["model_name_or_path"],
+        "pool": f"{looks['pool']['valid']:,} usable rows of {looks['pool']['rows']:,}",
+        "rounds": f"{record.last} of {record.settings['update_times']}, and the warm-up",
+        "trained": f"{last.step:,} steps of {record.global_batch} rows",
+        "seed": record.seed,
+    }
+    if "target" in looks:
+        facts["target"] = f"{looks['target']['valid']:,} usable rows of {looks['target']['rows']:,}"
+    best = (last.result or {}).get("best")
+    if best:
+        facts["best"] = f"{best['metric']} {best['value']:.4f} in round {best['round']}, step {best['step']}"
+    return facts
+
+
+def _round(
+    record: RunRecord, number: int, scores: Sequence[RunTable], looks: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a round as it went: what scored it, what was selected, how it trained, seconds of each."""
+    result = record.markers[number].result or {}
+    took = {entry["stage"]: entry["seconds"] for entry in record.history if entry.get("round") == number}
+    index = looks[f"idx_{number}"]
+    return {
+        "number": number,
+        "scored": [table.name for table in scores if table.round == number],
+        "selected_by": index["facts"].get("method"),
+        "positions": index["rows"],
+        "different": index["drawn"]["distinct"],
+        "seconds": {stage: took.get(stage) for stage in ("score", "select", "train")},
+        "steps": result.get("steps"),
+        "train_loss": result.get("train_loss"),
+        "target_loss": result.get("metrics", {}).get("eval_loss"),
+        "learning_rate": result.get("mean_learning_rate"),
+        "stopped_early": result.get("stopped_early"),
+    }
+
+
+def _selected(
+    queries: Queries, tables: Sequence[RunTable], indexes: Sequence[RunTable]
+) -> list[dict[str, Any]]:
+    """Return, for sources and for every category of the user's own, the shares in the pool and by round."""
+    pool = next(table for table in tables if table.kind == "pool")
+    found = []
+    for column in _categories(queries, pool):
+        by_round = {"pool": _shares(queries.table("pool").filter("valid").project(_named(column)))}
+        for table in indexes:
+            joined = (
+                queries.table(table.view)
+                .project("row")
+                .join(queries.table("pool").project(f"row, {_named(column)}"), "row", how="inner")
+            )
+            by_round[f"round {table.round}" if table.round else "warm-up"] = _shares(joined.project("name"))
+        names = sorted(by_round["pool"], key=lambda name: -by_round["pool"][name])
+        found.append({"column": column, "names": names, "series": by_round})
+    return found
+
+
+def _named(column: str) -> str:
+    return f"coalesce({quoted(column)}::varchar, '(none)') as name"
+
+
+def _categories(queries: Queries, pool: RunTable) -> list[str]:
+    """Return the text columns of the pool with a few different values, more than one."""
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
+    names = [
+        field.name
+        for field in pool.schema
+        if (field.name == "source" or field.name.startswith("original_"))
+        and any(is_text(field.type) for is_text in texts)
+    ]
+    counts = queries.table("pool").aggregate(", ".join(f"approx_count_distinct({quoted(n)})" for n in names))
+    return [name for name, n in zip(names, counts.fetchall()[0], strict=True) if 1 < n <= CATEGORIES]
+
+
+def _shares(relation: Any) -> dict[str, float]:
+    lines = dict(relation.aggregate("name, count(*)", "name").fetchall())
+    total = sum(lines.values())
+    return {name: n / total for name, n in lines.items()}
+
+
+def _lengths(queries: Queries, indexes: Sequence[RunTable]) -> list[dict[str, Any]]:
+    """Return quantiles of the response tokens: of the pool, and of what each round selected."""
+    pool = queries.table("pool").filter("valid").project("row, n_response_tokens")
+    found = [{"of": "pool", **spread(pool, "n_response_tokens").plain()}]
+    for table in indexes:
+        rows = queries.table(table.view).project("row").distinct().join(pool, "row", how="inner")
+        name = f"round {table.round}" if table.round else "warm-up"
+        found.append({"of": name, **spread(rows, "n_response_tokens").plain()})
+    return found
+
+
+def _alike(scores: Sequence[RunTable]) -> list[dict[str, Any]]:
+    """Return rank correlations: of methods in one round, and of one method in rounds after each other."""
+    found = []
+    for one, other in combinations(scores, 2):
+        after_each_other = one.name == other.name and (other.round or 0) - (one.round or 0) == 1
+        if one.round == other.round or after_each_other:
+            value = rank_correlation(one.path, other.path)
+            what = f"{one.name}, round {one.round} and {other.name}, round {other.round}"
+            found.append({"what": f"rank correlation of scores: {what}", "value": value})
+    return found
+
+
+def _repeated(queries: Queries, indexes: Sequence[RunTable]) -> list[dict[str, Any]]:
+    """Return the share of each round's rows that the round before had too."""
+    found = []
+    for before, after in pairwise(indexes):
+        share = shared_rows(queries, after.view, [before.view])["share"]
+        text = f"rows of round {after.round} that round {before.round} had too"
+        found.append({"what": text, "value": share})
+    return found
+
+
+def _warnings(record: RunRecord, looks: Mapping[str, Any]) -> list[str]:
+    """Return what the tables noted and what was left out, in words."""
+    found = []
+    for view, seen in looks.items():
+        found += [f"{view}: {line}" for line in seen["facts"].get("notices", [])]
+        found += [
+            f"{view}: {each['rows']:,} rows not usable: {each['reason']}" for each in seen.get("reasons", [])
+        ]
+    if record.last < int(record.settings["update_times"]):
+        found.append(f"the run is at round {record.last} of {record.settings['update_times']}")
+    return found

@@ -1,0 +1,142 @@
+"""What a run left behind, read for comparing and reporting: settings, rounds, evaluations, costs, indices."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from dataflex_pipeline.errors import RunError
+from dataflex_pipeline.store.run import RoundFolder, RunFolder
+from dataflex_pipeline.training.marker import Marker, read_marker
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run, read only.
+
+    Attributes:
+        run: its folder. settings: the configuration in run.yaml. record: how it came about.
+        markers: of the checkpoints of finished rounds, by round.
+    """
+
+    run: RunFolder
+    settings: dict[str, Any]
+    record: dict[str, Any]
+    markers: dict[int, Marker]
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord:
+        """Read a run.
+
+        Raises:
+            RunError: there is no run, or no round of it is finished.
+            CorruptError: run.yaml or a marker is not what was written.
+        """
+        run = RunFolder(folder)
+        if not run.exists():
+            raise RunError(
+                f"There is no run at {folder}.",
+                "A run's folder holds a run.yaml.",
+                "Name a run below runs_dir, or give the path of its folder.",
+            )
+        settings, record = run.read()
+        markers = {}
+        for number in range(int(settings["update_times"]) + 1):
+            marker = read_marker(run.round(number).checkpoint)
+            if marker is None or not marker.finished:
+                break
+            markers[number] = marker
+        if not markers:
+            raise RunError(
+                f"No round of the run {folder} is finished.",
+                "There is nothing to look at yet.",
+                f"Run `dataflex warmup --run {folder.name}` first.",
+            )
+        return cls(run, settings, record, markers)
+
+    @property
+    def name(self) -> str:
+        """The run's folder name."""
+        return self.run.folder.name
+
+    @property
+    def method(self) -> str:
+        """The method that the run goes on with."""
+        return str(self.settings["component_name"])
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.settings["seed"])
+
+    @property
+    def last(self) -> int:
+        """The last finished round."""
+        return max(self.markers)
+
+    @property
+    def global_batch(self) -> int:
+        """Rows of one optimizer step."""
+        return int(self.record["global_batch"])
+
+    def round(self, number: int) -> RoundFolder:
+        """Return the files of a round."""
+        return self.run.round(number)
+
+    def step(self, number: int) -> int:
+        """Return the optimizer steps of the whole run up to the end of a round."""
+        return self.markers[number].step
+
+    def selected(self, number: int) -> np.ndarray:
+        """Return the different rows that a round trained on, sorted. [n] int64"""
+        rows = pq.read_table(self.round(number).index, columns=["row"])["row"].to_numpy()
+        return np.unique(rows)
+
+    def tokens(self, number: int) -> int:
+        """Return the tokens (prompts and responses) of the positions that a round trained on."""
+        rows = pq.read_table(self.round(number).index, columns=["row"])["row"].to_numpy()
+        return int(self._lengths[rows].sum())
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        """Tokens of every row of the pool. [rows]"""
+        table = pq.read_table(self.run.pool, columns=["n_tokens"])
+        lengths: np.ndarray = table["n_tokens"].to_numpy()
+        return lengths
+
+    @cached_property
+    def log(self) -> list[dict[str, Any]]:
+        """The training log of all finished rounds: one entry per step and per evaluation, in order."""
+        entries = []
+        for number in self.markers:
+            path = self.round(number).folder / "training_log.jsonl"
+            if path.is_file():
+                entries += [{"round": number, **json.loads(line)} for line in path.read_text().splitlines()]
+        return entries
+
+    def evaluations(self, metric: str = "eval_loss") -> dict[int, float]:
+        """Return a metric of the evaluations on the target while training, by step."""
+        return {int(entry["step"]): float(entry[metric]) for entry in self.log if metric in entry}
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """What was done when, and how many seconds it took, in order."""
+        if not self.run.history.is_file():
+            return []
+        return [json.loads(line) for line in self.run.history.read_text(encoding="utf-8").splitlines()]
+
+    def seconds(self, stage: str, last: int) -> float:
+        """Return the seconds spent on a stage (score, select, train) in rounds up to ``last``."""
+        return float(
+            sum(
+                entry["seconds"]
+                for entry in self.history
+                if entry["stage"] == stage and entry.get("round", 0) <= last
+            )
+        )

@@ -1,0 +1,63 @@
+"""The checkpoints inside a round, for methods that score by all of them (``less.checkpoints: all``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dataflex_pipeline import api
+from dataflex_pipeline.errors import ConfigError, RunError
+from dataflex_pipeline.store.fingerprint import digest
+from dataflex_pipeline.store.stale import found_ingredients
+from dataflex_pipeline.training.kept import checkpoints_of, kept_folder
+from stages.context import Context
+
+
+def check_kept_checkpoints(context: Context, name: str) -> None:
+    """Refuse a method that needs the checkpoints inside a round where the training would not keep any.
+
+    Raises:
+        ConfigError: ``keep_checkpoints`` is not set, or no round has a checkpoint inside it.
+    """
+    config = context.given
+    method, _ = context.method(name)
+    steps = min(config.warmup_step, config.update_step)
+    kept = config.keep_checkpoints and config.save_steps is not None and config.save_steps < steps
+    if kept or not method.every_checkpoint:
+        return
+    raise ConfigError(
+        f"The method {name} was told to score with all checkpoints of a round (checkpoints: all), and keep_"
+        f"checkpoints is {str(config.keep_checkpoints).lower()}, save_steps {config.save_steps or 'null'}.",
+        "Of a round only the end would be there.",
+        f"Set keep_checkpoints: true and save_steps below {steps} (the steps of a round), or "
+        f"{name}.checkpoints: last.",
+    )
+
+
+def checkpoints_before(context: Context, number: int, name: str) -> tuple[api.Checkpoint, ...]:
+    """Return all checkpoints of the round before round ``number``, its end last.
+
+    Raises:
+        RunError: none inside that round was kept.
+    """
+    found = checkpoints_of(context.run.round(number - 1).checkpoint)
+    if len(found) > 1:
+        return found
+    raise RunError(
+        f"The method {name} was told to score with all checkpoints of round {number - 1} "
+        "(checkpoints: all), and only its end was kept.",
+        "Checkpoints inside a round are kept if its training is told so beforehand.",
+        f"Set {name}.checkpoints: last, or start a run of another name with keep_checkpoints: true and "
+        "save_steps below the steps of a round.",
+    )
+
+
+def checkpoint_of(context: Context, need: api.Need) -> tuple[Path | None, str | None]:
+    """Return the folder of the checkpoint that a need names, and its fingerprint; None without one."""
+    if need.checkpoint is None:
+        return None, None
+    end = context.run.round(need.checkpoint).checkpoint
+    made_from = found_ingredients(end) or {}
+    if need.step is None:
+        return end, digest(made_from)
+    # One inside a round is made from the same as its end; the step tells them apart.
+    return kept_folder(end, need.step), digest({**made_from, "step": need.step})

@@ -1,0 +1,119 @@
+"""`dataflex compare`: runs side by side at equal budget. Reads only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dataflex_pipeline.reports.comparison import Comparison, Paired, Spread
+from dataflex_pipeline.reports.comparison import compare as compare_records
+from dataflex_pipeline.reports.records import RunRecord
+from stages import console
+
+CURVE_LINES = 12
+"""Evaluations shown of the target loss, evenly spaced; --json has all."""
+
+
+def compare(
+    runs: Sequence[str], runs_dir: Path, baseline: str | None, allow_different: bool, as_json: bool
+) -> None:
+    """Print a comparison of runs, given by name below ``runs_dir`` or by folder."""
+    records = [RunRecord.read(folder_of(run, runs_dir)) for run in runs]
+    found = compare_records(records, baseline, allow_different=allow_different)
+    if as_json:
+        console.out.file.write(json.dumps(_plain(found), indent=2) + "\n")
+        return
+    for note in found.notes:
+        console.line(f"not the same: {note}", style="yellow")
+    seeds = {method: sorted({r.seed for r in records if r.method == method}) for method in found.methods}
+    counted = ", ".join(
+        f"{method} (seed{'' if len(of) == 1 else 's'} {' '.join(map(str, of))})"
+        for method, of in seeds.items()
+    )
+    console.line(
+        f"At the end of round {found.round}: {found.step:,} steps, {found.positions:,} rows trained on."
+    )
+    console.line(f"Methods: {counted}")
+    _print_figures(found)
+    _print_curves(found)
+    _print_alike("Selected rows in common, |A and B| / |A or B|, all rounds", found.methods, found.overlap)
+    _print_alike(f"Rank correlation of the scores of round {found.round}", found.methods, found.correlation)
+
+
+def folder_of(run: str, runs_dir: Path) -> Path:
+    """Return the folder that a run's name or path stands for."""
+    return Path(run) if (Path(run) / "run.yaml").is_file() else runs_dir / run
+
+
+def _print_figures(found: Comparison) -> None:
+    rows = []
+    for name, by_method in found.figures.items():
+        for method, spread in by_method.items():
+            paired = found.paired.get(name, {}).get(method)
+            rows.append([name, method, _number(spread.mean), _range(spread), *_against(paired)])
+    columns = ["figure", "method", "mean", "over the seeds"]
+    columns += [f"minus {found.baseline}", "p (paired t)"] if found.baseline is not None else ["", ""]
+    console.print_table("", columns, rows, wraps="figure")
+
+
+def _range(spread: Spread) -> str:
+    return f"{_number(spread.low)} to {_number(spread.high)}" if len(spread.values) > 1 else "one seed"
+
+
+def _against(paired: Paired | None) -> list[str]:
+    if paired is None:
+        return ["", ""]
+    seeds = f"{paired.n} seed{'' if paired.n == 1 else 's'}"
+    return [f"{paired.difference:+.4g}", f"{'-' if paired.p is None else f'{paired.p:.3g}'} ({seeds})"]
+
+
+def _print_curves(found: Comparison) -> None:
+    steps = list(found.target_loss)
+    if not steps:
+        console.line("No target loss while training: set eval_strategy and eval_dataset.")
+        return
+    every = -(-len(steps) // CURVE_LINES)
+    shown = steps[::-1][::every][::-1]  # the last one always
+    rows = [
+        [str(step), *(_number(found.target_loss[step].get(method)) for method in found.methods)]
+        for step in shown
+    ]
+    console.line("Target loss by step, nats per token", style="bold")
+    console.print_table("", ["step", *found.methods], rows, wraps="step")
+
+
+def _print_alike(title: str, methods: Sequence[str], values: Mapping[tuple[str, str], float]) -> None:
+    if not values:
+        return
+    rows = []
+    for i, one in enumerate(methods[1:], start=1):
+        cells = [_number(values.get((other, one))) for other in methods[:i]]
+        rows.append([one, *cells, *[""] * (len(methods) - 1 - i)])
+    console.line(title, style="bold")
+    console.print_table("", ["", *methods[:-1]], rows, wraps="")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _plain(found: Comparison) -> dict[str, Any]:
+    """Return a comparison as plain values."""
+    return {
+        "round": found.round,
+        "step": found.step,
+        "positions": found.positions,
+        "methods": list(found.methods),
+        "baseline": found.baseline,
+        "not_the_same": list(found.notes),
+        "figures": {n: {m: s.plain() for m, s in by.items()} for n, by in found.figures.items()},
+        "paired": {
+            n: {m: {"difference": p.difference, "p": p.p, "seeds": p.n} for m, p in by.items()}
+            for n, by in found.paired.items()
+        },
+        "target_loss": {str(step): by for step, by in found.target_loss.items()},
+        "overlap": [{"methods": list(pair), "value": value} for pair, value in found.overlap.items()],
+        "rank_correlation": [{"methods": list(pair), "value": v} for pair, v in found.correlation.items()],
+    }

@@ -1,0 +1,35 @@
+"""Errors of the disk, told in words."""
+
+from __future__ import annotations
+
+import errno
+
+from dataflex_pipeline.errors import DataflexError
+
+
+def disk_error(error: BaseException) -> DataflexError | None:
+    """Return the error to show when the disk is behind an exception; None where something else is.
+
+    A full disk, a quota or a file-size limit, a folder that is read-only or belongs to someone else.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        code = getattr(seen, "errno", None)
+        text = str(seen)
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        # Libraries written in Rust put the system's number into the text only.
+        if code in full or any(f"os error {number})" in text for number in full) or "No space left" in text:
+            return DataflexError(
+                f"A file could not be written: {text.splitlines()[0]}",
+                "The disk is full, or a quota or file-size limit was reached.",
+                "Free some space and run the same command again: finished work is kept, nothing is damaged.",
+            )
+        if code in (errno.EROFS, errno.EACCES, errno.EPERM) and isinstance(seen, OSError):
+            return DataflexError(
+                f"A file could not be opened: {text.splitlines()[0]}",
+                "The folder is read-only, or belongs to another user.",
+                "Make it writable for this user, or choose another place with runs_dir=FOLDER, and run the "
+                "same command again: finished work is kept.",
+            )
+        seen = seen.__cause__ or seen.__context__
+    return None

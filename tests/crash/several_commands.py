@@ -1,0 +1,21 @@
+"""Several commands in one launch, since starting processes takes longer than all of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from dataflex_pipeline import launch
+from stages import cli, several
+
+
+def _all() -> int:
+    code = 0
+    for arguments in json.loads(sys.argv[1]):
+        sys.argv = ["dataflex", *arguments]
+        code = code or cli._run()
+    return code
+
+
+if __name__ == "__main__":
+    launch.end_now(_all() if launch.world_size() == 1 else several.run(_all))

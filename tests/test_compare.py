@@ -1,0 +1,137 @@
+"""`dataflex compare` against figures worked out by hand from the runs' own files."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import pandas
+import pyarrow.parquet as pq
+import pytest
+from cli_runs import data, dataflex, done
+from scipy import stats
+
+SETTINGS = (
+    "warmup_step=2",
+    "update_step=2",
+    "update_times=2",
+    "per_device_train_batch_size=4",
+    "lora_rank=4",
+    "learning_rate=0.01",
+    "plot_loss=false",
+    "eval_strategy=epoch",
+)
+RUNS = [("random", 1), ("random", 2), ("loss", 1), ("loss", 2)]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_demo, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared")
+    for method, seed in RUNS:
+        name = ("--run", f"{method}-{seed}", "--method", method)
+        done("round", 1, *data(tiny_demo), *SETTINGS, *name, f"seed={seed}", f"runs_dir={folder}")
+    return folder
+
+
+def names():
+    return [f"{method}-{seed}" for method, seed in RUNS]
+
+
+def compared(runs, *options):
+    return json.loads(done("compare", *names(), "--runs-dir", runs, "--json", *options))
+
+
+def target_loss(runs, name):
+    marker = json.loads((runs / name / "round-01" / "checkpoint" / "COMPLETE.json").read_text())
+    return marker["result"]["metrics"]["eval_loss"]
+
+
+def selected(runs, name):
+    return set(pq.read_table(runs / name / "round-01" / "index.parquet")["row"].to_pylist())
+
+
+def test_means_and_paired_differences_are_those_of_the_markers(runs):
+    found = compared(runs)
+    loss = {name: target_loss(runs, name) for name in names()}
+    assert found["figures"]["target loss"]["loss"]["mean"] == pytest.approx(
+        statistics.mean([loss["loss-1"], loss["loss-2"]])
+    )
+    assert found["figures"]["target loss"]["random"]["max"] == max(loss["random-1"], loss["random-2"])
+    paired = found["paired"]["target loss"]["loss"]
+    differences = [loss[f"loss-{seed}"] - loss[f"random-{seed}"] for seed in (1, 2)]
+    assert paired["difference"] == pytest.approx(statistics.mean(differences))
+    # The paired t statistic by its definition, with one degree of freedom.
+    t = statistics.mean(differences) / (statistics.stdev(differences) / 2**0.5)
+    assert paired["p"] == pytest.approx(2 * stats.t.sf(abs(t), df=1))
+    assert found["baseline"] == "random"
+    assert (found["step"], found["positions"]) == (4, 16)
+
+
+def test_overlap_and_tokens_are_those_of_the_indices(runs):
+    found = compared(runs)
+    shares = [
+        len(selected(runs, f"random-{s}") & selected(runs, f"loss-{s}"))
+        / len(selected(runs, f"random-{s}") | selected(runs, f"loss-{s}"))
+        for s in (1, 2)
+    ]
+    (overlap,) = found["overlap"]
+    assert overlap["value"] == pytest.approx(statistics.mean(shares))
+    pool = pandas.read_parquet(runs / "loss-1" / "pool").set_index("row")["n_tokens"]
+    rows = [pandas.read_parquet(runs / "loss-1" / f"round-{r:02d}" / "index.parquet")["row"] for r in (0, 1)]
+    by_hand = sum(pool.loc[each].sum() for each in rows)
+    assert found["figures"]["tokens trained on"]["loss"]["by_seed"]["1"] == by_hand
+
+
+def test_a_constant_score_has_no_rank_correlation(runs):
+    assert compared(runs)["rank_correlation"] == []  # random's scores are all alike
+
+
+def test_rank_correlation_of_two_methods(runs, tiny_demo):
+    """Pearson's correlation of the ranks, by pandas."""
+    done(
+        *("round", 1, *data(tiny_demo), *SETTINGS, "--run", "less-1", "--method", "less"),
+        *("seed=1", f"runs_dir={runs}"),
+    )
+    found = json.loads(done("compare", "loss-1", "less-1", "--runs-dir", runs, "--json"))["rank_correlation"]
+    loss, less = (
+        pandas.read_parquet(runs / f"{name}-1" / "round-01" / "scores" / f"{name}.parquet")["score"]
+        for name in ("loss", "less")
+    )
+    assert found[0]["value"] == pytest.approx(loss.rank().corr(less.rank()))
+
+
+def test_the_printed_tables_name_every_method(runs):
+    text = done("compare", *names(), "--runs-dir", runs)
+    assert "At the end of round 1: 4 steps, 16 rows trained on." in text
+    assert "random (seeds 1 2), loss (seeds 1 2)" in text
+    assert "Target loss by step" in text
+
+
+def test_runs_of_another_budget_are_refused_unless_told(runs, tiny_demo):
+    settings = [s for s in SETTINGS if not s.startswith("update_step")]
+    done(
+        *("round", 1, *data(tiny_demo), *settings, "update_step=3", "--run", "longer", "--method", "loss"),
+        *("seed=3", f"runs_dir={runs}"),
+    )
+    ran = dataflex("compare", "random-1", "longer", "--runs-dir", runs)
+    assert ran.code == 2
+    assert "optimizer steps up to round 1 (random-1: 4, longer: 5)" in ran.err
+    assert "--allow-different" in ran.err
+    text = done("compare", "random-1", "longer", "--runs-dir", runs, "--allow-different")
+    assert "not the same: optimizer steps" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["random-1"], "1 run was given"),
+        (["random-1", "nowhere"], "There is no run at"),
+        (["random-1", "random-1"], "are both of random, seed 1"),
+        (["random-1", "loss-1", "--baseline", "less"], "--baseline is less"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(runs, arguments, message):
+    ran = dataflex("compare", *arguments, "--runs-dir", runs)
+    assert ran.code == 2
+    assert message in ran.err
+    assert "Traceback" not in ran.err

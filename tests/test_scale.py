@@ -1,0 +1,163 @@
+"""More than one process, under the real torchrun: the same tables, and no hang whatever happens to a rank."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import resource
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from crash.launches import Launch, run
+from safetensors.numpy import load_file
+
+from dataflex_pipeline.store.run import RunFolder
+
+METHODS = ("loss", "delta_loss", "less")
+RUN = ("--run", "r", "runs_dir=runs")
+
+
+def settings(demo) -> tuple[str, ...]:
+    return (
+        *(f"dataset={demo.pool}", f"eval_dataset={demo.target}", f"model_name_or_path={demo.model}"),
+        *("warmup_step=2", "update_step=2", "update_times=2", "lora_rank=4", "learning_rate=0.002"),
+        *("rows_per_part=4", "eval_strategy=no", "plot_loss=false", "preprocessing_num_workers=1"),
+        *("less.proj_dim=64", "per_device_train_batch_size=2"),
+    )
+
+
+def score(number: int, method: str, *more: str) -> tuple[str, ...]:
+    return ("score", *RUN, "--round", str(number), "--method", method, *more)
+
+
+def scores(folder: Path, number: int = 1) -> dict[str, bytes]:
+    """Return every column of the round's score tables, as the bytes that they are in memory."""
+    found = {}
+    for path in sorted((folder / f"round-{number:02d}" / "scores").glob("*.parquet")):
+        table = pq.read_table(path).combine_chunks()
+        for name in table.column_names:
+            buffers = table.column(name).combine_chunks().buffers()
+            found[f"{path.stem}.{name}"] = b"".join(bytes(b) for b in buffers if b is not None)
+    return found
+
+
+def weights(folder: Path, number: int) -> dict[str, np.ndarray]:
+    return load_file(folder / f"round-{number:02d}" / "checkpoint" / "adapter_model.safetensors")
+
+
+def farthest(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+    assert a.keys() == b.keys()
+    return max(float(np.abs(a[name] - b[name]).max()) for name in a)
+
+
+def parts(folder: Path) -> dict[str, tuple[int, str]]:
+    """Return when each part of a feature was written, and what is in it."""
+    return {
+        str(path.relative_to(folder)): (
+            path.stat().st_mtime_ns,
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
+        for path in (folder / "features").glob("*/part-*.parquet")
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(one_thread, tiny_demo, tmp_path_factory) -> Path:
+    """A run by one process: warm-up and round 1 by less, and round 1 scored by the other methods too."""
+    folder = tmp_path_factory.mktemp("alone")
+    begin = ("round", "1", *RUN, "--method", "less", *settings(tiny_demo), "gradient_accumulation_steps=2")
+    run(folder, 1, begin, *(score(1, method) for method in METHODS[:2]))
+    return folder
+
+
+def warmed_up(alone: Path, folder: Path) -> Path:
+    """Return a copy of the run as it was after the warm-up."""
+    shutil.copytree(alone / "runs", folder / "runs")
+    shutil.rmtree(folder / "runs" / "r" / "round-01")
+    shutil.rmtree(folder / "runs" / "r" / "features")
+    return folder
+
+
+def test_a_run_on_two_processes_is_that_of_one_with_the_same_global_batch(alone, tiny_demo, tmp_path):
+    begin = ("round", "1", *RUN, "--method", "less", *settings(tiny_demo), "gradient_accumulation_steps=1")
+    text = run(tmp_path, 2, begin, *(score(1, method) for method in METHODS[:2]))
+    for number in (0, 1):
+        assert farthest(weights(tmp_path / "runs/r", number), weights(alone / "runs/r", number)) == 0
+    assert {name.partition(".")[0] for name in scores(alone / "runs/r")} == set(METHODS)
+    assert scores(tmp_path / "runs/r") == scores(alone / "runs/r")
+    index = "runs/r/round-01/index.parquet"
+    assert pq.read_table(tmp_path / index).equals(pq.read_table(alone / index))
+    assert text.count("losses of the pool: 200 rows in") == 1  # one process reports, and counts all rows
+    assert "torchrun --standalone --nproc_per_node 2 -m -- stages.cli select --round 1" in text
+
+
+def test_killed_with_four_and_continued_with_two_nothing_is_computed_again(alone, tmp_path):
+    folder, draw = warmed_up(alone, tmp_path), random.Random(7)
+    feature = folder / "runs" / "r" / "features"
+    commands = json.dumps([score(1, method) for method in METHODS])
+    launch = Launch(folder, 4, commands, module="crash.several_commands")
+    wanted = draw.randint(3, 40)  # of the 50 + 4 parts of the gradients
+    launch.wait_for(lambda: len(list(feature.glob("gradients-*/part-*.parquet"))) >= wanted)
+    began = time.monotonic()
+    launch.ranks()[draw.randrange(4)].kill()
+    assert launch.end() != 0
+    assert time.monotonic() - began < 30, launch.output
+    before = parts(folder / "runs" / "r")
+    assert 50 + wanted <= len(before) < 50 + 50 + 4
+    run(folder, 2, score(1, "less"))
+    after = parts(folder / "runs" / "r")
+    assert len(after) == 50 + 50 + 4
+    assert {name: after[name] for name in before} == before
+    assert scores(folder / "runs" / "r") == scores(alone / "runs" / "r")
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_process_ends_the_launch_after_the_timeout(alone, tmp_path, stopped):
+    folder = warmed_up(alone, tmp_path)
+    feature = folder / "runs" / "r" / "features"
+    launch = Launch(folder, 2, *score(1, "loss", "rows_per_part=1", "ddp_timeout=4"))
+    launch.wait_for(lambda: len(list(feature.glob("*/part-*.parquet"))) >= 3)
+    began = time.monotonic()
+    launch.ranks()[stopped].suspend()
+    assert launch.end() != 0
+    assert 4 < time.monotonic() - began < 60
+    assert f"Rank {stopped} has given no sign of life for 4 s." in launch.output
+    assert "Traceback" not in launch.output.split("closing signal")[0].split("failed (exitcode")[0]
+
+
+def test_a_mistake_is_told_once_and_every_process_ends_with_its_code(alone, tmp_path):
+    folder = warmed_up(alone, tmp_path)
+    before = sorted(folder.rglob("*"))
+    with RunFolder(folder / "runs" / "r").lock():
+        launch = Launch(folder, 2, *score(1, "loss"))
+        began = time.monotonic()
+        assert launch.end() != 0
+    text = launch.output
+    report = text.partition("failed (exitcode")[2]
+    assert text.count("is in use by another process") == 1
+    assert "Traceback" not in text.split("failed (exitcode")[0]
+    assert report.count("exitcode  : 2 ") == 2, text
+    assert time.monotonic() - began < 60
+    launch.log.unlink()
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_full_disk_under_another_process_is_told_by_the_first(alone, tmp_path):
+    folder = warmed_up(alone, tmp_path)
+    feature = folder / "runs" / "r" / "features"
+    launch = Launch(folder, 2, *score(1, "loss", "rows_per_part=1"))
+    launch.wait_for(lambda: len(list(feature.glob("*/part-*.parquet"))) >= 3)
+    launch.ranks()[1].rlimit(resource.RLIMIT_FSIZE, (64, 64))
+    assert launch.end() != 0
+    text = launch.output.split("failed (exitcode")[0]
+    assert "error: rank 1: A file could not be written" in text, launch.output
+    assert "Traceback" not in text
+    done = len(parts(folder / "runs" / "r"))
+    assert not list(feature.glob("*/_manifest.json"))
+    text = run(folder, 1, score(1, "loss", "rows_per_part=1"))
+    assert f"losses of the pool (200 rows, {done} already done)" in text
