@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from dataflex_pipeline.errors import DataflexError
+from stages.cli_results import results
+from stages.options import (
+    EXAMPLES,
+    ConfigOption,
+    MethodOption,
+    OverwriteOption,
+    RoundOption,
+    RunOption,
+    SettingsArgument,
+)
 
 app = typer.Typer(
     name="dataflex",
@@ -19,25 +29,6 @@ app = typer.Typer(
     help="Offline data selection for LLM fine-tuning, as files: score, select, train, go round again.",
 )
 
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", "-c", help="Configuration file (YAML). Without one: the run's own, or the demo's."
-    ),
-]
-Run = Annotated[str | None, typer.Option("--run", help="Name of the run: a folder below runs_dir.")]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Make anew what was made with other settings; the old is kept aside."),
-]
-MethodOption = Annotated[
-    str | None, typer.Option("--method", "-m", help="The method; `dataflex methods` lists them.")
-]
-RoundOption = Annotated[int, typer.Option("--round", "-r", help="The round, from 1.")]
-Settings = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the configuration.")
-]
-EXAMPLES = "[bold]Example[/bold]  "
 INTERRUPTED = 130
 
 
@@ -57,7 +48,10 @@ def _common(
 
 @app.command(epilog=EXAMPLES + "dataflex warmup dataset=my.json model_name_or_path=./model")
 def warmup(
-    settings: Settings = None, config: Config = None, run: Run = None, overwrite: Overwrite = False
+    settings: SettingsArgument = None,
+    config: ConfigOption = None,
+    run: RunOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Prepare the data and train round 0 on uniformly drawn rows."""
     from stages import commands
@@ -67,12 +61,12 @@ def warmup(
 
 @app.command(epilog=EXAMPLES + "dataflex score --round 1 --method loss loss.focus=medium")
 def score(
-    settings: Settings = None,
-    config: Config = None,
-    run: Run = None,
+    settings: SettingsArgument = None,
+    config: ConfigOption = None,
+    run: RunOption = None,
     round_number: RoundOption = 1,
     method: MethodOption = None,
-    overwrite: Overwrite = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Score every row of the pool with one method; the result is a table."""
     from stages import commands
@@ -82,12 +76,12 @@ def score(
 
 @app.command(epilog=EXAMPLES + "dataflex select --round 1 --method loss fraction=0.1 weights=importance")
 def select(
-    settings: Settings = None,
-    config: Config = None,
-    run: Run = None,
+    settings: SettingsArgument = None,
+    config: ConfigOption = None,
+    run: RunOption = None,
     round_number: RoundOption = 1,
     method: MethodOption = None,
-    overwrite: Overwrite = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Turn scores into probabilities and draw the weighted index of a round."""
     from stages import commands
@@ -97,11 +91,11 @@ def select(
 
 @app.command("train-round", epilog=EXAMPLES + "dataflex train-round --round 1")
 def train_round(
-    settings: Settings = None,
-    config: Config = None,
-    run: Run = None,
+    settings: SettingsArgument = None,
+    config: ConfigOption = None,
+    run: RunOption = None,
     round_number: RoundOption = 1,
-    overwrite: Overwrite = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Train one round on its index, going on from the round before."""
     from stages import commands
@@ -117,10 +111,10 @@ def round_(
             metavar="[N] [KEY=VALUE]...", help="How far to go (without N: to the horizon), and settings."
         ),
     ] = None,
-    config: Config = None,
-    run: Run = None,
+    config: ConfigOption = None,
+    run: RunOption = None,
     method: MethodOption = None,
-    overwrite: Overwrite = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Do whatever is missing up to round N: prepare, warm up, then score, select and train each round."""
     from stages import commands
@@ -131,7 +125,7 @@ def round_(
 @app.command(epilog=EXAMPLES + "dataflex methods loss")
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show one method's parameters only.")] = None,
-    config: Config = None,
+    config: ConfigOption = None,
     templates: Annotated[bool, typer.Option("--templates", help="List the chat templates instead.")] = False,
 ) -> None:
     """List the methods: what they do, their parameters, defaults and source."""
@@ -152,7 +146,10 @@ def init(
 
 @app.command(epilog=EXAMPLES + "dataflex status --run quickstart-loss")
 def status(
-    settings: Settings = None, config: Config = None, run: Run = None, method: MethodOption = None
+    settings: SettingsArgument = None,
+    config: ConfigOption = None,
+    run: RunOption = None,
+    method: MethodOption = None,
 ) -> None:
     """Show what of a run is done, stale or missing."""
     from stages import status as module
@@ -160,175 +157,7 @@ def status(
     module.status(config, settings or [], run, method)
 
 
-@app.command(epilog=EXAMPLES + "dataflex compare random-seed1 random-seed2 less-seed1 less-seed2")
-def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names below runs_dir, or folders.")],
-    runs_dir: Annotated[Path, typer.Option("--runs-dir", help="Where runs are named from.")] = Path("runs"),
-    baseline: Annotated[
-        str | None, typer.Option("--baseline", help="Method to compare with; random, where it is there.")
-    ] = None,
-    allow_different: Annotated[
-        bool, typer.Option("--allow-different", help="Go on where pools, targets or budgets differ.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Put runs side by side at equal budget: by method, over seeds, with a paired test."""
-    from stages import compare_runs
-
-    compare_runs.compare(runs, runs_dir, baseline, allow_different, as_json)
-
-
-@app.command(
-    epilog=EXAMPLES + "dataflex inspect runs/quickstart-loss/round-01/scores/loss.parquet\n\n"
-    "dataflex inspect quickstart-loss --sql 'select round, avg(score) from scores group by round'"
-)
-def inspect(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[TABLE|RUN] [KEY=VALUE]...", help="A table's path, or a run's name or folder."
-        ),
-    ] = None,
-    config: Config = None,
-    run: Run = None,
-    method: MethodOption = None,
-    sql: Annotated[
-        str | None,
-        typer.Option(help="A query over scores, probabilities, idx, pool, target, features, this, ..."),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
-    csv: Annotated[
-        bool, typer.Option("--csv", help="The table as CSV: the query's answer, or the numbers.")
-    ] = False,
-    rows: Annotated[int, typer.Option(help="Example rows of each kind; 0 for none.", min=0)] = 3,
-) -> None:
-    """Look at a table or a run: distribution, reasons, sources, example rows; or ask it with SQL."""
-    from stages import inspect_table
-
-    inspect_table.inspect_(
-        config, arguments or [], run, method, sql, "json" if json else "csv" if csv else "text", rows
-    )
-
-
-@app.command(epilog=EXAMPLES + "dataflex report quickstart-loss")
-def report(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A name below runs_dir, or a folder.")],
-    runs_dir: Annotated[Path, typer.Option("--runs-dir", help="Where runs are named from.")] = Path("runs"),
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The page; report.html in the run by default.")
-    ] = None,
-) -> None:
-    """Write a run as one HTML page: rounds, curves, scores, what was selected, examples, settings."""
-    from stages import report_run
-
-    report_run.report(run, runs_dir, output)
-
-
-@app.command(
-    epilog=EXAMPLES + "dataflex export quickstart-loss export_dir=my-model\n\n"
-    "dataflex export --config merge.yaml"
-)
-def export(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[RUN] [KEY=VALUE]...", help="A run's name or folder, and settings."),
-    ] = None,
-    config: Config = None,
-    run: Run = None,
-    method: MethodOption = None,
-    what: Annotated[
-        Literal["all", "model", "adapter", "data"],
-        typer.Option(help="The merged model, the adapter, the selected rows, or all of it."),
-    ] = "all",
-    round_number: Annotated[
-        int | None,
-        typer.Option(
-            "--round", "-r", help="Whose checkpoint; by default the best that was kept, else the last."
-        ),
-    ] = None,
-    rows_of_round: Annotated[
-        int | None,
-        typer.Option(help="Only this round's rows; by default those of all rounds up to the checkpoint."),
-    ] = None,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Upload it to this repository, privately.")
-    ] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="With --push-to-hub: for everybody to see.")
-    ] = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Write a model that needs nothing of a run: merged weights, adapter, selected rows and a model card."""
-    from stages import export as module
-
-    asked = module.Asked(what, round_number, rows_of_round, push_to_hub, public)
-    module.export(config, arguments or [], run, method, overwrite, asked)
-
-
-@app.command(epilog=EXAMPLES + "dataflex doctor --config my-run.yaml")
-def doctor(
-    settings: Settings = None,
-    config: Config = None,
-    run: Run = None,
-    method: MethodOption = None,
-    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
-) -> None:
-    """Check this machine and, where one is given, a configuration: what works, what does not, what to do."""
-    from stages import doctor as module
-
-    module.doctor(config, settings or [], run, method, json)
-
-
-@app.command(epilog=EXAMPLES + "dataflex estimate --config my-run.yaml --method less")
-def estimate(
-    settings: Settings = None,
-    config: Config = None,
-    run: Run = None,
-    method: MethodOption = None,
-    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
-) -> None:
-    """Predict what a run takes, from a short calibration here: time, memory, disk, FLOPs, API requests."""
-    from stages import estimate as module
-
-    module.estimate(config, settings or [], run, method, json)
-
-
-@app.command(
-    epilog=EXAMPLES + "dataflex evaluate --run quickstart-loss --metric exact_match test_dataset=demo"
-)
-def evaluate(
-    settings: Settings = None,
-    config: Config = None,
-    run: Run = None,
-    round_number: Annotated[
-        int | None, typer.Option("--round", "-r", help="The round; the last finished one by default.")
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option("--metric", help="Of generated answers: exact_match, f1, rouge_l, ...; several times."),
-    ] = None,
-    judge: Annotated[
-        bool, typer.Option("--judge", help="Grade the answers with the reward backend set for nice.")
-    ] = False,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer.", min=1)] = 512,
-    generator: Annotated[str, typer.Option("--generator", help="auto, vllm or transformers.")] = "auto",
-    task: Annotated[
-        list[str] | None, typer.Option("--task", help="A task of the lm-evaluation-harness; several times.")
-    ] = None,
-    include_path: Annotated[
-        Path | None, typer.Option("--include-path", help="Folder of task files of your own.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Documents of each task.", min=1)] = None,
-    overwrite: Overwrite = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Evaluate a round's model: loss, perplexity, generated answers, a judge, benchmark tasks."""
-    from stages import evaluate as module
-
-    wanted = module.Wanted(
-        tuple(metric or ()), judge, max_new_tokens, generator, tuple(task or ()), include_path, limit
-    )
-    module.evaluate(config, settings or [], run, round_number, wanted, overwrite, as_json)
+app.add_typer(results)
 
 
 def main() -> None:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline.reports.comparison import Comparison, Paired, Spread
 from dataflex_pipeline.reports.comparison import compare as compare_records
 from dataflex_pipeline.reports.records import RunRecord
 from stages import console
+from stages.subject import run_folders
 
 CURVE_LINES = 12
 """Evaluations shown of the target loss, evenly spaced; --json has all."""
 
 
-def compare(
-    runs: Sequence[str], runs_dir: Path, baseline: str | None, allow_different: bool, as_json: bool
-) -> None:
-    """Print a comparison of runs, given by name below ``runs_dir`` or by folder."""
-    records = [RunRecord.read(folder_of(run, runs_dir)) for run in runs]
+def compare(arguments: Sequence[str], baseline: str | None, allow_different: bool, as_json: bool) -> None:
+    """Print a comparison of runs, each given by name below ``runs_dir`` or by folder."""
+    records = [RunRecord.read(folder) for folder in run_folders(arguments)]
     found = compare_records(records, baseline, allow_different=allow_different)
     if as_json:
         console.out.file.write(json.dumps(_plain(found), indent=2) + "\n")
@@ -40,11 +38,6 @@ def compare(
     _print_curves(found)
     _print_alike("Selected rows in common, |A and B| / |A or B|, all rounds", found.methods, found.overlap)
     _print_alike(f"Rank correlation of the scores of round {found.round}", found.methods, found.correlation)
-
-
-def folder_of(run: str, runs_dir: Path) -> Path:
-    """Return the folder that a run's name or path stands for."""
-    return Path(run) if (Path(run) / "run.yaml").is_file() else runs_dir / run
 
 
 def _print_figures(found: Comparison) -> None:

@@ -14,7 +14,7 @@ from dataflex_pipeline import launch
 from dataflex_pipeline.api import Split
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.estimate.costs import RowCounts
-from dataflex_pipeline.estimate.predict import Measured, StageCost, total
+from dataflex_pipeline.estimate.records import Measured, StageCost, total
 from dataflex_pipeline.estimate.sample import Sample, sample_prepared, sample_sources
 from dataflex_pipeline.store.parts import PartedTable
 from stages import console

@@ -20,9 +20,10 @@ from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import found_ingredients, is_complete
 from dataflex_pipeline.training.marker import verify_checkpoint
 from stages import console
-from stages.context import Context, Options, open_context, parse_assignments, require_run
+from stages.context import Context, open_context, require_run
 from stages.prepare import look, prepare_split
 from stages.score import feature_input
+from stages.subject import run_options
 
 JUDGE = "judge"
 
@@ -49,7 +50,7 @@ class Wanted:
 
 def evaluate(
     config: Path | None,
-    settings: list[str],
+    arguments: list[str],
     run: str | None,
     number: int | None,
     wanted: Wanted,
@@ -57,7 +58,7 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Evaluate the checkpoint of a round (None: the last finished one) and print the figures."""
-    options = Options(config, parse_assignments(settings), run, None, overwrite)
+    options = run_options(config, arguments, run, None, overwrite)
     with console.messages_to_stderr(as_json):
         context = open_context(options)
         chosen, path, kept = _evaluate(context, number, wanted)

@@ -15,9 +15,9 @@ from dataflex_pipeline.models.source import model_digest, tokenizer_digest
 from dataflex_pipeline.store.atomic import read_json
 from dataflex_pipeline.store.fingerprint import changes
 from stages import console
-from stages.context import DEMO, Context, Options, open_context, require_run
+from stages.context import DEMO, Context, open_context, require_run
 from stages.outcome import Outcome, report
-from stages.subject import split_subject
+from stages.subject import run_options
 
 What = Literal["all", "model", "adapter", "data"]
 PARTS: dict[What, tuple[Part, ...]] = {
@@ -61,7 +61,7 @@ def export(
     from dataflex_pipeline.export.upload import check_upload, upload
 
     began = time.monotonic()
-    context = open_context(_options(config, arguments, run, method, overwrite))
+    context = open_context(run_options(config, arguments, run, method, overwrite))
     token = check_upload(asked.hub) if asked.hub is not None else None
     bundle = _bundle(context, asked)
     current = _is_current(bundle, overwrite)
@@ -79,23 +79,6 @@ def export(
         outcomes.append(Outcome("upload", Path(asked.hub), True, time.monotonic() - began, where))
     of_run = bundle.origin.run
     report(bundle.folder if of_run is None else of_run.folder, outcomes, _next(bundle))
-
-
-def _options(
-    config: Path | None, arguments: list[str], run: str | None, method: str | None, overwrite: bool
-) -> Options:
-    """Take a first argument that is no setting as the run: its name, or its folder."""
-    named, settings = split_subject(arguments)
-    if named is not None:
-        if run is not None:
-            raise UserError(
-                f"The run is given twice: {named} and --run {run}.", "Only one is exported.", "Leave one out."
-            )
-        if Path(named).is_dir():
-            settings.append(f"output_dir={named}")
-        else:
-            run = named
-    return Options(config, tuple(settings), run, method, overwrite)
 
 
 def _bundle(context: Context, asked: Asked) -> Bundle:

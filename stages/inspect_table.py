@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +13,7 @@ from dataflex_pipeline.reports.overview import overview
 from dataflex_pipeline.reports.query import open_queries
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.run import RunFolder
-from stages import answers, drawing
+from stages import answers, console, drawing
 from stages.context import Options, open_context, require_run
 from stages.subject import split_subject
 
@@ -85,22 +82,12 @@ def _subject(
             "See `ls runs` for the runs that there are.",
         )
     name = run if run is not None or path is None else str(path)
-    with quiet_stdout(how):
+    with console.messages_to_stderr(how != "text"):
         context = open_context(Options(config, tuple(settings), name, method), quiet=Silent())
     require_run(context)
     if run is not None and path is not None:
         return Subject(context.run, path if path.exists() else context.run.folder / path)
     return Subject(context.run, None)
-
-
-@contextlib.contextmanager
-def quiet_stdout(how: answers.Form) -> Iterator[None]:
-    """Send notes to stderr where a program reads stdout."""
-    if how == "text":
-        yield
-        return
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 def _check_any(subject: Subject, tables: list[RunTable], this: RunTable | None) -> None:

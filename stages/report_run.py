@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dataflex_pipeline.errors import UserError
@@ -10,14 +11,21 @@ from dataflex_pipeline.reports.page import page
 from dataflex_pipeline.reports.records import RunRecord
 from dataflex_pipeline.store.atomic import write_text
 from stages import console
-from stages.compare_runs import folder_of
+from stages.subject import run_folders
 
 NAME = "report.html"
 
 
-def report(run: str, runs_dir: Path, output: Path | None) -> None:
+def report(arguments: Sequence[str], output: Path | None) -> None:
     """Write the page of a run, given by name below ``runs_dir`` or by folder."""
-    record = RunRecord.read(folder_of(run, runs_dir))
+    folders = run_folders(arguments)
+    if len(folders) != 1:
+        raise UserError(
+            f"{len(folders)} runs were named.",
+            "A report is of one run.",
+            "Name one: `dataflex report quickstart-loss`. `dataflex compare` puts several side by side.",
+        )
+    record = RunRecord.read(folders[0])
     where = output if output is not None else record.run.folder / NAME
     if where.is_dir() or not where.parent.is_dir():
         raise UserError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dataflex_pipeline.config.load import load_config
 from dataflex_pipeline.errors import UserError
-from stages.context import parse_assignments
+from stages.context import Options, parse_assignments
 
 
 def split_subject(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -17,13 +18,58 @@ def split_subject(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     Raises:
         UserError: there is more than one name.
     """
-    names = [word for word in arguments if "=" not in word or Path(word).exists()]
+    names, settings = split_subjects(arguments)
     if len(names) > 1:
         raise UserError(
             f"Two things are named: {names[0]} and {names[1]}.",
             "The command works on one at a time; settings are given as key=value.",
             "Run it once for each.",
         )
-    return (names[0] if names else None), list(
-        parse_assignments([word for word in arguments if word not in names])
-    )
+    return (names[0] if names else None), settings
+
+
+def run_options(
+    config: Path | None, arguments: Sequence[str], run: str | None, method: str | None, overwrite: bool
+) -> Options:
+    """Return the options of a command whose first word may be a run: its name, or its folder.
+
+    Raises:
+        UserError: the run is named twice.
+    """
+    named, settings = split_subject(arguments)
+    if named is not None:
+        if run is not None:
+            raise UserError(
+                f"The run is given twice: {named} and --run {run}.",
+                "The command works on one.",
+                "Leave one of them out.",
+            )
+        if Path(named).is_dir():
+            settings.append(f"output_dir={named}")
+        else:
+            run = named
+    return Options(config, tuple(settings), run, method, overwrite)
+
+
+def split_subjects(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split ``[NAME]... key=value ...`` into the names and the assignments."""
+    names = [word for word in arguments if "=" not in word or Path(word).exists()]
+    return names, list(parse_assignments([word for word in arguments if word not in names]))
+
+
+def run_folders(arguments: Sequence[str]) -> list[Path]:
+    """Return the folders of the runs that are named, each a folder or a name below ``runs_dir``.
+
+    Raises:
+        UserError: a setting other than runs_dir is given; it would change nothing.
+    """
+    names, settings = split_subjects(arguments)
+    other = [text for text in settings if text.partition("=")[0].strip() != "runs_dir"]
+    if other:
+        raise UserError(
+            f"The setting {other[0]} was given.",
+            "This command reads finished runs; no setting changes what they are.",
+            "Leave it out. runs_dir=FOLDER says where runs are named from.",
+        )
+    runs_dir = Path(load_config(None, settings).config.runs_dir)
+    return [Path(name) if (Path(name) / "run.yaml").is_file() else runs_dir / name for name in names]

@@ -173,7 +173,9 @@ def train_share(content: Mapping[str, Any]) -> None:
     launch.await_file(Path(content["index"]))
     plan = content["plan"] | {"index": read_whole(Path(content["index"]))}
     plan |= {name: None if path is None else Path(path) for name, path in content["places"].items()}
-    train_round(Config(**content["config"]), RoundPlan(**plan), tables["pool"], tables.get("target"), Silent())
+    train_round(
+        Config(**content["config"]), RoundPlan(**plan), tables["pool"], tables.get("target"), Silent()
+    )
 
 
 def _set_aside_damaged(checkpoint: Path) -> None:

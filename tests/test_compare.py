@@ -38,7 +38,7 @@ def names():
 
 
 def compared(runs, *options):
-    return json.loads(done("compare", *names(), "--runs-dir", runs, "--json", *options))
+    return json.loads(done("compare", *names(), f"runs_dir={runs}", "--json", *options))
 
 
 def target_loss(runs, name):
@@ -92,7 +92,7 @@ def test_rank_correlation_of_two_methods(runs, tiny_demo):
         *("round", 1, *data(tiny_demo), *SETTINGS, "--run", "less-1", "--method", "less"),
         *("seed=1", f"runs_dir={runs}"),
     )
-    found = json.loads(done("compare", "loss-1", "less-1", "--runs-dir", runs, "--json"))["rank_correlation"]
+    found = json.loads(done("compare", "loss-1", "less-1", f"runs_dir={runs}", "--json"))["rank_correlation"]
     loss, less = (
         pandas.read_parquet(runs / f"{name}-1" / "round-01" / "scores" / f"{name}.parquet")["score"]
         for name in ("loss", "less")
@@ -101,7 +101,7 @@ def test_rank_correlation_of_two_methods(runs, tiny_demo):
 
 
 def test_the_printed_tables_name_every_method(runs):
-    text = done("compare", *names(), "--runs-dir", runs)
+    text = done("compare", *names(), f"runs_dir={runs}")
     assert "At the end of round 1: 4 steps, 16 rows trained on." in text
     assert "random (seeds 1 2), loss (seeds 1 2)" in text
     assert "Target loss by step" in text
@@ -113,11 +113,11 @@ def test_runs_of_another_budget_are_refused_unless_told(runs, tiny_demo):
         *("round", 1, *data(tiny_demo), *settings, "update_step=3", "--run", "longer", "--method", "loss"),
         *("seed=3", f"runs_dir={runs}"),
     )
-    ran = dataflex("compare", "random-1", "longer", "--runs-dir", runs)
+    ran = dataflex("compare", "random-1", "longer", f"runs_dir={runs}")
     assert ran.code == 2
     assert "optimizer steps up to round 1 (random-1: 4, longer: 5)" in ran.err
     assert "--allow-different" in ran.err
-    text = done("compare", "random-1", "longer", "--runs-dir", runs, "--allow-different")
+    text = done("compare", "random-1", "longer", f"runs_dir={runs}", "--allow-different")
     assert "not the same: optimizer steps" in text
 
 
@@ -131,7 +131,7 @@ def test_runs_of_another_budget_are_refused_unless_told(runs, tiny_demo):
     ],
 )
 def test_what_cannot_be_compared_is_said(runs, arguments, message):
-    ran = dataflex("compare", *arguments, "--runs-dir", runs)
+    ran = dataflex("compare", *arguments, f"runs_dir={runs}")
     assert ran.code == 2
     assert message in ran.err
     assert "Traceback" not in ran.err

@@ -16,6 +16,8 @@ from dataflex_pipeline.estimate import costs, predict, sample
 from dataflex_pipeline.estimate.costs import ModelShape, RowCounts
 from dataflex_pipeline.estimate.features import FeatureCost
 from dataflex_pipeline.estimate.needs import needs_by_round
+from dataflex_pipeline.estimate.records import Measured
+from dataflex_pipeline.estimate.stages import evaluations, training_stage
 from dataflex_pipeline.estimate.training import TrainingCost
 from dataflex_pipeline.methods import build_method, method_class
 from dataflex_pipeline.schemas import LOSSES, PROBABILITIES, SCORES
@@ -57,7 +59,7 @@ def measured(config=None, **changed):
         "training": None,
         "features": {"losses": losses, "gradients adam": losses, "gradients sgd": losses},
     }
-    return predict.Measured(**(given | changed))
+    return Measured(**(given | changed))
 
 
 def method(name, **params):
@@ -131,13 +133,13 @@ def test_seconds_of_training(here):
     config = Config(warmup_step=5, update_step=4, eval_strategy="steps", eval_steps=2)
     cost = TrainingCost(10.0, 3.0, 0.25, 4, here, 1000, 20, 9)
     found = measured(config, training=cost, target=RowCounts(1, 1, 7, 49, 2))
-    warmup, later = (predict.training_stage(found, number, 8) for number in (0, 1))
+    warmup, later = (training_stage(found, number, 8) for number in (0, 1))
     assert warmup.seconds == 10 + 3 + 5 * 0.25 + 2 * 7 * 0.5
     assert later.seconds == 3 + 4 * 0.25 + 2 * 7 * 0.5
     assert (warmup.steps, warmup.rows, later.rows) == (5, 40, 32)
     assert later.disk_bytes == 1000 + 4 * 20
     # What was not measured says so, and is slower than a forward pass by the FLOPs and the lower rate.
-    unknown = predict.training_stage(measured(config), 1, 8)
+    unknown = training_stage(measured(config), 1, 8)
     assert unknown.basis == "extrapolated"
     rate = costs.loss_flops(LORA, ROWS) / 30 / 0.5 * 2 / 3
     assert unknown.seconds == pytest.approx(3 + costs.training_flops(LORA, ROWS.drawn(32)) / rate)
@@ -148,7 +150,7 @@ def test_seconds_of_training(here):
     [({}, 0), ({"eval_strategy": "epoch"}, 1), ({"eval_strategy": "steps", "eval_steps": 3}, 3)],
 )
 def test_evaluations(settings, times):
-    assert predict.evaluations(Config(**settings), 10) == times
+    assert evaluations(Config(**settings), 10) == times
 
 
 def test_needs_are_computed_once():
@@ -226,13 +228,11 @@ def test_disk_is_within_a_fifth_of_the_run(told, tiny_demo):
 def test_a_run_that_is_there_is_read_and_left_alone(told, tiny_demo):
     run = finished(tiny_demo)
     before = snapshot(run)
-    content = json.loads(done("estimate", "--run", "base", f"runs_dir={run.parent}", "--json"))
-    assert snapshot(run) == before
-    assert content["pool"] == told["pool"]
-    assert stages(content, "prepare pool")[0]["note"] == "prepared already"
     text = done("estimate", "--run", "base", f"runs_dir={run.parent}")
+    assert snapshot(run) == before
+    assert "prepare pool: prepared already" in text
+    assert f"pool: 200 rows, 200 usable, {told['pool']['tokens']:,.0f} tokens" in text
     assert re.search(r"^train\t3\t24\t", text, re.MULTILINE)
-    assert "200 rows, 200 usable" in text
 
 
 def test_requests_of_nice(here, tiny_demo):
@@ -241,10 +241,13 @@ def test_requests_of_nice(here, tiny_demo):
     limits = ("nice.max_new_tokens=6", "nice.proj_dim=64", "update_times=2")
     ran = done("estimate", *data(tiny_demo), *SMALL, *settings, *limits, "--method", "nice", "--json")
     content = json.loads(ran)
+    target = content["target"]
     judged = stages(content, "rewards, target")
     assert [e["requests"] for e in judged] == [16 * 3] * 2
     assert [e["seconds"] for e in judged] == [96.0] * 2  # at the rate limit
     assert content["total"]["requests"] == 96
+    # What is sent holds at least the request, the reference and a token of the answer.
+    assert judged[0]["tokens"] > 3 * target["tokens"] + 16 * 3
     drawn = stages(content, "generations, target", 1)[0]
     assert drawn["basis"] == "extrapolated"
     assert "cut short" in drawn["note"] or "vLLM" in drawn["note"]

@@ -116,7 +116,12 @@ def test_a_second_report_is_the_same_page(run):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["nowhere"], "There is no run at"), (["{run}", "--output", "{run}"], "--output is")],
+    [
+        (["nowhere"], "There is no run at"),
+        ([], "0 runs were named"),
+        (["{run}", "seed=3"], "The setting seed=3 was given"),
+        (["{run}", "--output", "{run}"], "--output is"),
+    ],
 )
 def test_what_cannot_be_reported_is_said(run, arguments, message):
     ran = dataflex("report", *[text.format(run=run) for text in arguments])

@@ -14,7 +14,8 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.estimate.costs import ID_BYTES
 from dataflex_pipeline.estimate.features import Bench
 from dataflex_pipeline.estimate.machine import import_seconds
-from dataflex_pipeline.estimate.predict import Measured, kind_of
+from dataflex_pipeline.estimate.predict import kind_of
+from dataflex_pipeline.estimate.records import Measured
 from dataflex_pipeline.estimate.sample import Sample, write_parts
 from dataflex_pipeline.estimate.training import (
     LARGEST_CHECKPOINT,

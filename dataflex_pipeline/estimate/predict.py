@@ -1,104 +1,29 @@
-"""From counts and a calibration to the stages of a run: rows, tokens, FLOPs, seconds, bytes, requests.
-
-    seconds = measured start + units of work x measured seconds per unit
-
-Units are the tokens of rows (losses, gradients, embeddings), drawn tokens (generations) or compared pairs of
-vectors (neighbours, density). Every figure names its basis: *counted* (no measurement in it), *measured*
-(this very work, on sampled rows), *extrapolated* (from the rate of something else, or an upper bound) or
-*unknown* (never a guess: the figure is left out).
-"""
+"""What each feature table of a run is predicted to take, from counts and the calibration."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from dataflex_pipeline.api import Need
 from dataflex_pipeline.backends.judge_prompts import prompt_texts
 from dataflex_pipeline.backends.reward_settings import ApiSettings, MetricSettings
-from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.estimate.costs import (
-    ModelShape,
     RowCounts,
     embedding_flops,
     generation_flops,
     gradient_flops,
     loss_flops,
     row_bytes,
-    training_flops,
 )
-from dataflex_pipeline.estimate.features import FeatureCost
-from dataflex_pipeline.estimate.training import TrainingCost, checkpoint_bytes
+from dataflex_pipeline.estimate.features import VECTORS, FeatureCost
+from dataflex_pipeline.estimate.records import Basis, Measured, StageCost
 from dataflex_pipeline.features.plan import make_feature
 from dataflex_pipeline.neighbours.cells import SCAN, choose_layout
 
-Basis = Literal["counted", "measured", "extrapolated", "unknown"]
 CHARACTERS_PER_TOKEN = 4.0
 """Of English instructions to a judge, about."""
-BACKWARD_SHARE = 2.0 / 3.0
-"""Rate of a training step or of gradients, as a share of a forward pass's (docs/scaling.md)."""
-
-
-@dataclass(frozen=True)
-class StageCost:
-    """What one stage of a run is predicted to take.
-
-    Attributes:
-        stage: its name. round: of which round; None before the warm-up.
-        rows, tokens: that go through the model. steps: optimizer steps. flops: floating-point operations.
-        seconds: None where nothing is known. disk_bytes: of what it leaves.
-        memory_bytes: at most, as measured.
-        requests: to a paid or remote endpoint, at most. basis: of the seconds. note: what is uncertain.
-    """
-
-    stage: str
-    round: int | None
-    rows: int = 0
-    tokens: float = 0.0
-    steps: int = 0
-    flops: float = 0.0
-    seconds: float | None = None
-    disk_bytes: float = 0.0
-    memory_bytes: int = 0
-    requests: int = 0
-    basis: Basis = "measured"
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Everything that the predictions are made from.
-
-    Attributes:
-        config: of the run. model: its shape.
-        import_seconds: for the libraries. load_seconds: for the weights.
-        pool, target: counts of the splits; target None without one.
-        training: None where it was not measured. features: by `kind_of`.
-        write_seconds: per row of a score table. table_bytes: of a table without rows.
-    """
-
-    config: Config
-    model: ModelShape
-    import_seconds: float
-    load_seconds: float
-    pool: RowCounts
-    target: RowCounts | None
-    training: TrainingCost | None
-    features: Mapping[str, FeatureCost] = field(default_factory=dict)
-    write_seconds: float = 0.0
-    table_bytes: float = 0.0
-
-    def counts(self, split: str) -> RowCounts:
-        """Return the counts of a split."""
-        return self.target if split == "target" and self.target is not None else self.pool
-
-    @property
-    def forward_rate(self) -> float:
-        """FLOP/s of a forward pass over rows."""
-        cost = self.features["losses"]
-        mix = self.pool.drawn(1)
-        return loss_flops(self.model, mix) / mix.tokens / cost.unit_seconds
 
 
 def kind_of(need: Need) -> str:
@@ -178,8 +103,8 @@ def _rewards(found: Measured, need: Need, feature: Any, stage: StageCost) -> Sta
     prompts = judged * _judge_tokens(found, need, feature.settings)
     stage = replace(stage, tokens=prompts)
     note = (
-        f"requests to {feature.subject} at most, retries aside: equal answers are asked once; tokens are those "
-        "sent, as the model to be trained would count them"
+        f"requests to {feature.subject} at most, retries aside: equal answers are asked once; tokens are "
+        "those sent, as the model to be trained would count them"
     )
     if limit is None:
         return replace(stage, requests=judged, note=note)
@@ -193,7 +118,7 @@ def _rewards(found: Measured, need: Need, feature: Any, stage: StageCost) -> Sta
 
 
 def _judge_tokens(found: Measured, need: Need, settings: ApiSettings) -> float:
-    """Return about how many tokens a judge is sent for one answer: request, answer, reference, instructions."""
+    """Return about how many tokens a judge is sent for one answer, its instructions included."""
     counts, answer = found.counts(need.split), found.features["generations"].tokens_per_line
     texts = prompt_texts(settings)
     request = (counts.tokens - counts.responses) / counts.valid
@@ -222,7 +147,7 @@ def _neighbours(found: Measured, need: Need, feature: Any, stage: StageCost) -> 
     cost, n_pool = found.features["neighbours"], found.pool.valid
     wanted = min(feature.params.max_K, round(n_pool))
     made = _searched(found, feature, stage, cost, found.counts("target").valid, n_pool, wanted)
-    scale = wanted / min(feature.params.max_K, 4096)
+    scale = wanted / min(feature.params.max_K, VECTORS)
     return replace(made, disk_bytes=made.disk_bytes * scale)
 
 
@@ -268,58 +193,3 @@ _SPECIAL: dict[str, Callable[[Measured, Need, Any, StageCost], StageCost]] = {
     "neighbours": _neighbours,
     "density": _density,
 }
-
-
-def training_stage(found: Measured, number: int, batch: int) -> StageCost:
-    """Predict the training of a round: its steps, its evaluations, its checkpoint."""
-    config = found.config
-    steps = config.warmup_step if number == 0 else config.update_step
-    drawn = found.pool.drawn(steps * batch)
-    evaluated = evaluations(config, steps) if found.target is not None else 0
-    target = (
-        found.target.drawn(round(found.target.valid)) if found.target is not None else found.pool.drawn(0)
-    )
-    flops = training_flops(found.model, drawn) + evaluated * loss_flops(found.model, target)
-    evaluating = evaluated * target.tokens * found.features["losses"].unit_seconds
-    stage = StageCost("train", number, steps * batch, drawn.tokens, steps, flops)
-    cost = found.training
-    if cost is None:
-        seconds = training_flops(found.model, drawn) / (found.forward_rate * BACKWARD_SHARE)
-        note = "from the rate of a forward pass: a checkpoint is too large to be written for an estimate"
-        disk = float(checkpoint_bytes(found.model))
-        seconds += found.load_seconds + evaluating
-        return replace(stage, seconds=seconds, disk_bytes=disk, basis="extrapolated", note=note)
-    seconds = cost.start_seconds + steps * cost.step_seconds + evaluating
-    seconds += cost.once_seconds if number == 0 else 0.0
-    disk = float(cost.checkpoint_bytes + steps * cost.log_bytes)
-    if config.keep_checkpoints and config.save_steps is not None:
-        disk += ((steps - 1) // config.save_steps) * cost.checkpoint_bytes
-    note = "rows of one's own choice may be longer or shorter than the pool's" if number else ""
-    return replace(stage, seconds=seconds, disk_bytes=disk, memory_bytes=cost.peak_bytes, note=note)
-
-
-def evaluations(config: Config, steps: int) -> int:
-    """Return how often a round of so many steps evaluates on the target."""
-    if config.eval_strategy == "no":
-        return 0
-    if config.eval_strategy == "epoch":
-        return 1
-    return steps // (config.eval_steps or config.logging_steps)
-
-
-def total(stages: Sequence[StageCost]) -> StageCost:
-    """Return the sum over stages; seconds are those that are known, memory is the largest."""
-    return StageCost(
-        "all",
-        None,
-        sum(each.rows for each in stages),
-        sum(each.tokens for each in stages),
-        sum(each.steps for each in stages),
-        sum(each.flops for each in stages),
-        sum(each.seconds or 0.0 for each in stages),
-        sum(each.disk_bytes for each in stages),
-        max((each.memory_bytes for each in stages), default=0),
-        sum(each.requests for each in stages),
-        "extrapolated" if any(each.basis != "measured" for each in stages) else "measured",
-        "; ".join(f"{each.stage} is not in the time" for each in stages if each.seconds is None),
-    )

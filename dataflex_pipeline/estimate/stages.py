@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
 from dataflex_pipeline.api import Method, Need
-from dataflex_pipeline.estimate.costs import INDEX_BYTES, row_bytes
-from dataflex_pipeline.estimate.predict import Measured, StageCost, feature_stage, training_stage
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.estimate.costs import INDEX_BYTES, loss_flops, row_bytes, training_flops
+from dataflex_pipeline.estimate.predict import feature_stage
+from dataflex_pipeline.estimate.records import Measured, StageCost
 from dataflex_pipeline.estimate.sample import Sample
+from dataflex_pipeline.estimate.training import checkpoint_bytes
 from dataflex_pipeline.schemas import PROBABILITIES, SCORES
 
+BACKWARD_SHARE = 2.0 / 3.0
+"""Rate of a training step or of gradients, as a share of a forward pass's (docs/scaling.md)."""
 PASSES = 2
 """How often selecting goes over a score table, beside writing the probabilities."""
 
@@ -92,3 +98,40 @@ def _select(found: Measured, number: int, batch: int) -> StageCost:
         disk += found.table_bytes + rows * row_bytes(PROBABILITIES)
     seconds = PASSES * rows * found.write_seconds
     return StageCost("select", number, positions, seconds=seconds, disk_bytes=disk, basis="extrapolated")
+
+
+def training_stage(found: Measured, number: int, batch: int) -> StageCost:
+    """Predict the training of a round: its steps, its evaluations, its checkpoint."""
+    config = found.config
+    steps = config.warmup_step if number == 0 else config.update_step
+    drawn = found.pool.drawn(steps * batch)
+    evaluated = evaluations(config, steps) if found.target is not None else 0
+    target = (
+        found.target.drawn(round(found.target.valid)) if found.target is not None else found.pool.drawn(0)
+    )
+    flops = training_flops(found.model, drawn) + evaluated * loss_flops(found.model, target)
+    evaluating = evaluated * target.tokens * found.features["losses"].unit_seconds
+    stage = StageCost("train", number, steps * batch, drawn.tokens, steps, flops)
+    cost = found.training
+    if cost is None:
+        seconds = training_flops(found.model, drawn) / (found.forward_rate * BACKWARD_SHARE)
+        note = "from the rate of a forward pass: a checkpoint is too large to be written for an estimate"
+        disk = float(checkpoint_bytes(found.model))
+        seconds += found.load_seconds + evaluating
+        return replace(stage, seconds=seconds, disk_bytes=disk, basis="extrapolated", note=note)
+    seconds = cost.start_seconds + steps * cost.step_seconds + evaluating
+    seconds += cost.once_seconds if number == 0 else 0.0
+    disk = float(cost.checkpoint_bytes + steps * cost.log_bytes)
+    if config.keep_checkpoints and config.save_steps is not None:
+        disk += ((steps - 1) // config.save_steps) * cost.checkpoint_bytes
+    note = "rows of one's own choice may be longer or shorter than the pool's" if number else ""
+    return replace(stage, seconds=seconds, disk_bytes=disk, memory_bytes=cost.peak_bytes, note=note)
+
+
+def evaluations(config: Config, steps: int) -> int:
+    """Return how often a round of so many steps evaluates on the target."""
+    if config.eval_strategy == "no":
+        return 0
+    if config.eval_strategy == "epoch":
+        return 1
+    return steps // (config.eval_steps or config.logging_steps)

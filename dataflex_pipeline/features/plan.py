@@ -119,9 +119,7 @@ def from_plain(content: Mapping[str, Any], config: Config) -> FeaturePlan:
     inputs: dict[Key, FeatureInput] = {}
     _collect_inputs(content, inputs)
     need = Need(**content["need"])
-    return plan_feature(
-        need, config, lambda each: inputs[_key(each)], content["rows_per_part"]
-    )
+    return plan_feature(need, config, lambda each: inputs[_key(each)], content["rows_per_part"])
 
 
 def _collect_inputs(content: Mapping[str, Any], found: dict[Key, FeatureInput]) -> None:
@@ -131,9 +129,7 @@ def _collect_inputs(content: Mapping[str, Any], found: dict[Key, FeatureInput]) 
     checkpoint = None if content["checkpoint"] is None else Path(content["checkpoint"])
     if checkpoint is not None:
         launch.await_file(checkpoint / MARKER)
-    found[_key(need)] = FeatureInput(
-        table, table.fingerprint, checkpoint, content["checkpoint_fingerprint"]
-    )
+    found[_key(need)] = FeatureInput(table, table.fingerprint, checkpoint, content["checkpoint_fingerprint"])
     for inner in content["upstream"].values():
         _collect_inputs(inner, found)
 

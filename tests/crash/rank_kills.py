@@ -24,8 +24,13 @@ from crash.small_run import NAME, Recipe
 # Random streams restart with another number of processes, and an evaluation's sum over rows has their order.
 SAME_FOR_ALL = ("lora_dropout=0", "eval_strategy=no", "per_device_train_batch_size=2", "rows_per_part=8")
 ROWS_PER_STEP = 4
-DEPENDS_ON_PROCESSES = ("rng_state", "run.yaml: gradient_accumulation_steps differs")
-"""Beginnings of what may differ: the random streams of each process, and the accumulation that was given."""
+DEPENDS_ON_PROCESSES = (
+    "rng_state",
+    "run.yaml: gradient_accumulation_steps differs",
+    "trainer_state.json: log_history differs",
+)
+"""Beginnings of what may differ: the random streams of each process, the accumulation that was given, and the
+trainer's own log, which averages over processes (ours, training_log.jsonl, is the same)."""
 PATIENCE = 900.0
 
 
