@@ -14,6 +14,7 @@ from dataflex_pipeline import launch
 from dataflex_pipeline.api import Split
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.estimate.costs import RowCounts
+from dataflex_pipeline.estimate.machine import import_seconds
 from dataflex_pipeline.estimate.records import Measured, StageCost, total
 from dataflex_pipeline.estimate.sample import Sample, sample_prepared, sample_sources
 from dataflex_pipeline.store.parts import PartedTable
@@ -21,6 +22,7 @@ from stages import console
 from stages.context import Context, Options, open_context, parse_assignments
 from stages.prepare import read_sources, splits_of, table_folder
 
+LIBRARIES = ("torch", "transformers", "peft")
 BUDGET = 3.0
 """Seconds of computing per measurement, about."""
 
@@ -99,6 +101,7 @@ def predict(context: Context, budget: float = BUDGET) -> Estimate:
             "It measures what one process takes; features take about so much divided by their number.",
             "Run it without torchrun.",
         )
+    imports = import_seconds(LIBRARIES)
     check_target(context)
     name = context.given.component_name
     chosen, _ = context.method(name)
@@ -110,7 +113,14 @@ def predict(context: Context, budget: float = BUDGET) -> Estimate:
         samples = [sample for sample, _ in made]
         needs = [need for needed in rounds for need in needed]
         measured = calibrate(
-            context.config, samples, needs, context.global_batch, scratch, budget, context.progress.say
+            context.config,
+            samples,
+            needs,
+            context.global_batch,
+            imports,
+            scratch,
+            budget,
+            context.progress.say,
         )
         stages = run_stages(
             measured, samples, [count for _, count in made], chosen, rounds, context.global_batch

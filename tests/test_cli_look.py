@@ -28,8 +28,12 @@ def terminal(monkeypatch):
     return lambda: re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn.file.getvalue())
 
 
-def test_the_summary_is_readable_on_80_columns(here, tiny_demo, terminal):
-    folder = copied(tiny_demo, here / "runs")
+@pytest.fixture
+def folder(here, tiny_demo):
+    return copied(tiny_demo, here / "runs")
+
+
+def test_the_summary_is_readable_on_80_columns(folder, terminal):
     done("round", 2, *ON)
     lines = [line.rstrip() for line in terminal().splitlines()]
     assert max(map(len, lines)) <= 80

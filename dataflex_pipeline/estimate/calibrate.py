@@ -11,9 +11,7 @@ import pyarrow as pa
 
 from dataflex_pipeline.api import Need
 from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.estimate.costs import ID_BYTES
 from dataflex_pipeline.estimate.features import Bench
-from dataflex_pipeline.estimate.machine import import_seconds
 from dataflex_pipeline.estimate.predict import kind_of
 from dataflex_pipeline.estimate.records import Measured
 from dataflex_pipeline.estimate.sample import Sample, write_parts
@@ -28,7 +26,6 @@ from dataflex_pipeline.schemas import SCORES
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.tables import table_writer
 
-LIBRARIES = ("torch", "transformers", "peft")
 TABLE_ROWS = 20_000
 COMPUTED_ELSEWHERE = ("rewards", "policy_gradients")
 """Features whose cost follows from others' (`predict`)."""
@@ -39,6 +36,7 @@ def calibrate(
     samples: Sequence[Sample],
     needs: Sequence[Need],
     batch: int,
+    imports: float,
     scratch: Path,
     budget: float,
     say: Callable[[str], None],
@@ -48,6 +46,7 @@ def calibrate(
     Args:
         config: of the run, with real paths. samples: of the pool, and of the target where there is one.
         needs: the feature tables of the run. batch: rows per optimizer step.
+        imports: seconds that loading the libraries took.
         scratch: an empty folder. budget: seconds of computing for each measurement, about.
         say: prints a line.
 
@@ -56,7 +55,6 @@ def calibrate(
     """
     from dataflex_pipeline.models.base import resolve_device
 
-    imports = import_seconds(LIBRARIES)
     device = resolve_device(config.device)
     shape, load = load_shape(config, device)
     check_room(shape, scratch)
@@ -101,4 +99,6 @@ def measure_writing(scratch: Path) -> tuple[float, float]:
     with table_writer(path, SCORES, {}) as write:
         write(table)
     seconds = (time.perf_counter() - began) / TABLE_ROWS
-    return seconds, max(0.0, path.stat().st_size - TABLE_ROWS * (ID_BYTES + 8))
+    with table_writer(path, SCORES, {}) as write:
+        write(table.slice(0, 0))
+    return seconds, float(path.stat().st_size)

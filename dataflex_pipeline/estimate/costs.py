@@ -28,6 +28,8 @@ INDEX_BYTES = 46.0
 ADAM_STATES = 8
 """Bytes per trained parameter of Adam's two moments in float32."""
 UPDATE_FLOPS = 20.0
+NARROW = ("row", "position", "valid", "reason", "group")
+"""Columns that take next to nothing on disk: they count up, or hold few different values."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def embedding_flops(parameters: int, tokens: float) -> float:
 def row_bytes(schema: pa.Schema | Sequence[pa.Field]) -> float:
     """Return the bytes on disk of one row of a table of numbers, by the widths of its columns.
 
-    Row numbers, flags and reasons are next to nothing after encoding; a row_id takes ID_BYTES.
+    Row numbers, flags, reasons and groups are next to nothing after encoding; a row_id takes ID_BYTES.
 
     Raises:
         ValueError: a column has no width of its own (text, lists of any length).
@@ -149,16 +151,21 @@ def row_bytes(schema: pa.Schema | Sequence[pa.Field]) -> float:
     return sum(_width(field) for field in schema)
 
 
+def has_widths(schema: pa.Schema) -> bool:
+    """Return whether `row_bytes` knows the width of every column."""
+    return not any(_is_open(field) for field in schema)
+
+
+def _is_open(field: pa.Field) -> bool:
+    fixed = pa.types.is_fixed_size_list(field.type) or pa.types.is_primitive(field.type)
+    return not (fixed or field.name in ("row_id", *NARROW))
+
+
 def _width(field: pa.Field) -> float:
     kind = field.type
-    if field.name == "row_id":
-        return ID_BYTES
-    if field.name in ("row", "valid", "reason", "position"):
-        return 0.0
-    if pa.types.is_boolean(kind):
-        return 1 / 8
-    if pa.types.is_fixed_size_list(kind):
-        return float(kind.list_size * kind.value_type.bit_width / 8)
-    if pa.types.is_primitive(kind):
-        return float(kind.bit_width / 8)
-    raise ValueError(f"the column {field.name} of type {kind} has no fixed width")
+    if _is_open(field):
+        raise ValueError(f"the column {field.name} of type {kind} has no fixed width")
+    if field.name in NARROW or field.name == "row_id":
+        return ID_BYTES if field.name == "row_id" else 0.0
+    bits = kind.list_size * kind.value_type.bit_width if pa.types.is_fixed_size_list(kind) else kind.bit_width
+    return float(bits / 8)

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from dataflex_pipeline.api import Feature, FeatureInput, Need, Silent
 from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.estimate.costs import has_widths, row_bytes
 from dataflex_pipeline.estimate.machine import begin_peak, peak_bytes
 from dataflex_pipeline.estimate.sample import disk_of, numbered, write_parts
 from dataflex_pipeline.features.plan import make_feature
@@ -106,7 +107,10 @@ class Bench:
             start = time.perf_counter() - began
             part, made, seconds = self._grown(compute, table)
         folder = self.scratch / f"{need.feature}-{need.split}-{time.monotonic_ns()}"
-        part_bytes, line_bytes = disk_of(made.select(feature.schema.names).cast(feature.schema), folder)
+        made = made.select(feature.schema.names).cast(feature.schema)
+        part_bytes, line_bytes = disk_of(made, folder)
+        if has_widths(feature.schema):  # a few rows compress worse than a part does
+            line_bytes = min(line_bytes, row_bytes(feature.schema))
         work = units(part)
         return FeatureCost(
             start, seconds / work, part.num_rows, work, part_bytes, line_bytes, peak_bytes(self.device)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from dataflex_pipeline.api import Method, Need
 from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.estimate.costs import INDEX_BYTES, loss_flops, row_bytes, training_flops
+from dataflex_pipeline.estimate.costs import ID_BYTES, INDEX_BYTES, loss_flops, row_bytes, training_flops
 from dataflex_pipeline.estimate.predict import feature_stage
 from dataflex_pipeline.estimate.records import Measured, StageCost
 from dataflex_pipeline.estimate.sample import Sample
@@ -38,12 +38,12 @@ def run_stages(
     """
     stages = [_start(found)]
     stages += [_prepare(sample, count) for sample, count in zip(samples, workers, strict=True)]
-    stages += [_select(found, 0, batch), training_stage(found, 0, batch)]
+    stages += [_select(found, method, 0, batch), training_stage(found, 0, batch)]
     groups = max((len(set(_groups(sample))) for sample in samples), default=1)
     for number, needs in enumerate(rounds, 1):
         stages += [feature_stage(found, need, number) for need in needs]
         stages.append(_score(found, method, number, groups))
-        stages += [_select(found, number, batch), training_stage(found, number, batch)]
+        stages += [_select(found, method, number, batch), training_stage(found, number, batch)]
     return stages
 
 
@@ -89,15 +89,20 @@ def _score(found: Measured, method: Method, number: int, groups: int) -> StageCo
     return StageCost("score", number, rows, seconds=seconds, disk_bytes=disk, basis="extrapolated")
 
 
-def _select(found: Measured, number: int, batch: int) -> StageCost:
+def _select(found: Measured, method: Method, number: int, batch: int) -> StageCost:
     """Predict probabilities and index; the warm-up has no probabilities."""
     config, rows = found.config, found.pool.rows
     positions = batch * (config.update_step if number else config.warmup_step)
     disk = found.table_bytes + positions * INDEX_BYTES
     if number:
-        disk += found.table_bytes + rows * row_bytes(PROBABILITIES)
+        # The probabilities of top_k are 0 and 1/k, which take next to nothing.
+        strategy = config.strategy or method.default_strategy
+        disk += found.table_bytes + rows * (ID_BYTES if strategy == "top_k" else row_bytes(PROBABILITIES))
     seconds = PASSES * rows * found.write_seconds
-    return StageCost("select", number, positions, seconds=seconds, disk_bytes=disk, basis="extrapolated")
+    note = "equal probabilities take less room"
+    return StageCost(
+        "select", number, positions, seconds=seconds, disk_bytes=disk, basis="extrapolated", note=note
+    )
 
 
 def training_stage(found: Measured, number: int, batch: int) -> StageCost:

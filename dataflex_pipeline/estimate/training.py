@@ -1,4 +1,4 @@
-"""One or two short rounds of training, in a folder that is thrown away: the time and disk of a step.
+"""Up to three short rounds of training, in a folder that is thrown away: the time and disk of a step.
 
 The model is trained by the very code that a run trains with, on sampled rows. What a round takes beside its
 steps (loading, writing the checkpoint) and what is paid only once (importing the trainer) come out of the
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LARGEST_CHECKPOINT = 4 << 30
 """Bytes of a checkpoint that is still worth writing for an estimate."""
-MOST_STEPS = 16
+LEAST_STEPS, MOST_STEPS = 4, 24
 ASIDE: dict[str, Any] = {
     "eval_strategy": "no",
     "load_best_model_at_end": False,
@@ -109,40 +109,43 @@ def checkpoint_bytes(shape: ModelShape) -> int:
 def measure_training(
     config: Config, pool: PartedTable, batch: int, scratch: Path, budget: float, device: str
 ) -> TrainingCost:
-    """Train one step, and then as many as fit the budget, each from the untrained model.
+    """Train one step, one again, and as many as fit the budget, each time from the untrained model.
 
     Args:
         config: of the run. pool: sampled rows, all valid. batch: rows per optimizer step.
-        scratch: an empty folder. budget: seconds for the second round. device: where it trains.
+        scratch: an empty folder. budget: seconds for the last round. device: where it trains.
 
     Raises:
         UserError: the disk or the memory is too small, or the model cannot be trained.
     """
     short = config.model_copy(update=ASIDE)
     begin_peak(device)
-    first = _round(short, pool, batch, 1, scratch / "first")
-    steps = int(min(MOST_STEPS, config.update_step, max(1.0, budget / max(first.training, 1e-3))))
-    second = first
+    first = warm = last = _round(short, pool, batch, 1, scratch / "first")
     if first.training <= budget:
-        second = _round(short, pool, batch, max(steps, 2), scratch / "second")
-        steps = max(steps, 2)
-    beside = second.whole - second.training
+        warm = last = _round(short, pool, batch, 1, scratch / "second")
+    if warm.training <= budget / 2:
+        steps = int(min(MOST_STEPS, max(LEAST_STEPS, budget / max(warm.training, 1e-3))))
+        last = _round(short, pool, batch, steps, scratch / "third")
+    step = last.training / last.steps
+    if last.steps > 1:  # what a round spends before its first step is in both
+        step = max(0.0, last.whole - warm.whole) / (last.steps - 1) or step
     return TrainingCost(
-        once_seconds=max(0.0, first.whole - first.training - beside),
-        start_seconds=beside,
-        step_seconds=second.training / steps,
-        steps=steps,
-        checkpoint=second.checkpoint,
-        checkpoint_bytes=_size(second.checkpoint),
-        log_bytes=(_size(second.checkpoint.parent) - _size(second.checkpoint)) // steps,
+        once_seconds=max(0.0, first.whole - warm.whole),
+        start_seconds=max(0.0, warm.whole - step),
+        step_seconds=step,
+        steps=last.steps,
+        checkpoint=last.checkpoint,
+        checkpoint_bytes=_size(last.checkpoint),
+        log_bytes=(_size(last.checkpoint.parent) - _size(last.checkpoint)) // last.steps,
         peak_bytes=peak_bytes(device),
     )
 
 
 @dataclass(frozen=True)
 class _Timed:
-    """A short round: its checkpoint, the seconds of all of it and of its steps."""
+    """A short round: its steps, its checkpoint, the seconds of all of it and of its training loop."""
 
+    steps: int
     checkpoint: Path
     whole: float
     training: float
@@ -164,7 +167,7 @@ def _round(config: Config, pool: PartedTable, batch: int, steps: int, folder: Pa
     plan.work.mkdir(parents=True)
     began = time.perf_counter()
     result = train_round(config, plan, pool, None, Silent())
-    return _Timed(plan.checkpoint, time.perf_counter() - began, result.seconds)
+    return _Timed(steps, plan.checkpoint, time.perf_counter() - began, result.seconds)
 
 
 def _index(pool: PartedTable, positions: int, seed: int) -> pa.Table:
