@@ -68,7 +68,7 @@ check: setup ## lint, types, import contracts
 	$(BIN)/lint-imports
 
 docs: setup ## build the documentation into site/, refusing warnings
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: setup ## format the code
 	$(BIN)/ruff format .

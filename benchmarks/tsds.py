@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from surroundings import package_version, publish, surroundings
+from surroundings import publish, surroundings
 
 BLOCK = 20_000
 """Vectors made at a time."""
@@ -74,7 +74,7 @@ def main() -> None:
             shutil.rmtree(folder)
     settings = {key: value for key, value in vars(args).items() if key not in ("json", "folder", "side")}
     publish(
-        {"settings": settings, "runs": runs, "faiss": package_version("faiss-cpu"), **surroundings()},
+        {"settings": settings, "runs": runs, **surroundings()},
         args.json,
     )
 

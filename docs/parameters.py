@@ -1,10 +1,12 @@
 """Fills the pages' tables from the code: parameters of methods, columns of tables. Nothing is written twice.
 
-A page holds ``<!-- parameters: less -->`` or ``<!-- columns: SCORES -->``; the table takes its place.
+A page holds ``<!-- parameters: less -->``, ``<!-- columns: SCORES -->`` (of schemas.py), ``<!-- columns: loss
+-->`` (of a method) or ``<!-- columns: package.module:NAME -->``; the table takes its place.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any
 
@@ -13,7 +15,7 @@ import yaml
 from dataflex_pipeline import schemas
 from dataflex_pipeline.methods import method_class
 
-PLACE = re.compile(r"<!-- (parameters|columns): (\w+) -->")
+PLACE = re.compile(r"<!-- (parameters|columns): ([\w.:]+) -->")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -36,7 +38,11 @@ def _parameters(method: str) -> str:
 
 
 def _columns(table: str) -> str:
-    fields = schemas.__dict__[table] if table in schemas.__dict__ else method_class(table).columns
+    module, colon, name = table.partition(":")
+    if colon:
+        fields = getattr(importlib.import_module(f"dataflex_pipeline.{module}"), name)
+    else:
+        fields = schemas.__dict__[table] if table in schemas.__dict__ else method_class(table).columns
     lines = ["| column | type | meaning |", "|---|---|---|"]
     for field in fields:
         meaning = (field.metadata or {}).get(b"description", b"").decode()

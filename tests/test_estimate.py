@@ -104,7 +104,7 @@ def test_forward_flops_against_torchs_own_counter(tiny_demo, labels):
 
 
 def test_widths_of_tables():
-    assert costs.row_bytes(LOSSES) == 20 + 8 + 4
+    assert costs.row_bytes(LOSSES) == 20 + 8 + 1
     assert costs.row_bytes(SCORES) == costs.row_bytes(PROBABILITIES) == 28
     vector = pa.field("gradient", pa.list_(pa.float16(), 4096))
     assert costs.row_bytes([*SCORES, vector]) == 28 + 8192

@@ -63,7 +63,7 @@ def test_the_components_file_of_the_guide_decides(here, tiny_demo):
 
 
 def test_the_guides_file_of_less_runs_without_its_deepspeed_line(here, tiny_demo):
-    """Under ZeRO-3 the checkpoint has no Adam states by name yet, so that one line is taken out."""
+    """In one process; with the line, under ZeRO-3, it runs in tests/test_scale_deepspeed.py."""
     Path(COMPONENTS).parent.mkdir(parents=True)
     shutil.copy2(GUIDES / "components_less.yaml", COMPONENTS)
     done("round", 1, "--config", GUIDES / "less.yaml", *data(tiny_demo), "deepspeed=null")

@@ -73,9 +73,16 @@ def calibrate(
         say(f"measuring: {need.feature.replace('_', ' ')}")
         features[kind_of(need)] = bench.measure(need)
     counts = {each.split: each.counts for each in samples}
-    writing, empty = measure_writing(scratch)
     return Measured(
-        config, shape, imports, load, counts["pool"], counts.get("target"), training, features, writing, empty
+        config,
+        shape,
+        imports,
+        load,
+        counts["pool"],
+        counts.get("target"),
+        training,
+        features,
+        *measure_writing(scratch),
     )
 
 
@@ -84,8 +91,8 @@ def _is_read(need: Need) -> bool:
     return need.params.get("vectors") is not None
 
 
-def measure_writing(scratch: Path) -> tuple[float, float]:
-    """Return the seconds for writing and reading a row of a score table, and the bytes of an empty one."""
+def measure_writing(scratch: Path) -> tuple[float, float, float]:
+    """Return the seconds for writing a row of a score table and an empty one, and the bytes of that."""
     stream = np.random.default_rng(0)
     columns = {
         "row": np.arange(TABLE_ROWS),
@@ -99,6 +106,7 @@ def measure_writing(scratch: Path) -> tuple[float, float]:
     with table_writer(path, SCORES, {}) as write:
         write(table)
     seconds = (time.perf_counter() - began) / TABLE_ROWS
+    began = time.perf_counter()
     with table_writer(path, SCORES, {}) as write:
         write(table.slice(0, 0))
-    return seconds, float(path.stat().st_size)
+    return seconds, time.perf_counter() - began, float(path.stat().st_size)

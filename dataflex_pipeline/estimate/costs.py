@@ -28,6 +28,8 @@ INDEX_BYTES = 46.0
 ADAM_STATES = 8
 """Bytes per trained parameter of Adam's two moments in float32."""
 UPDATE_FLOPS = 20.0
+COUNT_BYTES = 1.0
+"""A count of tokens or samples (int32): small numbers that repeat, kept as a dictionary."""
 NARROW = ("row", "position", "valid", "reason", "group")
 """Columns that take next to nothing on disk: they count up, or hold few different values."""
 
@@ -167,5 +169,7 @@ def _width(field: pa.Field) -> float:
         raise ValueError(f"the column {field.name} of type {kind} has no fixed width")
     if field.name in NARROW or field.name == "row_id":
         return ID_BYTES if field.name == "row_id" else 0.0
+    if pa.types.is_int32(kind):
+        return COUNT_BYTES
     bits = kind.list_size * kind.value_type.bit_width if pa.types.is_fixed_size_list(kind) else kind.bit_width
     return float(bits / 8)

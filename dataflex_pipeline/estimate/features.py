@@ -24,7 +24,9 @@ from dataflex_pipeline.features.plan import make_feature
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 from dataflex_pipeline.store.parts import PartedTable
 
-FIRST_ROWS = 8
+FIRST_ROWS, GROWTH = 8, 4
+PATIENCE = 3
+"""Budgets that a larger part may seem to take: it takes less, since larger batches are cheaper per row."""
 DRAWN_TOKENS = 32
 """Tokens of a completion that the calibration draws at most."""
 DRAWN_TOGETHER = 64
@@ -119,7 +121,7 @@ class Bench:
     def _grown(
         self, compute: Callable[[pa.Table], pa.Table], table: pa.Table
     ) -> tuple[pa.Table, pa.Table, float]:
-        """Compute for more and more rows, up to a part of a run or half the budget; keep the last."""
+        """Compute for more and more rows, up to a part of a run or what the budget allows; keep the last."""
         most = min(table.num_rows, self.config.rows_per_part)
         count = min(FIRST_ROWS, most)
         compute(table.slice(0, count))  # the first call sets up what later ones find ready
@@ -128,10 +130,10 @@ class Bench:
             began = time.perf_counter()
             made = compute(part)
             seconds = time.perf_counter() - began
-            if count == most or seconds > self.budget / 2:
+            larger = min(most, GROWTH * count)
+            if count == most or seconds * larger / count > PATIENCE * self.budget:
                 return part, made, seconds
-            faster = int(count * self.budget / max(seconds, 1e-6))
-            count = min(most, max(2 * count, min(faster, 16 * count)))
+            count = larger
 
     def _drawn(self, need: Need) -> FeatureCost:
         """Draw short completions with transformers; the cost is per drawn token."""

@@ -57,7 +57,7 @@ class Measured:
         import_seconds: for the libraries. load_seconds: for the weights.
         pool, target: counts of the splits; target None without one.
         training: None where it was not measured. features: by `kind_of`.
-        write_seconds: per row of a score table. table_bytes: of a table without rows.
+        write_seconds: per row of a score table. table_seconds, table_bytes: of a table without rows.
     """
 
     config: Config
@@ -69,6 +69,7 @@ class Measured:
     training: TrainingCost | None
     features: Mapping[str, FeatureCost] = field(default_factory=dict)
     write_seconds: float = 0.0
+    table_seconds: float = 0.0
     table_bytes: float = 0.0
 
     def counts(self, split: str) -> RowCounts:

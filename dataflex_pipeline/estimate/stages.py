@@ -84,7 +84,7 @@ def _score(found: Measured, method: Method, number: int, groups: int) -> StageCo
     own = row_bytes(pa.schema([*SCORES, *method.columns]))
     if type(method).own_columns is not Method.own_columns:
         own += 8 * groups
-    seconds = PASSES * rows * found.write_seconds
+    seconds = found.table_seconds + PASSES * rows * found.write_seconds
     disk = found.table_bytes + rows * own
     return StageCost("score", number, rows, seconds=seconds, disk_bytes=disk, basis="extrapolated")
 
@@ -98,7 +98,7 @@ def _select(found: Measured, method: Method, number: int, batch: int) -> StageCo
         # The probabilities of top_k are 0 and 1/k, which take next to nothing.
         strategy = config.strategy or method.default_strategy
         disk += found.table_bytes + rows * (ID_BYTES if strategy == "top_k" else row_bytes(PROBABILITIES))
-    seconds = PASSES * rows * found.write_seconds
+    seconds = 2 * found.table_seconds + PASSES * rows * found.write_seconds
     note = "equal probabilities take less room"
     return StageCost(
         "select", number, positions, seconds=seconds, disk_bytes=disk, basis="extrapolated", note=note

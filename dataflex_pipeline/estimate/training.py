@@ -124,7 +124,7 @@ def measure_training(
     if first.training <= budget:
         warm = last = _round(short, pool, batch, 1, scratch / "second")
     if warm.training <= budget / 2:
-        steps = int(min(MOST_STEPS, max(LEAST_STEPS, budget / max(warm.training, 1e-3))))
+        steps = int(min(MOST_STEPS, max(LEAST_STEPS, 2 * budget / max(warm.training, 1e-3))))
         last = _round(short, pool, batch, steps, scratch / "third")
     step = last.training / last.steps
     if last.steps > 1:  # what a round spends before its first step is in both

@@ -71,8 +71,11 @@ class PolicyParams(api.Params):
     generator: Literal["auto", "vllm", "transformers"] = Field(
         "auto", description="what draws the answers; auto: vllm where it is installed"
     )
-    generation_batch_size: int = Field(
-        64, ge=1, exclude=True, description="answers drawn at the same time; changes no result"
+    generation_batch_size: int | None = Field(
+        None,
+        ge=1,
+        exclude=True,
+        description="answers drawn at the same time; null: the generator's own; changes no result",
     )
     generation_gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, exclude=True, description="share of a GPU's memory that vLLM draws with"
