@@ -30,6 +30,7 @@ from pydantic import Field
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import RunError
+from dataflex_pipeline.features.gradient_params import GradientParams, pool_parameters, projection_parameters
 from dataflex_pipeline.gradients.similarity import (
     Softmax,
     group_means,
@@ -65,25 +66,9 @@ class Less(api.Method):
     source = "Xia et al. 2024, LESS (ICML)"
     default_strategy = "top_k"
 
-    class Params(api.Params):
+    class Params(GradientParams):
         """Parameters of less."""
 
-        gradient_type: Literal["adam", "sgd"] = Field(
-            "adam",
-            description="the pool's side: Adam's update of each row's gradient, or the gradient itself",
-        )
-        adam_update: Literal["torch", "less"] = Field(
-            "torch",
-            description="torch: what the optimizer's next step would do; less: the published code's form",
-        )
-        proj_dim: int = Field(4096, ge=1, description="dimensions that gradients are projected to")
-        projection: Literal["countsketch", "rademacher", "trak"] = Field(
-            "countsketch",
-            description="the random projection: one signed bucket per coordinate, or dense signs",
-        )
-        dtype: Literal["float16", "float32"] = Field(
-            "float16", description="number format of projected gradients on disk"
-        )
         accumulate: bool = Field(
             True, description="add to the similarities of the rounds before, as the paper does"
         )
@@ -91,11 +76,6 @@ class Less(api.Method):
             "last",
             exclude=True,  # the score table names the checkpoints themselves, where there are several
             description="of the round before: its end, or those inside it too (keep_checkpoints, save_steps)",
-        )
-        temperature: float = Field(
-            0.1,
-            gt=0,
-            description="for strategy: sample, which draws by exp(score / (largest |score| x temperature))",
         )
 
     @property
@@ -110,20 +90,14 @@ class Less(api.Method):
 
     def needs(self, selection: api.Selection) -> Mapping[str, api.Need]:
         """Ask for the gradients of pool and target at the checkpoints of the round before."""
-        shared = {
-            "proj_dim": self.params.proj_dim,
-            "projection": self.params.projection,
-            "dtype": self.params.dtype,
-            "seed": selection.shared_seed,
-        }
-        pool_side = {"side": self.params.gradient_type}
-        if self.params.gradient_type == "adam":
-            pool_side["adam_update"] = self.params.adam_update
+        seed = selection.shared_seed
+        pool_side = pool_parameters(self.params, seed)
+        target_side = projection_parameters(self.params, seed) | {"side": "sgd"}
         found: dict[str, api.Need] = {}
         for pool, target, one in _checkpoints(selection):
             at = (selection.round - 1, one.step)
-            found[pool] = api.Need("gradients", "pool", at[0], shared | pool_side, at[1])
-            found[target] = api.Need("gradients", "target", at[0], shared | {"side": "sgd"}, at[1])
+            found[pool] = api.Need("gradients", "pool", at[0], pool_side, at[1])
+            found[target] = api.Need("gradients", "target", at[0], target_side, at[1])
         return found
 
     def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> Target:

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +35,7 @@ from pydantic import Field
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import DataError, RunError
+from dataflex_pipeline.features.gradient_params import GradientParams, pool_parameters, projection_parameters
 from dataflex_pipeline.features.policy_params import PolicyParams, policy_parameters
 from dataflex_pipeline.gradients.similarity import (
     Softmax,
@@ -71,32 +71,11 @@ class Nice(api.Method):
     source = "Wang et al. 2025, NICE (ICML)"
     default_strategy = "top_k"
 
-    class Params(PolicyParams):
+    class Params(GradientParams, PolicyParams):
         """Parameters of nice."""
 
-        gradient_type: Literal["adam", "sgd"] = Field(
-            "adam",
-            description="the pool's side: Adam's update of each row's gradient, or the gradient itself",
-        )
-        adam_update: Literal["torch", "less"] = Field(
-            "torch",
-            description="torch: what the optimizer's next step would do; less: the published code's form",
-        )
-        proj_dim: int = Field(4096, ge=1, description="dimensions that gradients are projected to")
-        projection: Literal["countsketch", "rademacher", "trak"] = Field(
-            "countsketch",
-            description="the random projection: one signed bucket per coordinate, or dense signs",
-        )
-        dtype: Literal["float16", "float32"] = Field(
-            "float16", description="number format of projected gradients on disk"
-        )
         accumulate: bool = Field(
             False, description="add to the similarities of the rounds before, as LESS does"
-        )
-        temperature: float = Field(
-            0.1,
-            gt=0,
-            description="for strategy: sample, which draws by exp(score / (largest |score| x temperature))",
         )
 
     @property
@@ -107,20 +86,11 @@ class Nice(api.Method):
     def needs(self, selection: api.Selection) -> Mapping[str, api.Need]:
         """Ask for the pool's gradients and the target's policy gradients at the round before."""
         params, checkpoint = self.params, selection.round - 1
-        shared = {
-            "proj_dim": params.proj_dim,
-            "projection": params.projection,
-            "dtype": params.dtype,
-            "seed": selection.shared_seed,
-        }
-        pool_side = {"side": params.gradient_type}
-        if params.gradient_type == "adam":
-            pool_side["adam_update"] = params.adam_update
+        seed = selection.shared_seed
+        target = projection_parameters(params, seed) | policy_parameters(params, selection.seed)
         return {
-            "pool": api.Need("gradients", "pool", checkpoint, shared | pool_side),
-            "target": api.Need(
-                "policy_gradients", "target", checkpoint, shared | policy_parameters(params, selection.seed)
-            ),
+            "pool": api.Need("gradients", "pool", checkpoint, pool_parameters(params, seed)),
+            "target": api.Need("policy_gradients", "target", checkpoint, target),
         }
 
     def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> Target:
