@@ -11,6 +11,10 @@ import pytest
 from cli_runs import data, dataflex, done
 from scipy import stats
 
+from dataflex_pipeline.reports.likeness import rank_correlation
+from dataflex_pipeline.store.stale import found_ingredients
+from dataflex_pipeline.store.tables import table_writer
+
 SETTINGS = (
     "warmup_step=2",
     "update_step=2",
@@ -119,6 +123,63 @@ def test_runs_of_another_budget_are_refused_unless_told(runs, tiny_demo):
     assert "--allow-different" in ran.err
     text = done("compare", "random-1", "longer", f"runs_dir={runs}", "--allow-different")
     assert "not the same: optimizer steps" in text
+
+
+def test_runs_of_other_settings_of_a_method_are_no_repetitions(runs, tiny_demo):
+    """Another parameter of the method and another strategy, with another seed."""
+    more = ("loss.focus=low", "strategy=top_k", "seed=4", f"runs_dir={runs}")
+    done("round", 1, *data(tiny_demo), *SETTINGS, "--run", "other", "--method", "loss", *more)
+    ran = dataflex("compare", "loss-1", "other", f"runs_dir={runs}")
+    assert ran.code == 2
+    said = " ".join(ran.err.split())
+    assert "strategy (loss-1: sample, other: top_k)" in said
+    assert "loss.focus (loss-1: high, other: low)" in said
+    assert "seed (" not in said
+
+
+def test_another_number_of_rows_is_another_budget(runs, tiny_demo):
+    more = ("num_samples=3", "seed=1", f"runs_dir={runs}")
+    done("round", 1, *data(tiny_demo), *SETTINGS, "--run", "fewer", "--method", "loss", *more)
+    ran = dataflex("compare", "random-1", "fewer", f"runs_dir={runs}")
+    assert ran.code == 2
+    assert "num_samples (random-1: None, fewer: 3)" in " ".join(ran.err.split())
+
+
+def test_a_run_of_several_methods_is_refused(runs, tiny_demo):
+    given = (*data(tiny_demo), *SETTINGS, "--run", "mixed", "seed=1", f"runs_dir={runs}")
+    done("round", 1, *given, "--method", "loss")
+    for stage in ("score", "select"):
+        done(stage, "--round", 2, *given, "--method", "random")
+    done("train-round", "--round", 2, *given)
+    ran = dataflex("compare", "mixed", "mixed", f"runs_dir={runs}", "--allow-different")
+    assert ran.code == 2
+    assert "selected by different methods: round 1 by loss, round 2 by random" in " ".join(ran.err.split())
+
+
+def test_scores_of_other_pools_have_no_rank_correlation(runs, tmp_path):
+    """The same lengths and scores; only the pool that they say they are of differs."""
+    path = runs / "loss-1" / "round-01" / "scores" / "loss.parquet"
+    table, made_from = pq.read_table(path), found_ingredients(path)
+    for name, pool in (("same", made_from["pool"]), ("other", "0" * 32)):
+        with table_writer(tmp_path / name, table.schema, {**made_from, "pool": pool}) as write:
+            write(table)
+    assert rank_correlation(path, tmp_path / "same") == pytest.approx(1.0)
+    assert rank_correlation(path, tmp_path / "other") is None
+
+
+def test_evaluated_figures_stand_beside_those_of_training(runs):
+    for name in ("random-1", "loss-1"):
+        done("evaluate", "--run", name, f"runs_dir={runs}")
+    found = json.loads(done("compare", "random-1", "loss-1", f"runs_dir={runs}", "--json"))["figures"]
+    assert found["target loss"]["loss"]["mean"] == target_loss(runs, "loss-1")
+    assert "loss" in found["evaluated target loss"]
+    for name, most in (("random-1", 2), ("loss-1", 3)):
+        given = ("--metric", "contains", "--generator", "transformers", "--max-new-tokens", most)
+        done("evaluate", "--run", name, f"runs_dir={runs}", *given)
+    ran = dataflex("compare", "random-1", "loss-1", f"runs_dir={runs}")
+    assert ran.code == 2
+    said = "settings of evaluated target contains (of random-1 and loss-1)"
+    assert said in " ".join(ran.err.split())
 
 
 @pytest.mark.parametrize(

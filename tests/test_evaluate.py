@@ -89,6 +89,18 @@ def test_figures_of_the_same_model_are_kept_and_of_another_dropped(tmp_path):
     assert [(f.task, f.value) for f in read_figures(path)] == [("test", 3.0)]
 
 
+def test_figures_over_other_rows_are_dropped_and_of_other_tasks_kept(tmp_path):
+    path = tmp_path / "metrics.parquet"
+    write_figures(path, [Figure("test", "loss", 1.0, rows="a"), Figure("test", "bleu", 0.5, rows="a")], {})
+    write_figures(path, [Figure("target", "loss", 3.0, rows="t"), Figure("arc", "acc", 0.5)], {})
+    found = write_figures(path, [Figure("test", "loss", 2.0, rows="b")], {})
+    assert {(f.task, f.metric, f.value) for f in found} == {
+        ("test", "loss", 2.0),
+        ("target", "loss", 3.0),
+        ("arc", "acc", 0.5),
+    }
+
+
 def test_target_loss_is_that_of_the_losses_table(run):
     number, figures = evaluated(run)
     assert number == 2  # the last finished round
@@ -132,11 +144,15 @@ def test_a_second_call_computes_nothing_and_adds_to_the_table(run):
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     _, figures = evaluated(run, "--metric", "contains")
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    assert ("target", "contains") in figures
     assert ("target", "loss") in figures
+    settings = json.loads(figures["target", "contains"]["settings"])
+    assert settings["params"]["reward_model_backend"] == "metric"
+    assert settings["generations"]["generator"] == "transformers"
+    assert settings["generations"]["max_new_tokens"] == 6
+    assert figures["target", "loss"]["settings"] is None
 
 
-def test_a_local_benchmark_task(run, tmp_path):
+def test_a_local_benchmark_task(run, tiny_demo, tmp_path):
     """Two documents whose right choice is the likelier one by construction of the metric: counted by hand."""
     pytest.importorskip("lm_eval")
     documents = [
@@ -158,6 +174,10 @@ def test_a_local_benchmark_task(run, tmp_path):
     # The same question twice, with the other answer right: one of the two is always hit.
     assert figures["two_choices", "acc"]["value"] == 0.5
     assert figures["two_choices", "acc"]["n"] == 2
+    assert json.loads(figures["two_choices", "acc"]["settings"]) == {"limit": None}
+    # Test rows that are added later do not touch it.
+    _, figures = evaluated(run, f"test_dataset={tiny_demo.test}")
+    assert ("two_choices", "acc") in figures
 
 
 @pytest.mark.parametrize(

@@ -429,6 +429,31 @@ def test_secrets_and_paths_stay_out_of_the_card():
     ]
 
 
+def test_a_card_shortens_paths_alone_and_shows_no_query_of_an_address():
+    api = {
+        "api_url": "https://anna:SECRET@judge.example/v1/chat/completions?auth=SECRET#SECRET",
+        "model_name": "accounts/judges/models/big",
+        "prompt": "Grade and/or rank, from 1/10 to 10/10: {completion}",
+        "note": "/home/anna/a b.txt",
+    }
+    settings = Config(
+        model_name_or_path="org/base",
+        dataset="https://anna:SECRET@data.example/a.json?token=SECRET, data/mine/b.json",
+        methods={"nice": {"api": api}},
+    ).model_dump()
+    shown = public_settings(settings)
+    assert shown["methods"]["nice"]["api"] == {
+        "api_url": "https://judge.example/v1/chat/completions",
+        "model_name": "accounts/judges/models/big",
+        "prompt": api["prompt"],
+        "note": "a b.txt",
+    }
+    assert shown["dataset"] == "https://data.example/a.json,b.json"
+    card = model_card(Facts("t", "org/base", "lora", "it", {}, settings, [], {}, {}))
+    assert "anna" not in card
+    assert "SECRET" not in card
+
+
 # Mistakes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -158,6 +159,21 @@ def test_a_baseline_needs_two_samples(world):
     wrong = ("nice.mc_samples=1", "nice.baseline=leave_one_out")
     text = refused(folder, "round", 1, *settings, *wrong, "--run", "fresh")
     assert "leave_one_out needs mc_samples of at least 2" in text
+
+
+def test_scores_of_other_parameters_are_not_added_to(world):
+    """Plain cosines of round 1 do not go into a sum of cosines times learning rates."""
+    folder, settings, _ = world
+    shutil.copytree(folder / "run", folder / "summed")
+    more = ("nice.accumulate=true", "--run", "summed", "--overwrite")
+    text = " ".join(done("score", "--round", 2, *settings, *more).split())
+    assert "the scores of round 1 were made with other parameters and do not count: accumulate: false" in text
+    assert "the sum over rounds starts here" in text
+    marker = json.loads((folder / "run" / "round-01" / "checkpoint" / "COMPLETE.json").read_text())
+    eta = marker["result"]["mean_learning_rate"]
+    for name in ("similarity_even", "similarity_odd"):
+        plain, summed = scores(folder, 2)[name].to_numpy(), scores(folder, 2, "summed")[name].to_numpy()
+        np.testing.assert_allclose(summed, eta * plain, rtol=1e-9)
 
 
 def test_hard_rejection_judges_the_rows_own_answers(world):

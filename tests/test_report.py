@@ -11,6 +11,9 @@ import pandas
 import pytest
 from cli_runs import STEPS, copied, dataflex, done
 
+from dataflex_pipeline.reports.findings import findings
+from dataflex_pipeline.reports.records import RunRecord
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>document.title = 'taken over'</script><img src=http://example.invalid/x.png>"
 
@@ -89,6 +92,20 @@ def test_score_quantiles_are_those_of_the_table(run):
     line = next(row for row in parsed.rows if row[:2] == ["loss", "2"])
     assert float(line[5]) == pytest.approx(scores.median(), rel=1e-3)
     assert float(line[7]) == pytest.approx(scores.max(), rel=1e-3)
+
+
+def test_seconds_of_a_stage_are_those_of_all_its_calls(run, tmp_path):
+    """And a stray folder beside the kept checkpoints is none of them."""
+    folder = tmp_path / run.name
+    shutil.copytree(run, folder)
+    (folder / "round-01" / "checkpoints" / "step-old").mkdir(parents=True)
+    (folder / "round-01" / "checkpoints" / "step-old2").mkdir()
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    entry = next(line for line in lines if line["stage"] == "train" and line.get("round") == 1)
+    with (folder / "history.jsonl").open("a") as stream:
+        stream.write(json.dumps({**entry, "seconds": 100.0}) + "\n")
+    found = findings(RunRecord.read(folder))
+    assert found["rounds"][1]["seconds"]["train"] == pytest.approx(entry["seconds"] + 100.0)
 
 
 def test_the_page_stands_alone(run):

@@ -21,6 +21,8 @@ from reward_tables import Listener, make_feature, make_inputs, run
 from dataflex_pipeline import api
 from dataflex_pipeline.backends.reward_endpoint import EndpointError, TransientError, retry_after, words
 from dataflex_pipeline.backends.reward_pace import BudgetError
+from dataflex_pipeline.backends.reward_settings import ApiSettings
+from dataflex_pipeline.backends.rewarders import check_ready
 from dataflex_pipeline.errors import ConfigError
 
 KEY = "sk-very-secret-0123456789"
@@ -289,6 +291,20 @@ def test_the_budget_holds_and_the_next_command_goes_on(tmp_path):
     assert "  4 of 10 answers of this part were judged before" in listener.lines
 
 
+def test_the_processes_of_a_launch_share_the_budget(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    completions = [f"answer-{i}" for i in range(5)]
+    listener = Listener()
+    with MisbehavingServer(fine) as server:
+        with pytest.raises(BudgetError, match="2 requests were sent"):
+            judge(tmp_path, server, completions, listener, max_requests=8)
+        assert len(server.log) == 2
+        assert any("shared by 3 processes: each sends at most 2" in line for line in listener.lines)
+        too_small = ApiSettings(api_url=server.url, max_requests=2)
+        with pytest.raises(ConfigError, match="max_requests: 2 was set, and 3 processes"):
+            check_ready(too_small)
+
+
 def test_the_budget_tells_rows_of_other_parts(tmp_path):
     target, generations = make_inputs(tmp_path, [f"answer-{i}" for i in range(10)])
     with MisbehavingServer(fine) as server:
@@ -438,9 +454,22 @@ def test_a_first_reply_without_a_score_is_kept_before_the_second_is_asked_for(tm
 def test_an_interrupt_keeps_the_replies_under_way(tmp_path):
     completions = [f"answer-{i}" for i in range(10)]
     target, generations = make_inputs(tmp_path, completions)
-    with MisbehavingServer(lambda number, answer: reply("Score: 1", wait=1.0)) as server:
+    interrupted = threading.Event()
+
+    def held(number, answer):
+        interrupted.wait(60)
+        return reply("Score: 1")
+
+    def interrupt_when_three_are_under_way():
+        while len(server.log) < 3:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)  # the interrupt is taken while the three are held
+        interrupted.set()
+
+    with MisbehavingServer(held) as server:
         feature = make_feature("api", {"api_url": server.url, "max_concurrency": 3})
-        threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT)).start()
+        threading.Thread(target=interrupt_when_three_are_under_way).start()
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "rewards", feature, target, generations)
         asked = {each.answer for each in server.log}

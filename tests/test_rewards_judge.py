@@ -13,7 +13,13 @@ from dataflex_pipeline.backends import Answer
 from dataflex_pipeline.backends.judge_prompts import judge_messages, score_pattern
 from dataflex_pipeline.backends.judge_replies import parse_score
 from dataflex_pipeline.backends.reward_answers import JudgedAnswer, conversation_text
-from dataflex_pipeline.backends.reward_settings import ApiSettings, check_url, read_settings
+from dataflex_pipeline.backends.reward_local_vllm import LocalVllmRewarder
+from dataflex_pipeline.backends.reward_settings import (
+    ApiSettings,
+    LocalVllmSettings,
+    check_url,
+    read_settings,
+)
 from dataflex_pipeline.errors import ConfigError
 
 READ = [
@@ -164,13 +170,30 @@ def test_the_chosen_backend_alone_and_no_runtime_setting_counts():
         "requests_per_minute": 5,
         "max_requests": 9,
         "api_key": None,
-        "skip_refused": True,
+        "skip_refused": False,
         "backoff": 2,
     }
     assert ingredients(**same) == ingredients()
-    for change in ({"model_name": "x"}, {"temperature": 1}, {"prompt": "{completion}"}, {"max_score": 10}):
+    changes: list[dict] = [{"model_name": "x"}, {"temperature": 1}, {"prompt": "{completion}"}]
+    for change in [*changes, {"max_score": 10}, {"skip_refused": True}]:
         assert ingredients(**change) != ingredients()
+    assert "skip_refused" not in str(ingredients())
     assert "api_key" not in str(ingredients())
+
+
+def test_the_judges_number_format_counts_and_auto_is_said_on_a_cpu():
+    def decisive(**local):
+        return read_settings("local_vllm", {"local_vllm": local}).model_dump(mode="json")
+
+    assert decisive(vllm_dtype="float32") != decisive() == decisive(vllm_dtype="auto")
+    said = []
+    rewarder = object.__new__(LocalVllmRewarder)
+    rewarder.settings, rewarder.say = LocalVllmSettings(), said.append
+    assert (rewarder._dtype("cuda"), said) == ("auto", [])
+    assert rewarder._dtype("cpu") == "float32"
+    assert said == ["vllm_dtype: auto becomes float32 on a CPU"]
+    rewarder.settings = LocalVllmSettings(vllm_dtype="bfloat16")
+    assert rewarder._dtype("cpu") == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -218,6 +241,14 @@ def test_a_literal_key_is_refused_and_not_shown(value):
         ("https://user:hunter2@judge.example/v1", "user name, password or key"),
         ("https://judge.example/v1?api_key=hunter2", "user name, password or key"),
         ("https://judge.example/v1?sig=hunter2", "user name, password or key"),
+        ("https://judge.example/v1?api-key=hunter2", "user name, password or key"),
+        ("https://judge.example/v1?X-Api-Key=hunter2", "user name, password or key"),
+        ("https://judge.example/v1?subscription-key=hunter2", "user name, password or key"),
+        ("https://judge.example/v1?access_key=hunter2", "user name, password or key"),
+        ("https://judge.example/v1?api-version=1&auth=hunter2", "user name, password or key"),
+        ("https://judge.example/v1?api-version=1;sas=hunter2", "user name, password or key"),
+        ("https://judge.example/v1?hunter2", "user name, password or key"),
+        ("https://judge.example/v1#hunter2", "user name, password or key"),
         ("judge.example/v1", "not the address"),
         ("ftp://judge.example/hunter2", "not the address"),
         ("https://", "not the address"),

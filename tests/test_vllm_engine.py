@@ -355,6 +355,32 @@ class TestWithoutAnEngine:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert environment(False, True, device)["CUDA_VISIBLE_DEVICES"] == expected
 
+    @pytest.mark.parametrize(
+        ("device", "visible", "expected"),
+        [
+            ("cuda", "", ["0", "1"]),
+            ("cuda", "4,5", ["4", "5"]),
+            (None, "GPU-a,GPU-b", ["GPU-a", "GPU-b"]),
+            ("cpu", "4,5", ["4,5", "4,5"]),
+        ],
+    )
+    def test_each_process_of_a_launch_has_its_own_gpu(self, monkeypatch, device, visible, expected):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        seen = []
+        for rank in ("2", "3"):  # of the second machine: the local rank counts
+            monkeypatch.setenv("RANK", rank)
+            monkeypatch.setenv("LOCAL_RANK", str(int(rank) - 2))
+            seen.append(environment(False, True, device)["CUDA_VISIBLE_DEVICES"])
+        assert seen == expected
+
+    @with_vllm
+    def test_a_model_over_several_gpus_in_several_processes_is_refused(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ConfigError, match="2 processes were started") as caught:
+            VllmEngine("generate", str(tmp_path), {"tensor_parallel_size": 2})
+        assert "tensor parallel size to 1" in caught.value.fix
+
     def test_an_adapter_never_wraps_the_head(self, tmp_path):
         def options(**config):
             (tmp_path / "adapter_config.json").write_text(json.dumps(config))
