@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from dataflex_pipeline.errors import ConfigError, RunError
 from dataflex_pipeline.evaluation.figures import Figure, loss_figures, reward_figure, write_figures
 from dataflex_pipeline.features.build import build_feature
 from dataflex_pipeline.features.plan import FeaturePlan, plan_feature
-from dataflex_pipeline.store.fingerprint import digest
+from dataflex_pipeline.store.fingerprint import canonical, digest
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import found_ingredients, is_complete
 from dataflex_pipeline.training.marker import verify_checkpoint
@@ -26,6 +26,8 @@ from stages.score import feature_input
 from stages.subject import run_options
 
 JUDGE = "judge"
+NO_SETTINGS = ("feature", "split", "rows", "checkpoint", "rows_per_part", "features")
+"""Ingredients of a reward table that say of what it is, not how rewards are made."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,12 @@ def _evaluate(context: Context, number: int | None, wanted: Wanted) -> tuple[int
         if source is not None:
             prepare_split(context, split, source)
             plans = dict(_plans(context, split, chosen, wanted))
-            figures += _own_figures(context, split, plans)
+            rows = digest(source.wanted)
+            figures += [replace(figure, rows=rows) for figure in _own_figures(context, split, plans)]
         if wanted.tasks:
             figures += _benchmark(context, chosen, wanted)
         path = context.run.round(chosen).metrics
-        kept = write_figures(path, figures, _made_from(context, chosen, source.wanted if source else None))
+        kept = write_figures(path, figures, _made_from(context, chosen))
         context.run.note(stage="evaluate", round=chosen, seconds=time.monotonic() - began)
     return chosen, path, kept
 
@@ -115,9 +118,9 @@ def _check(context: Context, number: int) -> None:
         )
 
 
-def _made_from(context: Context, number: int, rows: Mapping[str, Any] | None) -> dict[str, Any]:
+def _made_from(context: Context, number: int) -> dict[str, Any]:
     checkpoint = digest(found_ingredients(context.run.round(number).checkpoint) or {})
-    return {"table": "metrics", "round": number, "checkpoint": checkpoint, "rows": digest(rows or {})}
+    return {"table": "metrics", "round": number, "checkpoint": checkpoint}
 
 
 def _plans(
@@ -155,7 +158,14 @@ def _own_figures(context: Context, split: str, plans: Mapping[str, FeaturePlan])
         if figure is None:
             context.progress.say(f"{name}: no answer could be scored; the reasons are in {table.folder}")
         else:
-            yield figure
+            yield replace(figure, settings=_settings(plan))
+
+
+def _settings(plan: FeaturePlan) -> str:
+    """Return how answers were made (the generator that was taken, its settings) and graded, as JSON."""
+    answers = {name: made.ingredients["params"] for name, made in plan.upstream.items()}
+    graded = {key: value for key, value in plan.ingredients.items() if key not in NO_SETTINGS}
+    return canonical(graded | answers)
 
 
 def _table(context: Context, plan: FeaturePlan) -> PartedTable:
@@ -169,9 +179,10 @@ def _benchmark(context: Context, number: int, wanted: Wanted) -> list[Figure]:
 
     checkpoint = context.run.round(number).checkpoint
     verify_checkpoint(checkpoint)
-    return run_tasks(
+    found = run_tasks(
         context.config, checkpoint, wanted.tasks, wanted.include_path, wanted.limit, context.progress.say
     )
+    return [replace(figure, settings=canonical({"limit": wanted.limit})) for figure in found]
 
 
 def _print(context: Context, number: int, path: Path, figures: list[Figure], as_json: bool) -> None:

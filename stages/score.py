@@ -20,10 +20,10 @@ from dataflex_pipeline.features.build import FeaturePlan, build_feature, plan_fe
 from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.schemas import SCORES
 from dataflex_pipeline.seeds import derive_seed
-from dataflex_pipeline.store.fingerprint import digest, file_digest
+from dataflex_pipeline.store.fingerprint import changes, digest, file_digest
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.ranks import column_values, quantiles
-from dataflex_pipeline.store.stale import is_complete, is_current
+from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current
 from dataflex_pipeline.store.tables import TableFile, table_writer
 from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
 from stages.blocks import pool_blocks
@@ -44,6 +44,7 @@ class Scoring:
         selection: what it knows. lines: what it said. pool: the prepared pool.
         needs: plans of the feature tables, by the method's own names.
         before: the method's own scores of the round before, where it adds to them.
+        other_before: why scores of the round before that are there are not added to; empty otherwise.
         wanted: ingredients of the score table.
     """
 
@@ -55,6 +56,7 @@ class Scoring:
     pool: PartedTable
     needs: Mapping[str, FeaturePlan]
     before: TableFile | None
+    other_before: str
     wanted: dict[str, Any]
 
 
@@ -70,7 +72,8 @@ def plan_scoring(context: Context, number: int, name: str) -> Scoring:
 
     own = context.given.seed if entry.seed is None else entry.seed
     seed, shared = derive_seed(own, "method", name, number), derive_seed(own, "features", number)
-    before = _scores_before(context, number, name) if method.accumulates else None
+    params = method.params.model_dump(mode="json")
+    before, other = _scores_before(context, number, name, params) if method.accumulates else (None, "")
     rate = _mean_learning_rate(context, number - 1)
     several = checkpoints_before(context, number, name) if method.every_checkpoint else ()
     selection = api.Selection(
@@ -89,7 +92,7 @@ def plan_scoring(context: Context, number: int, name: str) -> Scoring:
         "method": name,
         "implementation": _implementation(entry),
         "version": method.version,
-        "params": method.params.model_dump(mode="json"),
+        "params": params,
         "round": number,
         "update_times": selection.update_times,
         "seed": seed,
@@ -100,12 +103,24 @@ def plan_scoring(context: Context, number: int, name: str) -> Scoring:
         wanted |= {"before": before.fingerprint if before is not None else None, "learning_rate": rate}
     if several:
         wanted["checkpoints"] = [{"step": one.step, "learning_rate": one.learning_rate} for one in several]
-    return Scoring(name, method, entry, selection, lines, pool, needs, before, wanted)
+    return Scoring(name, method, entry, selection, lines, pool, needs, before, other, wanted)
 
 
-def _scores_before(context: Context, number: int, name: str) -> TableFile | None:
+def _scores_before(
+    context: Context, number: int, name: str, params: Mapping[str, Any]
+) -> tuple[TableFile | None, str]:
+    """Return the scores to add to; or None and, where those there are of other parameters, which."""
     path = context.run.round(number - 1).scores(name)
-    return TableFile(path) if path.is_file() else None
+    if not path.is_file():
+        return None, ""
+    found = changes((found_ingredients(path) or {}).get("params", {}), params)
+    if not found:
+        return TableFile(path), ""
+    listed = ", ".join(found)
+    return (
+        None,
+        f"the scores of round {number - 1} were made with other parameters and do not count: {listed}",
+    )
 
 
 def _mean_learning_rate(context: Context, number: int) -> float:
@@ -179,6 +194,8 @@ def feature_tables(context: Context, scoring: Scoring) -> dict[str, PartedTable]
 
 def _write_scores(context: Context, scoring: Scoring) -> None:
     tables = feature_tables(context, scoring)
+    if scoring.other_before:
+        scoring.selection.say(scoring.other_before)
     state = scoring.method.begin(tables, scoring.selection)
     schema = pa.schema([*SCORES, *scoring.method.own_columns(state)])
     notes = {"method": scoring.name, "round": str(scoring.selection.round)}

@@ -84,8 +84,22 @@ def wanted_checkpoint(context: Context, number: int, index_fingerprint: str) -> 
         "pool": open_split(context, "pool").fingerprint,
         "target": open_split(context, "target").fingerprint if evaluates else None,
         "global_batch": context.global_batch,
-        "training": {name: getattr(context.given, name) for name in TRAINING_KEYS},
+        "training": _training_settings(context.given),
     }
+
+
+def _training_settings(config: Config) -> dict[str, Any]:
+    """Return what of the settings a checkpoint is made from.
+
+    Without ``eval_steps``, ``logging_steps`` says when evaluations happen, and with them which weights are
+    best and when early stopping fires. An attention kernel is named only where one is set.
+    """
+    settings: dict[str, Any] = {name: getattr(config, name) for name in TRAINING_KEYS}
+    if config.eval_strategy == "steps":
+        settings["eval_steps"] = config.eval_steps or config.logging_steps
+    if config.attn_implementation is not None:
+        settings["attn_implementation"] = config.attn_implementation
+    return settings
 
 
 def _adapter_digest(context: Context) -> str | None:

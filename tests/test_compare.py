@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 
 import pandas
@@ -167,16 +168,17 @@ def test_scores_of_other_pools_have_no_rank_correlation(runs, tmp_path):
     assert rank_correlation(path, tmp_path / "other") is None
 
 
-def test_evaluated_figures_stand_beside_those_of_training(runs):
+def test_evaluated_figures_stand_beside_those_of_training(runs, tmp_path):
     for name in ("random-1", "loss-1"):
-        done("evaluate", "--run", name, f"runs_dir={runs}")
-    found = json.loads(done("compare", "random-1", "loss-1", f"runs_dir={runs}", "--json"))["figures"]
-    assert found["target loss"]["loss"]["mean"] == target_loss(runs, "loss-1")
+        shutil.copytree(runs / name, tmp_path / name)
+        done("evaluate", "--run", name, f"runs_dir={tmp_path}")
+    found = json.loads(done("compare", "random-1", "loss-1", f"runs_dir={tmp_path}", "--json"))["figures"]
+    assert found["target loss"]["loss"]["mean"] == target_loss(tmp_path, "loss-1")
     assert "loss" in found["evaluated target loss"]
     for name, most in (("random-1", 2), ("loss-1", 3)):
         given = ("--metric", "contains", "--generator", "transformers", "--max-new-tokens", most)
-        done("evaluate", "--run", name, f"runs_dir={runs}", *given)
-    ran = dataflex("compare", "random-1", "loss-1", f"runs_dir={runs}")
+        done("evaluate", "--run", name, f"runs_dir={tmp_path}", *given)
+    ran = dataflex("compare", "random-1", "loss-1", f"runs_dir={tmp_path}")
     assert ran.code == 2
     said = "settings of evaluated target contains (of random-1 and loss-1)"
     assert said in " ".join(ran.err.split())

@@ -8,7 +8,7 @@ from config_refusal import refused
 
 from dataflex_pipeline.config.fields import SECRETS, Config, group_of, role_of
 from dataflex_pipeline.config.load import dump_config, load_config
-from dataflex_pipeline.config.redaction import hidden_secrets, without_secrets
+from dataflex_pipeline.config.redaction import without_secrets
 
 KEY = "sk-Very/Secret-0815"
 
@@ -19,7 +19,6 @@ def test_secrets_never_reach_a_dump_or_a_message(tmp_path):
     path.write_text(f"methods: {{loss: {{}}}}\n{SECRETS[0]}: {KEY}\n")
     config = load_config(path, overrides).config
     assert [getattr(config, name) for name in SECRETS] == [KEY] * 3
-    assert hidden_secrets(config) == SECRETS
     assert KEY not in yaml.safe_dump(dump_config(config)) + repr(config)
     assert not set(SECRETS) & set(dump_config(config))
     path.write_text(f"{SECRETS[0]}: [{KEY}]\n")
@@ -36,7 +35,6 @@ def test_secrets_in_parameters_of_methods():
             "loss": {"api_key": "DF_API_KEY"},
         }
     )
-    assert hidden_secrets(config)[0] == "nice.api.api_key"
     assert dump_config(config)["methods"] == {
         "nice": {"api": {"url": "u"}, "other": [{}], "max_new_tokens": 5},
         "loss": {"api_key": "DF_API_KEY"},

@@ -143,6 +143,17 @@ def test_digests_follow_the_content_not_the_place(model, copy):
     assert model_digest(one) != model_digest(two)
 
 
+def test_code_that_may_run_counts_and_no_other(copy):
+    trusted, plain = make_config(copy, trust_remote_code=True), make_config(copy)
+    before = [model_digest(plain), tokenizer_digest(plain), model_digest(trusted), tokenizer_digest(trusted)]
+    assert before[:2] == before[2:]
+    (copy / "modeling_own.py").write_text("x = 1\n")
+    after = [model_digest(plain), tokenizer_digest(plain), model_digest(trusted), tokenizer_digest(trusted)]
+    assert after[:2] == before[:2]
+    assert after[2] != before[2]
+    assert after[3] != before[3]
+
+
 # --- tokenizer ---
 
 

@@ -170,12 +170,12 @@ def test_the_chosen_backend_alone_and_no_runtime_setting_counts():
         "requests_per_minute": 5,
         "max_requests": 9,
         "api_key": None,
-        "skip_refused": False,
+        "skip_refused": True,
         "backoff": 2,
     }
     assert ingredients(**same) == ingredients()
     changes: list[dict] = [{"model_name": "x"}, {"temperature": 1}, {"prompt": "{completion}"}]
-    for change in [*changes, {"max_score": 10}, {"skip_refused": True}]:
+    for change in [*changes, {"max_score": 10}]:
         assert ingredients(**change) != ingredients()
     assert "skip_refused" not in str(ingredients())
     assert "api_key" not in str(ingredients())

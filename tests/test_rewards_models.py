@@ -132,6 +132,22 @@ def test_the_weights_of_the_judge_count_and_its_place_does_not(tmp_path):
     assert ingredients("c") != before
 
 
+def test_what_a_judge_brings_beside_its_weights_counts(tmp_path):
+    folder = make_judge(tmp_path / "judge")
+    (folder / "generation_config.json").write_text("{}")
+
+    def identities():
+        return [JudgeFiles(str(folder), "local_vllm", trusted).identity for trusted in (False, True)]
+
+    plain, trusted = identities()
+    assert plain == trusted
+    (folder / "own.py").write_text("x = 1")
+    assert identities()[0] == plain
+    assert identities()[1] != trusted
+    (folder / "generation_config.json").write_text('{"top_k": 1}')
+    assert identities()[0] != plain
+
+
 def test_a_template_without_a_system_turn_gets_it_with_the_users(tmp_path):
     make_judge(tmp_path / "judge", NO_SYSTEM)
     files = JudgeFiles(str(tmp_path / "judge"), "local_vllm", False)

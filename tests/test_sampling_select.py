@@ -167,7 +167,7 @@ def test_passes_hold_every_row_once_in_a_fresh_order():
     assert sorted(rows[:4]) == sorted(rows[4:8]) == [6, 7, 8, 9]
     assert len(set(rows[8:])) == 2
     assert drawn.n_distinct == 4
-    assert drawn.n_selected == 4
+    assert len(drawn.selected) == 4
     assert drawn.notices == ("4 rows were selected for 10 positions: repeated, each pass reshuffled.",)
     orders = {tuple(rows[:4]), tuple(rows[4:8])}
     many = rows_of(select(scores, strategy="top_k", num_samples=4, positions=400, shuffle=True))

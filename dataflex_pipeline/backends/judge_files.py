@@ -10,6 +10,7 @@ from dataflex_pipeline.backends.reward_settings import PLACE
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.hub import hub_reachable
 from dataflex_pipeline.models.source import (
+    CODE,
     TOKENIZER_FILES,
     WEIGHTS,
     check_model_folder,
@@ -55,7 +56,8 @@ class JudgeFiles:
         """What tells it apart in a fingerprint: a digest over its files, or ``name@commit``."""
         if self.folder is None:
             return f"{self.name}@{self._commit}"
-        patterns = ("config.json", *WEIGHTS, *TOKENIZER_FILES)
+        code = CODE if self.trust_remote_code else ()
+        patterns = ("config.json", "generation_config.json", *WEIGHTS, *TOKENIZER_FILES, *code)
         paths = sorted({path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()})
         return digest({path.name: _digest_of(path, *file_state(path)) for path in paths})
 

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import tenacity
 
+from dataflex_pipeline import launch
 from dataflex_pipeline.backends import Answer, Reward
 from dataflex_pipeline.backends.judge_prompts import judge_messages
 from dataflex_pipeline.backends.judge_replies import parse_score
@@ -59,6 +60,24 @@ def read_key(settings: ApiSettings) -> str | None:
     return key
 
 
+def own_budget(settings: ApiSettings) -> int | None:
+    """Return how many requests this process may send: an equal share of ``max_requests``; None: any number.
+
+    Raises:
+        ConfigError: there is not one request for each process of the launch.
+    """
+    budget, world = settings.max_requests, launch.world_size()
+    if budget is None:
+        return None
+    if budget < world:
+        raise ConfigError(
+            f"{PLACE}.api.max_requests: {budget} was set, and {world} processes were started.",
+            "The processes share the budget, and each needs at least one request to get on.",
+            f"Set max_requests to {world} or more, or start fewer processes.",
+        )
+    return budget // world
+
+
 class ApiRewarder:
     """Judges answers over HTTP.
 
@@ -69,11 +88,17 @@ class ApiRewarder:
     def __init__(self, settings: ApiSettings, config: Any, say: Callable[[str], None]) -> None:
         self.settings = settings
         self.say = say
-        self.pace = Pace(settings.requests_per_minute, settings.max_requests)
+        self.budget = own_budget(settings)
+        self.pace = Pace(settings.requests_per_minute, self.budget)
 
     def __enter__(self) -> Self:
         self.endpoint = Endpoint(self.settings, read_key(self.settings))
         self.endpoint.__enter__()
+        if self.budget is not None and launch.world_size() > 1:
+            self.say(
+                f"max_requests: {self.settings.max_requests} is shared by {launch.world_size()} processes: "
+                f"each sends at most {self.budget}"
+            )
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -41,7 +41,7 @@ class LocalVllmRewarder:
         device = resolve_device(self.config.device)
         self.limit = settings.vllm_max_model_len or self.files.max_length
         options: dict[str, Any] = {
-            "dtype": "float32" if device == "cpu" else "auto",
+            "dtype": self._dtype(device),
             "tensor_parallel_size": settings.vllm_tensor_parallel_size,
             "gpu_memory_utilization": settings.vllm_gpu_memory_utilization,
             "seed": settings.vllm_seed,
@@ -75,6 +75,12 @@ class LocalVllmRewarder:
             for position, completion in zip(chunk, drawn, strict=True):
                 value, reason = parse_score(completion.text, self.settings.max_score)
                 keep(position, Reward(value, completion.text, 1, seconds, reason))
+
+    def _dtype(self, device: str) -> str:
+        if self.settings.vllm_dtype == "auto" and device == "cpu":
+            self.say("vllm_dtype: auto becomes float32 on a CPU")
+            return "float32"
+        return self.settings.vllm_dtype
 
     def _prompt(self, answer: Answer) -> list[int]:
         messages = judge_messages(answer, self.settings)

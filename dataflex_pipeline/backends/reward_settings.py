@@ -7,18 +7,27 @@ fields marked *runtime* (timeouts, concurrency, budgets, memory) are left out of
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dataflex_pipeline.config.redaction import is_secret, is_secret_name
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 
 PLACE = "reward_backend_params"
-_SECRET_QUERY = ("key", "code", "sig", "signature", "token")
-"""Query parameters that services take a key in, beyond the names that are secrets anywhere."""
+QUERY = ("api-version", "api_version", "version", "deployment", "deployment-id", "region")
+"""Query parameters that an address may have: keys go by too many names to list those instead."""
+_QUERY_VALUE = re.compile(r"[\w.-]*", re.ASCII)
 
 
 def runtime(default: Any, description: str, **limits: Any) -> Any:
@@ -73,6 +82,9 @@ class LocalVllmSettings(JudgeSettings):
     structured_output: bool = Field(
         True, description="allow the judge no other reply than 'Score: <number>'; false: it may reason first"
     )
+    vllm_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="number format; auto: that of the judge's files, and float32 on a CPU"
+    )
     trust_remote_code: bool = Field(False, description="let the judge bring Python code of its own")
 
 
@@ -95,6 +107,7 @@ class ApiSettings(JudgeSettings):
     backoff: float = runtime(1.0, "seconds that the first wait is drawn below; doubles, to 60", gt=0, le=60)
     requests_per_minute: float | None = runtime(None, "limit, per process; null: none", gt=0)
     max_requests: int | None = runtime(None, "budget of one command, retries included; null: none", ge=1)
+    # No ingredient: the error about a refusal advises it, and replies that were paid for must count then.
     skip_refused: bool = runtime(
         False, "leave an answer that the endpoint refuses (400, 413, 422) unscored instead of stopping"
     )
@@ -257,11 +270,12 @@ def check_url(url: str, *, sends_key: bool) -> None:
             "https://api.openai.com/v1/chat/completions.",
             "Give the full address, up to and including /chat/completions.",
         )
-    if _has_secret(parts):
+    if _may_hold_secret(parts):
         raise ConfigError(
-            f"{where} holds a user name, password or key (not shown).",
-            "An address ends up in tables, logs and messages.",
-            "Take it out of the address; api_key names the environment variable that holds the key.",
+            f"{where} holds what may be a user name, password or key (not shown).",
+            "An address ends up in tables, logs, messages and the model card, so beside host and path it may "
+            f"only have the query parameters {', '.join(QUERY)}.",
+            "Take the rest out of the address; api_key names the environment variable that holds the key.",
         )
     if sends_key and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise ConfigError(
@@ -271,8 +285,10 @@ def check_url(url: str, *, sends_key: bool) -> None:
         )
 
 
-def _has_secret(parts: SplitResult) -> bool:
-    names = [name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    return "@" in parts.netloc or any(
-        is_secret_name(name) or name.removeprefix("x-") in _SECRET_QUERY for name in names
+def _may_hold_secret(parts: SplitResult) -> bool:
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    return (
+        "@" in parts.netloc
+        or bool(parts.fragment)
+        or any(name.lower() not in QUERY or not _QUERY_VALUE.fullmatch(value) for name, value in query)
     )

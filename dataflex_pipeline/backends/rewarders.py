@@ -49,13 +49,14 @@ def check_ready(settings: Settings) -> None:
     """Check what a backend needs beside its settings, before anything costly is done for it.
 
     Raises:
-        ConfigError: the key's environment variable is not set, a package is missing, or a function of the
-            user's own cannot be found.
+        ConfigError: the key's environment variable is not set, the budget is too small for the processes of
+            the launch, a package is missing, or a function of the user's own cannot be found.
     """
     if isinstance(settings, ApiSettings):
-        from dataflex_pipeline.backends.reward_api import read_key
+        from dataflex_pipeline.backends.reward_api import own_budget, read_key
 
         read_key(settings)
+        own_budget(settings)
     elif isinstance(settings, MetricSettings):
         from dataflex_pipeline.backends.reward_metric import MetricRewarder
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from dataflex_pipeline import launch
 from dataflex_pipeline.backends import Completion
 from dataflex_pipeline.backends.vllm_process import WorkerError, WorkerProcess, environment, vllm_installed
 from dataflex_pipeline.errors import ConfigError, DataflexError
@@ -27,7 +28,6 @@ __all__ = ["VllmEngine", "require_vllm", "vllm_installed"]
 
 Task = Literal["generate", "embed", "classify"]
 Sampling = Mapping[str, Any]
-Conversation = Sequence[Mapping[str, str]]
 
 
 def require_vllm(what: str) -> None:
@@ -52,7 +52,7 @@ class VllmEngine:
     """A vLLM engine for one task; entering loads it, leaving ends its process.
 
     Args:
-        task: generate (also for chat), embed or classify.
+        task: generate, embed or classify.
         model: folder or hub name; a fully fine-tuned checkpoint is a model too.
         options: passed to vllm.LLM: dtype, max_model_len, gpu_memory_utilization, tensor_parallel_size, seed,
             trust_remote_code, revision, kv_cache_memory_bytes ... On a CPU, ``gpu_memory_utilization`` is
@@ -67,7 +67,7 @@ class VllmEngine:
         dimension: length of an embedding; known once it is entered.
 
     Raises:
-        ConfigError: vLLM is not installed.
+        ConfigError: vLLM is not installed, or ``tensor_parallel_size`` above 1 in several processes.
         UserError: the model folder does not exist, or has no weights in safetensors.
         DataflexError: the engine did not start, or refused a request; its own last lines are shown.
     """
@@ -83,6 +83,7 @@ class VllmEngine:
         instead: str = "",
     ) -> None:
         require_vllm(f"The model {model}")
+        _check_parallel(int(options.get("tensor_parallel_size", 1)))
         folder = local_folder(model)
         if folder is not None:
             check_model_folder(folder)
@@ -146,24 +147,6 @@ class VllmEngine:
             for ids, text, finish, logprob in reply["completions"]
         ]
 
-    def chat(
-        self, conversations: Sequence[Conversation], sampling: Sampling | Sequence[Sampling]
-    ) -> list[str]:
-        """Continue conversations with the model's own chat template.
-
-        Args:
-            conversations: turns of role and content, the last one the user's.
-            sampling: fields of vllm.SamplingParams, one mapping for all or one per conversation;
-                ``structured_outputs`` as a mapping constrains the answer (json, regex, choice or grammar).
-
-        Returns:
-            The answers' texts, in order.
-        """
-        settings = [sampling] * len(conversations) if isinstance(sampling, Mapping) else list(sampling)
-        request = {"op": "chat", "conversations": [list(turns) for turns in conversations]}
-        reply, _ = self._ask(request | {"sampling": settings})
-        return list(reply["texts"])
-
     def embed(self, texts: Sequence[str], max_length: int | None = None) -> np.ndarray:
         """Return one vector per text. [texts, dimension] float32
 
@@ -207,6 +190,17 @@ class VllmEngine:
                 str(error),
                 f"{fix} Its log ended with:{log}",
             ) from error
+
+
+def _check_parallel(size: int) -> None:
+    if size > 1 and launch.world_size() > 1:
+        raise ConfigError(
+            f"vLLM was set to spread a model over {size} GPUs (tensor parallel size {size}), and "
+            f"{launch.world_size()} processes were started.",
+            "Each process takes a GPU of its own, and its engine has no other.",
+            "Set the tensor parallel size to 1 (generation_tensor_parallel_size, vllm_tensor_parallel_size), "
+            "or start a single process without torchrun.",
+        )
 
 
 def _free_cached_memory() -> None:

@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 import dataflex_pipeline
+from dataflex_pipeline import launch
 
 WORKER = "dataflex_pipeline.backends.vllm_worker"
 CLOSE_SECONDS = 30.0
@@ -53,7 +54,8 @@ def environment(parallel: bool, offline: bool, device: str | None) -> dict[str, 
 
     Args:
         parallel: the engine is spread over several accelerators, each with a process of its own.
-        offline: the hub is not asked. device: cpu, cuda or cuda:N; None: as vLLM finds it.
+        offline: the hub is not asked. device: cpu, cuda or cuda:N; None: as vLLM finds it. Of several
+            processes of a launch each gives its engine its own GPU (that of LOCAL_RANK) whatever is said.
     """
     env = {
         key: value
@@ -68,7 +70,9 @@ def environment(parallel: bool, offline: bool, device: str | None) -> dict[str, 
     env.setdefault("OMP_NUM_THREADS", str(_cores()))
     if offline:
         env["HF_HUB_OFFLINE"] = "1"
-    kind, _, number = (device or "").partition(":")
+    kind, _, number = (device or "cuda").partition(":")
+    if launch.world_size() > 1:
+        number = number or os.environ.get("LOCAL_RANK", "0")
     if kind == "cuda" and number and not parallel:
         visible = [each for each in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
         env["CUDA_VISIBLE_DEVICES"] = visible[int(number)] if visible else number

@@ -4,7 +4,6 @@ Requests and replies are JSON lines; a float array follows its reply as raw litt
 
     {"op": "open", "task", "model", "options", "adapter", "device"}   first; the reply says what was chosen
     {"op": "generate", "prompts": [[id, ...], ...], "sampling": [{...}, ...]}
-    {"op": "chat", "conversations": [[{role, content}, ...], ...], "sampling": [{...}, ...]}
     {"op": "embed", "texts": [...], "max_length"}
     {"op": "classify", "texts": [...], "max_length", "activation"}
     {"op": "close"}
@@ -102,7 +101,6 @@ class Server:
         """Answer one request."""
         operations: dict[str, Callable[[Mapping[str, Any]], Reply]] = {
             "generate": self._generate,
-            "chat": self._chat,
             "embed": self._embed,
             "classify": self._classify,
         }
@@ -127,11 +125,6 @@ class Server:
                 [list(one.token_ids), one.text, one.finish_reason, one.cumulative_logprob] for one in drawn
             ]
         }, None
-
-    def _chat(self, request: Mapping[str, Any]) -> Reply:
-        params = [sampling_params(each) for each in request["sampling"]]
-        made = self.llm.chat(request["conversations"], params, use_tqdm=False, lora_request=self._lora())
-        return {"texts": [output.outputs[0].text for output in made]}, None
 
     def _embed(self, request: Mapping[str, Any]) -> Reply:
         made = self.llm.embed(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from dataflex_pipeline.config.fields import SECRETS, Config
+from dataflex_pipeline.config.fields import SECRETS
 
 _SECRET_NAME = re.compile(r"(api_?key|secret|password|access_token|auth_token|webhook_url)$", re.IGNORECASE)
 _VARIABLE_NAME = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
@@ -32,19 +32,3 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: without_secrets(v) for k, v in value.items() if not is_secret(str(k), v)}
     return [without_secrets(v) for v in value] if isinstance(value, list) else value
-
-
-def hidden_secrets(config: Config) -> tuple[str, ...]:
-    """Return the names of the secrets that are set, which run.yaml does not hold."""
-    own = [name for name in SECRETS if getattr(config, name) is not None]
-    return (*own, *_paths(config.methods, ""))
-
-
-def _paths(value: Any, path: str) -> list[str]:
-    if not isinstance(value, dict):
-        return []
-    found = []
-    for name, inner in value.items():
-        full = f"{path}.{name}" if path else str(name)
-        found += [full] if is_secret(str(name), inner) else _paths(inner, full)
-    return found

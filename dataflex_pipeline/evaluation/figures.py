@@ -33,6 +33,8 @@ METRICS = pa.schema(
         column("stderr", pa.float64(), "its standard error over rows; null where it is not known"),
         column("n", pa.int64(), "rows or answers that it is over"),
         column("unscored", pa.int64(), "rows or answers that could not be scored, and do not count"),
+        column("settings", pa.string(), "how answers were made and graded, as JSON; null for a loss"),
+        column("rows", pa.string(), "fingerprint of the evaluated rows; null for a benchmark"),
     ]
 )
 
@@ -47,6 +49,8 @@ class Figure:
     stderr: float | None = None
     n: int | None = None
     unscored: int | None = None
+    settings: str | None = None
+    rows: str | None = None
 
 
 def loss_figures(task: str, losses: BlockTable) -> list[Figure]:
@@ -93,15 +97,19 @@ def write_figures(path: Path, figures: Iterable[Figure], made_from: Mapping[str,
     """Write figures beside those of other tasks and metrics that the table has already.
 
     Args:
-        path: of the table. figures: new ones; they take the place of old ones of the same task and metric.
+        path: of the table. figures: new ones; they take the place of old ones of the same task and metric,
+            and of all old ones of the same task over other rows.
         made_from: what all figures of the table are of; figures of another checkpoint are dropped.
 
     Returns:
         All figures that the table has now.
     """
+    figures = list(figures)
+    rows = {figure.task: figure.rows for figure in figures}
     kept: dict[tuple[str, str], Figure] = {}
     if path.is_file() and TableFile(path).fingerprint == digest(made_from):
-        kept = {(f.task, f.metric): f for f in read_figures(path)}
+        old = (f for f in read_figures(path) if rows.get(f.task, f.rows) == f.rows)
+        kept = {(f.task, f.metric): f for f in old}
     kept |= {(f.task, f.metric): f for f in figures}
     path.parent.mkdir(exist_ok=True)
     lines = [asdict(figure) for figure in kept.values()]

@@ -6,6 +6,7 @@ of the settings only those that decide a result are listed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ from dataflex_pipeline.config.yaml_files import dump_yaml
 
 PATH_KEYS = ("dataset_dir", "components_cfg_file")
 """Settings that only say where a file is."""
+_NAMES = re.compile(r"(path|file|folder|dir|dataset|embeddings|embed_model)$")
+"""How keys end that name files, folders, models or data sets, several with commas between."""
+_PATH = re.compile(r"(~[^/\n]*/|\.{1,2}/|/[^/\n]+/)[^\n]*")
+"""A text that is a path whatever its key is called."""
+_ADDRESS = re.compile(r"(https?://)(?:[^\s/?#]*@)?([^\s?#]*)(?:[?#]\S*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,12 @@ def model_card(facts: Facts) -> str:
 
 
 def public_name(name: str) -> str:
-    """Return what may be published of a model's or data set's name: a path's last part, a hub name whole."""
+    """Return what may be published of a model's or data set's name.
+
+    A path's last part, a hub name whole, an address without user and query.
+    """
+    if _ADDRESS.match(name):
+        return _without_query(name)
     path = Path(name).expanduser()
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists()
     return path.resolve().name if looks_local else name
@@ -92,18 +103,26 @@ def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
             and name not in PATH_KEYS
             and value != Config.model_fields[name].get_default(call_default_factory=True)
         ):
-            kept[name] = _public(without_secrets(value))
+            kept[name] = _public(without_secrets(value), name)
     return kept
 
 
-def _public(value: Any) -> Any:
+def _public(value: Any, name: str) -> Any:
+    """Return what may be published of a value; ``name`` is the key that it stands under."""
     if isinstance(value, Mapping):
-        return {key: _public(each) for key, each in value.items() if not is_secret_name(str(key))}
+        return {key: _public(each, str(key)) for key, each in value.items() if not is_secret_name(str(key))}
     if isinstance(value, list | tuple):
-        return [_public(each) for each in value]
-    if isinstance(value, str):
+        return [_public(each, name) for each in value]
+    if not isinstance(value, str):
+        return value
+    if _NAMES.search(name):
         return ",".join(public_name(part.strip()) for part in value.split(","))
-    return value
+    return public_name(value) if _PATH.fullmatch(value) else _without_query(value)
+
+
+def _without_query(text: str) -> str:
+    """Return a text whose http(s) addresses have no user, query or fragment: these may hold a key."""
+    return _ADDRESS.sub(r"\1\2", text)
 
 
 def _header(facts: Facts) -> str:
@@ -158,7 +177,7 @@ def _rounds(rounds: Sequence[RoundLine]) -> str:
 
 def _method(each: RoundLine) -> str:
     given = ", ".join(
-        f"{name}={_public(value)}" for name, value in without_secrets(dict(each.params)).items()
+        f"{name}={_public(value, name)}" for name, value in without_secrets(dict(each.params)).items()
     )
     return f"{each.method} ({given})" if given else each.method
 

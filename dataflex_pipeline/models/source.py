@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MODEL_KEY = "model_name_or_path"
 """The setting that messages name where no other is said."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+CODE = ("*.py",)
+"""What runs with ``trust_remote_code: true``, and only then counts."""
 TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template*",
@@ -150,8 +152,9 @@ def model_digest(config: Config, digest_of: Callable[[Path], str] = file_digest)
         digest_of: gives the digest of a file, for callers that remember those of unchanged files.
 
     Returns:
-        For a folder the digest over config.json and every weight file (the folder's own name is no part
-        of it, so a moved model stays the same one); for a hub name ``name@commit``.
+        For a folder the digest over config.json, every weight file and, with ``trust_remote_code``, its
+        Python files (the folder's own name is no part of it, so a moved model stays the same one); for a
+        hub name ``name@commit``.
 
     Raises:
         UserError: the folder is no model, or the hub name cannot be resolved.
@@ -160,7 +163,7 @@ def model_digest(config: Config, digest_of: Callable[[Path], str] = file_digest)
     if folder is None:
         return _hub_identity(config)
     check_model_folder(folder)
-    return _folder_digest(folder, ("config.json", *WEIGHTS), digest_of)
+    return _folder_digest(folder, ("config.json", *WEIGHTS, *_code(config)), digest_of)
 
 
 def tokenizer_digest(config: Config, digest_of: Callable[[Path], str] = file_digest) -> str:
@@ -173,4 +176,8 @@ def tokenizer_digest(config: Config, digest_of: Callable[[Path], str] = file_dig
     folder = local_folder(config.model_name_or_path)
     if folder is None:
         return _hub_identity(config)
-    return _folder_digest(folder, TOKENIZER_FILES, digest_of)
+    return _folder_digest(folder, (*TOKENIZER_FILES, *_code(config)), digest_of)
+
+
+def _code(config: Config) -> tuple[str, ...]:
+    return CODE if config.trust_remote_code else ()

@@ -26,6 +26,7 @@ NOTE = b"dataflex."
 PARQUET = b"PAR1"
 _FEATURE = re.compile(r"(?P<name>\w+)-(?P<split>pool|target|test)-[0-9a-f]{16}")
 _ROUND = re.compile(r"round-(\d+)")
+_STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,11 @@ def _checkpoints(run: RunFolder) -> dict[str | None, tuple[int | None, int | Non
         if ingredients is None:
             continue
         found[digest(ingredients)] = (number, None)
-        for folder in kept_folder(checkpoint, 0).parent.glob("step-*"):
-            step = int(folder.name.removeprefix("step-"))
-            found[digest({**ingredients, "step": step})] = (number, step)
+        for folder in kept_folder(checkpoint, 0).parent.glob("step-*[0-9]"):
+            match = _STEP.fullmatch(folder.name)
+            if match is not None:
+                step = int(match[1])
+                found[digest({**ingredients, "step": step})] = (number, step)
     return found
 
 

@@ -8,20 +8,16 @@ small: a large p says little). Alike means two things: the share of selected row
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from dataflex_pipeline.errors import RunError
+from dataflex_pipeline.reports.differences import differences
+from dataflex_pipeline.reports.likeness import between_methods, correlation, overlap
 from dataflex_pipeline.reports.records import RunRecord
-
-RANKED_ROWS = 1_000_000
-"""Scores are ranked over at most so many rows of the pool, evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +100,15 @@ def compare(
 
     Raises:
         RunError: the runs cannot be compared: they differ in more than method and seed, two are of the same
-            method and seed, or fewer than two were given.
+            method and seed, one changed its method, or fewer than two were given.
     """
-    groups = _grouped(records)
+    if len(records) < 2:
+        raise RunError(
+            f"{len(records)} run was given.", "A comparison takes at least two.", "Name another run."
+        )
     number = min(record.last for record in records)
-    notes = _differences(records, number)
+    groups = _grouped(records, number)
+    notes = differences(groups, number)
     if notes and not allow_different:
         raise RunError(
             "The runs differ in more than the method and the seed: " + "; ".join(notes) + ".",
@@ -141,67 +141,26 @@ def compare(
         figures=figures,
         paired=paired,
         target_loss=_target_loss(groups, number),
-        overlap=_alike(groups, lambda a, b: _overlap(a, b, number)),
-        correlation=_alike(groups, lambda a, b: _correlation(a, b, number)),
+        overlap=between_methods(groups, lambda a, b: overlap(a, b, number)),
+        correlation=between_methods(groups, lambda a, b: correlation(a, b, number)),
         notes=tuple(notes),
     )
 
 
-def _grouped(records: Sequence[RunRecord]) -> dict[str, dict[int, RunRecord]]:
-    """Return the runs by method and seed."""
-    if len(records) < 2:
-        raise RunError(
-            f"{len(records)} run was given.", "A comparison takes at least two.", "Name another run."
-        )
+def _grouped(records: Sequence[RunRecord], number: int) -> dict[str, dict[int, RunRecord]]:
+    """Return the runs by seed and by the method that selected their rounds up to ``number``."""
     groups: dict[str, dict[int, RunRecord]] = {}
     for record in records:
-        group = groups.setdefault(record.method, {})
+        method = record.selected_by(number)
+        group = groups.setdefault(method, {})
         if record.seed in group:
             raise RunError(
-                f"{record.name} and {group[record.seed].name} are both of {record.method}, "
-                f"seed {record.seed}.",
+                f"{record.name} and {group[record.seed].name} are both of {method}, seed {record.seed}.",
                 "Runs of one method are told apart by their seed.",
                 "Leave one of them out, or run it with another seed.",
             )
         group[record.seed] = record
     return groups
-
-
-def _differences(records: Sequence[RunRecord], number: int) -> list[str]:
-    """Return what differs between the runs beside method and seed, in words."""
-
-    def of(record: RunRecord) -> dict[str, Any]:
-        made_from = record.markers[number].ingredients
-        return {
-            "pool": made_from["pool"],
-            "target": made_from["target"],
-            "model": made_from["model"],
-            f"optimizer steps up to round {number}": record.step(number),
-            "rows per step": made_from["global_batch"],
-            "training settings": {k: v for k, v in made_from["training"].items() if "seed" not in k},
-        }
-
-    first = of(records[0])
-    found = []
-    for record in records[1:]:
-        for what, value in of(record).items():
-            if value == first[what]:
-                continue
-            if isinstance(value, dict):
-                keys = [
-                    key
-                    for key in sorted(set(value) | set(first[what]))
-                    if value.get(key) != first[what].get(key)
-                ]
-                found += [
-                    f"{key} ({records[0].name}: {first[what].get(key)}, {record.name}: {value.get(key)})"
-                    for key in keys
-                ]
-            elif isinstance(value, int):
-                found.append(f"{what} ({records[0].name}: {first[what]}, {record.name}: {value})")
-            else:
-                found.append(f"{what} (of {records[0].name} and {record.name})")
-    return list(dict.fromkeys(found))
 
 
 def _figures(groups: Mapping[str, Mapping[int, RunRecord]], number: int) -> dict[str, dict[str, Spread]]:
@@ -222,10 +181,7 @@ def _figures_of(record: RunRecord, number: int) -> dict[str, float]:
     figures = {
         f"target {name.removeprefix('eval_')}": float(v) for name, v in result.get("metrics", {}).items()
     }
-    table = record.round(number).metrics
-    if table.is_file():
-        for entry in pq.read_table(table).to_pylist():
-            figures[f"{entry['task']} {entry['metric']}"] = float(entry["value"])
+    figures |= {f"evaluated {each.task} {each.metric}": each.value for each in record.evaluated(number)}
     trained = sum((record.markers[r].result or {}).get("seconds", 0.0) for r in range(number + 1))
     return figures | {
         "tokens trained on": float(sum(record.tokens(r) for r in range(number + 1))),
@@ -260,53 +216,3 @@ def _target_loss(groups: Mapping[str, Mapping[int, RunRecord]], number: int) -> 
             if step <= last:
                 curves.setdefault(step, {})[method] = float(np.mean([each[step] for each in found]))
     return dict(sorted(curves.items()))
-
-
-def _alike(groups: Mapping[str, Mapping[int, RunRecord]], measure: Any) -> dict[tuple[str, str], float]:
-    """Return the mean of a measure between runs of two methods with the same seed."""
-    found = {}
-    for one, other in combinations(groups, 2):
-        values = [
-            value
-            for seed in groups[one]
-            if seed in groups[other]
-            and (value := measure(groups[one][seed], groups[other][seed])) is not None
-        ]
-        if values:
-            found[one, other] = float(np.mean(values))
-    return found
-
-
-def _overlap(one: RunRecord, other: RunRecord, number: int) -> float | None:
-    """Return |A and B| / |A or B| over the rows selected in rounds 1..number; None before round 1."""
-    a, b = (_union(record.selected(r) for r in range(1, number + 1)) for record in (one, other))
-    together = len(np.union1d(a, b))
-    return len(np.intersect1d(a, b)) / together if together else None
-
-
-def _union(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    pieces = list(arrays)
-    return np.unique(np.concatenate(pieces)) if pieces else np.empty(0, dtype=np.int64)
-
-
-def _correlation(one: RunRecord, other: RunRecord, number: int) -> float | None:
-    paths = [record.round(number).scores(record.method) for record in (one, other)]
-    return rank_correlation(*paths) if all(path.is_file() for path in paths) else None
-
-
-def rank_correlation(one: Path, other: Path) -> float | None:
-    """Return Spearman's rank correlation of two score tables over the rows that both scored.
-
-    None where it does not exist: a table is constant, or they are of different pools.
-    """
-    from scipy.stats import spearmanr
-
-    a, b = (pq.read_table(path, columns=["score"])["score"].to_numpy() for path in (one, other))
-    if len(a) != len(b):
-        return None
-    every = -(-len(a) // RANKED_ROWS)
-    a, b = a[::every], b[::every]
-    both = np.isfinite(a) & np.isfinite(b)
-    if both.sum() < 2 or np.ptp(a[both]) == 0 or np.ptp(b[both]) == 0:
-        return None
-    return float(spearmanr(a[both], b[both]).statistic)

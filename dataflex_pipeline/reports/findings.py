@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflex_pipeline.reports.catalogue import RunTable, tables_of
-from dataflex_pipeline.reports.comparison import rank_correlation
+from dataflex_pipeline.reports.likeness import rank_correlation
 from dataflex_pipeline.reports.look import Wanted, look, shared_rows
 from dataflex_pipeline.reports.numbers import spread
 from dataflex_pipeline.reports.query import Queries, open_queries, quoted
@@ -76,7 +76,10 @@ def _round(
 ) -> dict[str, Any]:
     """Return a round as it went: what scored it, what was selected, how it trained, seconds of each."""
     result = record.markers[number].result or {}
-    took = {entry["stage"]: entry["seconds"] for entry in record.history if entry.get("round") == number}
+    took: dict[str, float] = {}
+    for entry in record.history:
+        if entry.get("round") == number:  # a stage that was killed or repeated has several entries
+            took[entry["stage"]] = took.get(entry["stage"], 0.0) + entry["seconds"]
     index = looks[f"idx_{number}"]
     return {
         "number": number,

@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dataflex_pipeline.errors import RunError
+from dataflex_pipeline.evaluation.figures import Figure, read_figures
 from dataflex_pipeline.store.run import RoundFolder, RunFolder
+from dataflex_pipeline.store.tables import TableFile
 from dataflex_pipeline.training.marker import Marker, read_marker
 
 
@@ -85,6 +87,29 @@ class RunRecord:
         """Rows of one optimizer step."""
         return int(self.record["global_batch"])
 
+    def pool(self, number: int) -> str:
+        """Return the fingerprint of the pool that a round trained on."""
+        return str(self.markers[number].ingredients["pool"])
+
+    def selected_by(self, last: int) -> str:
+        """Return the method that selected rounds 1..``last``, as their indices say; `method` before round 1.
+
+        Raises:
+            RunError: they were selected by different methods.
+        """
+        methods = {
+            number: TableFile(self.round(number).index).metadata.get("method", self.method)
+            for number in range(1, last + 1)
+        }
+        if len(set(methods.values())) > 1:
+            listed = ", ".join(f"round {number} by {method}" for number, method in methods.items())
+            raise RunError(
+                f"The rounds of {self.name} were selected by different methods: {listed}.",
+                "Its results are those of none of them alone, so it belongs beside no other run.",
+                "Leave it out, or run it again in a new folder with one method.",
+            )
+        return methods.get(last, self.method)
+
     def round(self, number: int) -> RoundFolder:
         """Return the files of a round."""
         return self.run.round(number)
@@ -92,6 +117,11 @@ class RunRecord:
     def step(self, number: int) -> int:
         """Return the optimizer steps of the whole run up to the end of a round."""
         return self.markers[number].step
+
+    def evaluated(self, number: int) -> list[Figure]:
+        """Return the figures of `dataflex evaluate` at the end of a round, if there are any."""
+        path = self.round(number).metrics
+        return read_figures(path) if path.is_file() else []
 
     def selected(self, number: int) -> np.ndarray:
         """Return the different rows that a round trained on, sorted. [n] int64"""

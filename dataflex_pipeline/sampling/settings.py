@@ -129,7 +129,7 @@ class Drawn:
         index: ``schemas.INDEX``, ``positions`` lines.
         notices: sentences for the user: what was repeated, cut, or drawn otherwise than asked.
         selected: rows selected, before repeating or cutting, first selected first; a row drawn more than
-            once stands here as often. [n_selected] int64
+            once stands here as often. [selected] int64
         n_distinct: different rows in the index.
         tau: the key of the first row not drawn, for one draw without replacement (infinity if every row
             with a probability was drawn); None with replacement, quotas or another strategy.
@@ -140,11 +140,6 @@ class Drawn:
     selected: Integers
     n_distinct: int
     tau: float | None
-
-    @property
-    def n_selected(self) -> int:
-        """Rows selected (draws, with replacement) before repeating or cutting."""
-        return len(self.selected)
 
 
 def exact(share: float) -> Fraction:

@@ -13,7 +13,7 @@ from dataflex_pipeline.api import Progress
 from dataflex_pipeline.errors import RunError
 from dataflex_pipeline.store.atomic import atomic_folder
 from dataflex_pipeline.training.course import LOG, Course, Judge, StepLog, result_of
-from dataflex_pipeline.training.marker import MARKER, missing_pieces, write_marker
+from dataflex_pipeline.training.marker import MARKER, missing_pieces, read_marker, write_marker
 from dataflex_pipeline.training.plan import RoundPlan
 from dataflex_pipeline.training.trainer import WeightedTrainer, refuse_not_finite, remove_unkept, writing
 
@@ -134,14 +134,10 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
             best = self.course.best
             write_marker(folder, self.plan.ingredients, self.plan.describe(), self.step, {"best": best}, best)
         shutil.rmtree(draft)
-        for older in self.plan.work.glob("best-*"):
-            if older != final:
-                shutil.rmtree(older)
+        self._prune_bests()
 
     def complete(self, folder: Path) -> None:
-        """Make a folder that the trainer just wrote a checkpoint; the older ones of this round are removed.
-
-        With ``keep_checkpoints`` they stay.
+        """Make a folder that the trainer just wrote a checkpoint.
 
         Raises:
             RunError: something that a continuation needs was not written.
@@ -162,8 +158,26 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
         write_marker(
             folder, self.plan.ingredients, self.plan.describe(), self.step, self.course.plain(), result
         )
-        if self.config.keep_checkpoints:
-            return
-        for older in self.plan.work.glob("checkpoint-*"):
-            if older != folder and (older / MARKER).is_file():
-                shutil.rmtree(older)
+
+    def prune(self, newest: Path) -> None:
+        """Remove what no continuation needs any more now that the newest checkpoint is whole.
+
+        With ``keep_checkpoints`` the older checkpoints stay.
+        """
+        if not self.config.keep_checkpoints:
+            for older in self.plan.work.glob("checkpoint-*"):
+                if older != newest and (older / MARKER).is_file():
+                    shutil.rmtree(older)
+        self._prune_bests()
+
+    def _prune_bests(self) -> None:
+        """Keep the best weights so far and those that a checkpoint inside the round records as best.
+
+        A training that goes on from that checkpoint may end without a better evaluation.
+        """
+        markers = [read_marker(folder) for folder in self.plan.work.glob("checkpoint-*")]
+        bests = [self.course.best, *(marker.course["best"] for marker in markers if marker is not None)]
+        needed = {f"best-{best['step']}" for best in bests if best is not None}
+        for folder in self.plan.work.glob("best-*"):
+            if folder.name not in needed:
+                shutil.rmtree(folder)

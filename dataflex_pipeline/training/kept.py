@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataflex_pipeline.api import Checkpoint
+from dataflex_pipeline.api import Checkpoint, Progress
 from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.store.atomic import commit, set_aside
 from dataflex_pipeline.store.fingerprint import digest
@@ -96,12 +96,11 @@ def usable_steps(config: Config, plan: RoundPlan, found: Collection[int]) -> lis
         config: whether they are kept, and how many steps lie between two. plan: the round.
         found: steps of the whole ones in the work folder.
     """
-    if not config.keep_checkpoints or config.save_steps is None:
+    if not config.keep_checkpoints:
         return sorted(found)
     markers = [read_marker(folder) for folder in (plan.checkpoint.parent / KEPT).glob("step-*")]
     moved = [m.step for m in markers if m is not None and m.fingerprint == digest(plan.ingredients)]
-    every = config.save_steps
-    wanted = range((plan.first_step // every + 1) * every, plan.last_step, every)
+    wanted = _wanted_steps(config, plan)
     for newest in sorted(found, reverse=True):
         below = {number for number in wanted if number < newest}
         if below <= {*found, *moved}:
@@ -109,18 +108,39 @@ def usable_steps(config: Config, plan: RoundPlan, found: Collection[int]) -> lis
     return []
 
 
+def _wanted_steps(config: Config, plan: RoundPlan) -> range:
+    """Return the steps of the whole run whose checkpoints are kept when the round ends."""
+    if not config.keep_checkpoints or config.save_steps is None:
+        return range(0)
+    every = config.save_steps
+    return range((plan.first_step // every + 1) * every, plan.last_step, every)
+
+
 def set_aside_kept(plan: RoundPlan) -> None:
     """Set aside what an earlier training of the round kept, before it is trained anew."""
     set_aside(plan.checkpoint.parent / KEPT)
 
 
-def publish_kept(plan: RoundPlan, end: int) -> None:
-    """Move the checkpoints inside a finished round, all but its end, to where they are kept."""
-    for folder in plan.work.glob("checkpoint-*"):
-        marker = read_marker(folder)
-        if marker is None or marker.step == end:
-            continue
-        final = kept_folder(plan.checkpoint, marker.step)
+def publish_kept(config: Config, plan: RoundPlan, end: int, progress: Progress) -> None:
+    """Move the checkpoints inside a finished round, all but its end, to where they are kept.
+
+    Args:
+        config: which ones are to be kept. plan: the round. end: its last step.
+        progress: told what a killed call with another ``save_steps`` had moved there, and is removed.
+    """
+    wanted = [step for step in _wanted_steps(config, plan) if step < end]
+    finals = [kept_folder(plan.checkpoint, step) for step in wanted]
+    for other in sorted((plan.checkpoint.parent / KEPT).glob("step-*")):
+        if other not in finals:
+            progress.say(
+                f"Removed: {other}; with save_steps: {config.save_steps} and keep_checkpoints: "
+                f"{str(config.keep_checkpoints).lower()} it is none to be kept."
+            )
+            shutil.rmtree(other)
+    for step, final in zip(wanted, finals, strict=True):
+        folder = plan.work / f"checkpoint-{step}"
+        if read_marker(folder) is None:
+            continue  # moved by a call that was killed right after
         final.parent.mkdir(exist_ok=True)
         if final.exists():
             shutil.rmtree(final)

@@ -12,6 +12,7 @@ from dataflex_pipeline.api import Progress, Silent
 from dataflex_pipeline.errors import ConfigError, RunError, UserError
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.atomic import commit, write_text
+from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.training.course import LOG, Judge
 from dataflex_pipeline.training.kept import publish_kept
@@ -104,7 +105,7 @@ def _run(job: _Job, before: Marker | None) -> Marker:
             "Run the same command again; if it stays, please report it with the versions in run.yaml.",
         )
     if PartialState().is_main_process:
-        _publish(job.config, plan, inside)
+        _publish(job.config, plan, inside, job.progress)
     PartialState().wait_for_everyone()
     return inside
 
@@ -215,7 +216,7 @@ def _trainer(job: _Job, conductor: Conductor, arguments: SFTConfig) -> WeightedT
     return trainer
 
 
-def _publish(config: Config, plan: RoundPlan, marker: Marker) -> None:
+def _publish(config: Config, plan: RoundPlan, marker: Marker, progress: Progress) -> None:
     """Make the finished round visible: its log, the plot, the best checkpoint, and last the checkpoint."""
     folder = plan.work / f"checkpoint-{marker.step}"
     write_text(plan.checkpoint.parent / LOG, (folder / LOG).read_text())
@@ -226,8 +227,7 @@ def _publish(config: Config, plan: RoundPlan, marker: Marker) -> None:
     best = marker.course["best"]
     if config.load_best_model_at_end and best is not None and best["round"] == plan.round:
         _publish_best(plan, best["step"])
-    if config.keep_checkpoints:
-        publish_kept(plan, marker.step)
+    publish_kept(config, plan, marker.step, progress)
     commit(folder, plan.checkpoint)
     shutil.rmtree(plan.work)
 
@@ -235,7 +235,15 @@ def _publish(config: Config, plan: RoundPlan, marker: Marker) -> None:
 def _publish_best(plan: RoundPlan, step: int) -> None:
     fresh, final = plan.work / f"{BEST}-{step}", plan.run_folder / BEST
     if not fresh.exists():
-        return  # moved already by a call that was killed right after
+        moved = read_marker(final)
+        if moved is None or moved.step != step or moved.fingerprint != digest(plan.ingredients):
+            raise RunError(
+                f"The best checkpoint of round {plan.round} (step {step}) is neither in {fresh} "
+                f"nor in {final}.",
+                "load_best_model_at_end: true promises those weights, and no other file holds them.",
+                f"Remove {plan.work} and run the same command again; the round is then trained anew.",
+            )
+        return  # moved there by a call that was killed right after
     replaced = plan.work / "replaced"
     if final.exists():
         shutil.rmtree(replaced, ignore_errors=True)

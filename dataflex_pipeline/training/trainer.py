@@ -35,6 +35,9 @@ NOT_KEPT = ("training_args.bin", "README.md", "zero_to_fp32.py", "zero_to_torch.
 """Files that transformers, peft and DeepSpeed write beside the weights: a pickle, which is never read here, a
 model card without content, and programs."""
 
+FAILED_WRITES = ("(os error ", "inline_container.cc", "PytorchStreamWriter", "iostream error")
+"""What errors of no kind of their own say when a write failed: tokenizers' (the first) and torch.save's."""
+
 
 class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer on rows of input_ids, labels and weight.
@@ -165,6 +168,7 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
             with writing(folder):
                 remove_unkept(folder)
                 self.conductor.complete(folder)
+            self.conductor.prune(folder)
         self.accelerator.wait_for_everyone()
 
 
@@ -173,12 +177,13 @@ def writing(folder: Path) -> Iterator[None]:
     """Turn a failed write (a full disk, a quota) into an error that says so; the folder is removed.
 
     safetensors and torch raise errors of their own kinds where the system's write fails, tokenizers a bare
-    Exception that ends in the system's error number.
+    Exception that ends in the system's error number. Any other error leaves the folder and goes on.
     """
     try:
         yield
     except Exception as error:
-        if not isinstance(error, OSError | RuntimeError | SafetensorError) and "(os error " not in str(error):
+        own = isinstance(error, OSError | SafetensorError)
+        if not own and not any(sign in str(error) for sign in FAILED_WRITES):
             raise
         shutil.rmtree(folder, ignore_errors=True)
         free = shutil.disk_usage(folder.parent).free / 2**20
