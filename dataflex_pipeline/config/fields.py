@@ -191,7 +191,14 @@ class Config(BaseModel):
     seed: int = key(
         42, "the one seed; every consumer derives its own stream from it", "run", "training", ge=0
     )
-    logging_steps: int = key(5, "steps between two lines of the training log", "runtime", "training", ge=1)
+    logging_steps: int = key(
+        5,
+        "steps between two lines of the training log; with eval_strategy: steps and no eval_steps also "
+        "between evaluations, and then fixed for the run",
+        "runtime",
+        "training",
+        ge=1,
+    )
     save_steps: int | None = key(
         None, "steps between checkpoints inside a round; by default only its end", "runtime", "training", ge=1
     )
