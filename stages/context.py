@@ -170,7 +170,7 @@ class Context:
                 self.said.add(notice)
                 self.progress.say(f"note: {notice}")
         kind = method_class(entry.kind, Path(entry.file) if entry.file else None, entry.module)
-        method = build_method(name, kind, dict(entry.params), entry.where)
+        method = build_method(name, kind, dict(entry.params), entry.where, entry.places)
         if method.probabilities_from is not None:
             return Imported(method.probabilities_from, method.probabilities_to), entry
         return method, entry

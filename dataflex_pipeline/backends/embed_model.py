@@ -193,6 +193,12 @@ def _hub_identity(name: str, config: Path | None) -> str:
     from transformers.utils.hub import extract_commit_hash
 
     commit = None if config is None else extract_commit_hash(str(config), None)
+    if not commit and not hub_reachable():
+        raise UserError(
+            f"{KEY} is '{name}': no folder of that name is here, and the hub cannot be reached.",
+            "It was not downloaded before either, so there is nothing to embed with.",
+            f"Check the network, or set {KEY} of the method to a folder with a sentence-transformers model.",
+        )
     if not commit:
         raise UserError(
             f"The hub model '{name}' has no commit that can be told.",

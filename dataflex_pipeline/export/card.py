@@ -86,6 +86,8 @@ def public_name(name: str) -> str:
 
     A path's last part, a hub name whole, an address without user and query.
     """
+    if not name:
+        return name
     if _ADDRESS.match(name):
         return _without_query(name)
     path = Path(name).expanduser()

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -95,14 +96,20 @@ def _only_method(name: str, module: ModuleType) -> type[Method]:
     return classes[0]
 
 
-def build_method(name: str, kind: type[Method], params: dict[str, Any], where: str) -> Method:
+def build_method(
+    name: str,
+    kind: type[Method],
+    params: dict[str, Any],
+    where: str,
+    places: Mapping[str, str] | None = None,
+) -> Method:
     """Make a method with checked parameters.
 
     Args:
         name: the method's configuration name.
         kind: its class.
         params: values by parameter name.
-        where: the place they were set, for errors.
+        where: the place they were set, for errors. places: the place of each one, where it is known.
 
     Raises:
         ConfigError: a parameter is unknown or its value cannot be used.
@@ -112,15 +119,16 @@ def build_method(name: str, kind: type[Method], params: dict[str, Any], where: s
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else ""
+        place = (places or {}).get(key, where)
         if first["type"] == "extra_forbidden":
             raise ConfigError(
-                f"The parameter '{key}' of the method '{name}' (in {where}) is not known."
+                f"The parameter '{key}' of the method '{name}' (in {place}) is not known."
                 f"{did_you_mean(key, kind.Params.model_fields)}",
                 f"Its parameters are: {', '.join(kind.Params.model_fields) or 'none'}.",
                 "Correct or remove it; `dataflex methods` shows every method's parameters.",
             ) from error
         raise ConfigError(
-            f"{name}.{key} is {first['input']!r} (in {where}).",
+            f"{name}.{key} is {first['input']!r} (in {place}).",
             f"{first['msg'].removeprefix('Value error, ')}.",
             f"{parameter_meaning(kind.Params, key)}",
         ) from error
