@@ -451,6 +451,15 @@ def test_a_first_reply_without_a_score_is_kept_before_the_second_is_asked_for(tm
     assert len(server.requests("answer-1")) == 1
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_keeps_the_replies_under_way(tmp_path):
     completions = [f"answer-{i}" for i in range(10)]
     target, generations = make_inputs(tmp_path, completions)
