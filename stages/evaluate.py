@@ -13,16 +13,14 @@ from typing import Any
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import ConfigError, RunError
 from dataflex_pipeline.evaluation.figures import Figure, loss_figures, reward_figure, write_figures
-from dataflex_pipeline.features.build import build_feature
 from dataflex_pipeline.features.plan import FeaturePlan, plan_feature
 from dataflex_pipeline.store.fingerprint import canonical, digest
-from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import found_ingredients, is_complete
 from dataflex_pipeline.training.marker import verify_checkpoint
 from stages import console
 from stages.context import Context, open_context, require_run
 from stages.prepare import look, prepare_split
-from stages.score import feature_input
+from stages.score import feature_input, feature_table
 from stages.subject import run_options
 
 JUDGE = "judge"
@@ -150,7 +148,7 @@ def _plans(
 
 def _own_figures(context: Context, split: str, plans: Mapping[str, FeaturePlan]) -> Iterator[Figure]:
     for name, plan in plans.items():
-        table = _table(context, plan)
+        table = feature_table(context, plan)
         if name == "loss":
             yield from loss_figures(split, table)
             continue
@@ -166,12 +164,6 @@ def _settings(plan: FeaturePlan) -> str:
     answers = {name: made.ingredients["params"] for name, made in plan.upstream.items()}
     graded = {key: value for key, value in plan.ingredients.items() if key not in NO_SETTINGS}
     return canonical(graded | answers)
-
-
-def _table(context: Context, plan: FeaturePlan) -> PartedTable:
-    return build_feature(
-        context.run.features, plan, context.progress, overwrite=context.overwrite, verify=verify_checkpoint
-    ).table
 
 
 def _benchmark(context: Context, number: int, wanted: Wanted) -> list[Figure]:

@@ -181,7 +181,8 @@ def score(context: Context, number: int, name: str) -> Outcome:
     return Outcome(f"score {name}, round {number}", output, not current, time.monotonic() - began, found)
 
 
-def _feature_table(context: Context, plan: FeaturePlan) -> PartedTable:
+def feature_table(context: Context, plan: FeaturePlan) -> PartedTable:
+    """Return a feature table of the run; missing parts are computed."""
     return build_feature(
         context.run.features, plan, context.progress, overwrite=context.overwrite, verify=verify_checkpoint
     ).table
@@ -189,7 +190,7 @@ def _feature_table(context: Context, plan: FeaturePlan) -> PartedTable:
 
 def feature_tables(context: Context, scoring: Scoring) -> dict[str, PartedTable]:
     """Return the feature tables that the method needs, by its own names; missing parts are computed."""
-    return {key: _feature_table(context, plan) for key, plan in scoring.needs.items()}
+    return {key: feature_table(context, plan) for key, plan in scoring.needs.items()}
 
 
 def _write_scores(context: Context, scoring: Scoring) -> None:

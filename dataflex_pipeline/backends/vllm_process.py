@@ -24,6 +24,7 @@ import numpy as np
 
 import dataflex_pipeline
 from dataflex_pipeline import launch
+from dataflex_pipeline.data.prepare import available_cores
 
 WORKER = "dataflex_pipeline.backends.vllm_worker"
 CLOSE_SECONDS = 30.0
@@ -67,7 +68,7 @@ def environment(parallel: bool, offline: bool, device: str | None) -> dict[str, 
     env["VLLM_NO_USAGE_STATS"] = "1"
     env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # bound to cores that are busy, a CPU is 20 times slower
     env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if parallel else "0"
-    env.setdefault("OMP_NUM_THREADS", str(_cores()))
+    env.setdefault("OMP_NUM_THREADS", str(available_cores()))
     if offline:
         env["HF_HUB_OFFLINE"] = "1"
     kind, _, number = (device or "cuda").partition(":")
@@ -77,10 +78,6 @@ def environment(parallel: bool, offline: bool, device: str | None) -> dict[str, 
         visible = [each for each in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
         env["CUDA_VISIBLE_DEVICES"] = visible[int(number)] if visible else number
     return env
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WorkerProcess:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dataflex_pipeline import launch
 from dataflex_pipeline.config.checks import SCHEDULES
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 from dataflex_pipeline.models.base import precision, resolve_device
@@ -45,11 +46,6 @@ def schedule(config: Config) -> str:
             "Set lr_scheduler_type to one of them.",
         )
     return name
-
-
-def processes() -> int:
-    """Return the number of training processes that the launcher (torchrun, accelerate) started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def accumulation(config: Config, global_batch: int, world: int) -> int:
@@ -123,7 +119,7 @@ def check_settings(config: Config, plan: RoundPlan) -> None:
     trackers(config)
     schedule(config)
     training_device(config)
-    accumulation(config, plan.global_batch, processes())
+    accumulation(config, plan.global_batch, launch.world_size())
     if config.keep_checkpoints and config.save_steps is None:
         raise ConfigError(
             "keep_checkpoints: true was set without save_steps.",
@@ -189,7 +185,7 @@ def _schedule(config: Config, plan: RoundPlan) -> dict[str, Any]:
         "max_steps": plan.horizon,
         "per_device_train_batch_size": config.per_device_train_batch_size,
         "per_device_eval_batch_size": config.per_device_eval_batch_size,
-        "gradient_accumulation_steps": accumulation(config, plan.global_batch, processes()),
+        "gradient_accumulation_steps": accumulation(config, plan.global_batch, launch.world_size()),
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": schedule(config),
         # A fraction below 1 is a share of max_steps to transformers, and 1.0 would be one single step.
