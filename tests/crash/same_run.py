@@ -10,19 +10,23 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-CIRCUMSTANCES = {"seconds", "created", "time", "git", "hardware", "versions"}
+CIRCUMSTANCES = frozenset({"seconds", "created", "time", "git", "hardware", "versions"})
 """Keys of JSON and YAML files that say when and where something was made."""
 NOT_COMPARED = {".lock", ".lock-owner", "history.jsonl", "sources.json"}
 """Files that say who works, when something was done, and when the sources were last changed."""
 
 
-def differences(expected: Path, found: Path) -> list[str]:
-    """Return one line per file that is missing, left over or of other content."""
+def differences(expected: Path, found: Path, besides: frozenset[str] = frozenset()) -> list[str]:
+    """Return one line per file that is missing, left over or of other content.
+
+    Args:
+        expected, found: run folders. besides: keys of JSON and YAML files that may differ too.
+    """
     here, there = _files(expected), _files(found)
     lines = [f"{name}: missing" for name in sorted(here - there)]
     lines += [f"{name}: left over" for name in sorted(there - here)]
     for name in sorted(here & there):
-        lines += [f"{name}: {text}" for text in _compare(expected / name, found / name)]
+        lines += [f"{name}: {text}" for text in _compare(expected / name, found / name, besides)]
     return lines
 
 
@@ -33,13 +37,13 @@ def _files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in paths}
 
 
-def _compare(expected: Path, found: Path) -> Iterator[str]:
+def _compare(expected: Path, found: Path, besides: frozenset[str]) -> Iterator[str]:
     if expected.read_bytes() == found.read_bytes():
         return
     if expected.suffix == ".parquet":
         yield from _compare_tables(expected, found)
     elif expected.suffix in (".json", ".yaml"):
-        old, new = _plain(expected), _plain(found)
+        old, new = _plain(expected, besides), _plain(found, besides)
         yield from (
             f"{key} differs" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
         )
@@ -54,20 +58,20 @@ def _compare_tables(expected: Path, found: Path) -> Iterator[str]:
     yield "other rows" if not old.equals(new) else "other bytes, equal rows"
 
 
-def _plain(path: Path) -> dict[str, Any]:
+def _plain(path: Path, besides: frozenset[str]) -> dict[str, Any]:
     content = yaml.safe_load(path.read_text()) if path.suffix == ".yaml" else json.loads(path.read_text())
-    stripped: dict[str, Any] = _without_circumstances(content, path.name)
+    stripped: dict[str, Any] = _without(CIRCUMSTANCES | besides, content, path.name)
     return stripped
 
 
-def _without_circumstances(content: Any, name: str) -> Any:
+def _without(keys: frozenset[str], content: Any, name: str) -> Any:
     if isinstance(content, dict):
-        kept = {key: value for key, value in content.items() if key not in CIRCUMSTANCES}
+        kept = {key: value for key, value in content.items() if key not in keys}
         # the marker of a checkpoint holds digests of files; those are compared themselves
         kept.pop("files" if name == "COMPLETE.json" else None, None)
-        return {key: _without_circumstances(value, name) for key, value in kept.items()}
+        return {key: _without(keys, value, name) for key, value in kept.items()}
     if isinstance(content, list):
-        return [_without_circumstances(value, name) for value in content]
+        return [_without(keys, value, name) for value in content]
     return content
 
 
