@@ -10,12 +10,15 @@ results are equal to the bit; scoring and selecting take any number.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from crash.launches import Launch
 from crash.same_run import differences
@@ -71,20 +74,29 @@ class Siege:
         processes = self.draw.choice([n for n in self.counts if n <= 2 or not trains(command)])
         aim = self.draw.uniform(0.0, 1.2) * self.seconds[number]
         launch = Launch(folder, processes, *with_batch(command, processes))
-        killed = self.done < self.kills and worked(launch, folder / "runs" / NAME, aim)
+        killed = self.done < self.kills and worked(launch, folder / "runs" / NAME, aim) and self._kill(launch)
         if killed:
-            victim = self.draw.choice([*launch.ranks(), None])
-            at = "all" if victim is None else f"rank {victim}"
-            launch.kill() if victim is None else launch.ranks()[victim].kill()
             self.done += 1
             left = (time.monotonic() - self.began) / self.done * (self.kills - self.done)
-            where = f"{command[0]} with {processes}, {at} after {aim:.1f} s"
+            where = f"{command[0]} with {processes}, {killed} after {aim:.1f} s"
             print(f"kill {self.done}/{self.kills}: {where}  (about {left:.0f} s left)", flush=True)
         code = launch.end(PATIENCE)
         if code and not killed:
             self.lost += 1
             print(launch.output, f"exit code {code}", sep="\n")
         return code == 0
+
+    def _kill(self, launch: Launch) -> str:
+        """Kill a rank, or all; return which, or nothing if it ended by itself meanwhile."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            ranks = launch.ranks()
+            victim = self.draw.choice([*ranks, None])
+            if victim is None:
+                launch.kill()
+                return "all"
+            ranks[victim].kill()
+            return f"rank {victim}"
+        return ""
 
 
 def trains(command: tuple[str, ...]) -> bool:
@@ -117,7 +129,7 @@ def worked(launch: Launch, run: Path, seconds: float) -> bool:
         if began is None and state(run) != before:
             began = time.monotonic()
         if began is not None and time.monotonic() - began >= seconds:
-            return bool(launch.ranks())
+            return True
         time.sleep(0.01)
     return False
 
