@@ -32,6 +32,8 @@ DEPENDS_ON_PROCESSES = "rng_state"
 AVERAGES = frozenset({"gradient_accumulation_steps", "entropy", "mean_token_accuracy"})
 """Keys that may differ: the accumulation that was given, and two entries of TRL's own log, which it averages
 by tokens over processes and without weights over accumulated batches (SFTTrainer.compute_loss and log)."""
+MOST_KILLS = 5
+"""Of one stage of one run, so that a machine that has become slower still reaches the later stages."""
 PATIENCE = 900.0
 
 
@@ -58,7 +60,9 @@ class Siege:
     def one_run(self, folder: Path) -> None:
         """Run all stages, each killed and started again until it is done, then compare."""
         for number, command in enumerate(self.recipe.stages()):
-            while not self._start(folder, number, command):
+            kills = self.draw.randint(1, MOST_KILLS)
+            while not self._start(folder, number, command, kills > 0):
+                kills -= 1
                 if self.lost:
                     return
         found = [
@@ -69,12 +73,13 @@ class Siege:
         self.wrong += bool(found)
         print(f"run finished after its kills: {'; '.join(found) if found else 'identical'}", flush=True)
 
-    def _start(self, folder: Path, number: int, command: tuple[str, ...]) -> bool:
-        """Start one command; return whether it came to its end."""
+    def _start(self, folder: Path, number: int, command: tuple[str, ...], disturbed: bool) -> bool:
+        """Start one command, and kill it where it is to be disturbed; return whether it came to its end."""
         processes = self.draw.choice([n for n in self.counts if n <= 2 or not trains(command)])
         aim = self.draw.uniform(0.0, 1.2) * self.seconds[number]
         launch = Launch(folder, processes, *with_batch(command, processes))
-        killed = self.done < self.kills and worked(launch, folder / "runs" / NAME, aim) and self._kill(launch)
+        disturbed = disturbed and self.done < self.kills and worked(launch, folder / "runs" / NAME, aim)
+        killed = self._kill(launch) if disturbed else ""
         if killed:
             self.done += 1
             left = (time.monotonic() - self.began) / self.done * (self.kills - self.done)
