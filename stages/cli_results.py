@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from dataflex_pipeline.errors import UserError
 from stages.options import (
     EXAMPLES,
     ConfigOption,
@@ -68,6 +69,10 @@ def inspect(
     """Look at a table or a run: distribution, reasons, sources, example rows; or ask it with SQL."""
     from stages import inspect_table
 
+    if json and csv:
+        raise UserError(
+            "--json and --csv were given.", "The output is one or the other.", "Leave one of them out."
+        )
     inspect_table.inspect_(
         config, arguments or [], run, method, sql, "json" if json else "csv" if csv else "text", rows
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from dataflex_pipeline.errors import DataflexError
 # to the terminal, so that a path can be copied whole.
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+GAP = 3
+"""Columns of the terminal that rich puts around each column of a table."""
+LEAST = 8
+"""What is left at least of the column that gives way; with less room a table is not drawn as one."""
 
 
 @contextlib.contextmanager
@@ -48,11 +55,15 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
     Args:
         title: above it; may be empty. columns: their names. rows: of plain text.
-        wraps: the column that gives way on a narrow terminal; the others (paths, names) stay whole.
+        wraps: the column that gives way on a narrow terminal; the others (paths, names) stay whole, and where
+            they do not fit, cells stand below each other.
     """
     if not out.is_terminal:
         lines = [*([title] if title else []), *("\t".join(row) for row in [columns, *rows])]
         out.file.write("\n".join(lines) + "\n")  # rich itself would turn the tabs into spaces
+        return
+    if not fits(columns, rows, wraps):
+        _print_stacked(title, columns, rows)
         return
     from rich import box
     from rich.table import Table
@@ -70,6 +81,36 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     out.print(table, soft_wrap=False)
+
+
+def fits(columns: Sequence[str], rows: Sequence[Sequence[str]], wraps: str = "") -> bool:
+    """Whether a table can be printed here without cutting off a cell; without a terminal always.
+
+    Args:
+        columns, rows: as for `print_table`. wraps: the column that may be as narrow as LEAST; "" for none.
+    """
+    if not out.is_terminal:
+        return True
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
+    needed = sum(
+        min(width, LEAST) if name == wraps else width for name, width in zip(columns, widths, strict=True)
+    )
+    return needed + GAP * len(columns) <= out.width
+
+
+def _print_stacked(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table that is too wide line by line, every cell after its column's name."""
+    if title:
+        line(title, style="bold")
+    for row in rows:
+        cells = [f"{name} {cell}".strip() for name, cell in zip(columns, row, strict=True) if cell]
+        whole = textwrap.wrap(
+            ", ".join(cells), max(out.width - 4, 1), break_long_words=False, break_on_hyphens=False
+        )  # paths stay whole, so that they can be copied
+        for number, text in enumerate(whole):
+            line(f"{'    ' if number else '  '}{text}")
 
 
 def shown(path: Path, below: Path) -> str:

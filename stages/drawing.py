@@ -13,8 +13,8 @@ from stages import console
 from stages.answers import clipped
 
 BAR = 30
-WIDE = 116
-"""Columns of a terminal from which on all quantiles are shown side by side."""
+BESIDE_BAR = 48
+"""Columns of the terminal that the numbers beside a bar take."""
 LISTED = 12
 """Sources, reasons and groups that are shown; --json has all of them."""
 LINES_PER_TURN = 2
@@ -83,22 +83,23 @@ def _draw_histogram(found: Mapping[str, Any]) -> None:
     if not bins:
         return
     most = max(each["count"] for each in bins)
+    room = max(min(BAR, console.out.width - BESIDE_BAR), 8)
     rows = []
     for place, each in enumerate(bins):
         closing = "]" if place == len(bins) - 1 else ")"
         span = f"[{number(each['low'])}, {number(each['high'])}{closing}"
-        rows.append([span, f"{each['count']:,}", bar(each["count"] / most)])
+        rows.append([span, f"{each['count']:,}", bar(each["count"] / most, room)])
     shown = 3 if console.out.is_terminal else 2  # bars are for people
     names = ["from, to", "rows", ""][:shown]
     console.print_table(found["histogram"]["column"], names, [row[:shown] for row in rows], wraps="")
 
 
-def bar(share: float) -> str:
-    """Return a bar for a share of 1, at least a sliver where it is not 0."""
+def bar(share: float, room: int = BAR) -> str:
+    """Return a bar for a share of 1, ``room`` columns long, at least a sliver where it is not 0."""
     encoding = (console.out.encoding or "").lower()
     if "utf" not in encoding:
-        return "#" * max(round(share * BAR), share > 0)
-    eighths = max(round(share * BAR * 8), share > 0)
+        return "#" * max(round(share * room), share > 0)
+    eighths = max(round(share * room * 8), share > 0)
     rest = " ▏▎▍▌▋▊▉"[eighths % 8].strip()
     return "█" * (eighths // 8) + rest
 
@@ -106,8 +107,19 @@ def bar(share: float) -> str:
 def _draw_numbers(numbers: Sequence[Mapping[str, Any]]) -> None:
     if not numbers:
         return
-    wide = not console.out.is_terminal or console.out.width >= WIDE
-    shares = list(_QUANTILES) if wide else ["0.5"]
+    for shares in (list(_QUANTILES), ["0.5"]):
+        columns, rows = _numbers_table(numbers, shares)
+        if console.fits(columns, rows, "column"):
+            break
+    console.print_table("Numbers", columns, rows, wraps="column")
+
+
+def _numbers_table(
+    numbers: Sequence[Mapping[str, Any]], shares: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Return names and cells of the table of numbers; with one quantile, the short form of it."""
+    whole = len(shares) > 1
+    names = ["column", "min", *(_QUANTILES[share] for share in shares), "max", "mean"]
     rows = [
         [
             each["column"] + ("" if each["exact"] else " (quantiles estimated)"),
@@ -115,13 +127,12 @@ def _draw_numbers(numbers: Sequence[Mapping[str, Any]]) -> None:
             *(number(each["quantiles"].get(share)) for share in shares),
             number(each["maximum"]),
             number(each["mean"]),
-            *([number(each["std"])] if wide else []),
+            *([number(each["std"])] if whole else []),
             f"{each['missing']:,}",
         ]
         for each in numbers
     ]
-    names = ["column", "min", *(_QUANTILES[share] for share in shares), "max", "mean"]
-    console.print_table("Numbers", [*names, *(["std"] if wide else []), "missing"], rows, wraps="column")
+    return [*names, *(["std"] if whole else []), "missing"], rows
 
 
 def _draw_kind(found: Mapping[str, Any]) -> None:
@@ -196,8 +207,8 @@ def _draw_examples(found: Mapping[str, Any]) -> None:
             ]
             console.line("  " + ", ".join(parts), style="cyan")
             for turn in line.get("messages") or []:
-                text = clipped(f"{turn['role']}: {turn['content']}", LINES_PER_TURN * (width - INDENT))
-                for part in textwrap.wrap(text, width - INDENT)[:LINES_PER_TURN]:
+                text = clipped(f"{turn['role']}: {turn['content']}", LINES_PER_TURN * width)
+                for part in textwrap.wrap(text, width - INDENT, max_lines=LINES_PER_TURN, placeholder="..."):
                     console.line(" " * INDENT + part)
 
 
@@ -221,10 +232,10 @@ def draw_run(found: Mapping[str, Any], again: str) -> None:
         ]
         for each in found["rounds"]
     ]
-    wide = not console.out.is_terminal or console.out.width >= 100
     names = ["round", "method", "positions", "rows", "in round before", "ESS", "train loss", "target loss"]
     short = ["round", "method", "pos.", "rows", "before", "ESS", "train", "target"]
-    console.print_table("Rounds", names if wide else short, rows, wraps="method")
+    fits = console.fits(short, rows, "method") and not console.fits(names, rows, "method")
+    console.print_table("Rounds", short if fits else names, rows, wraps="method")
     tables = [[t["view"], f"{t['lines']:,}", size(t["bytes"]), t["path"]] for t in found["tables"]]
     console.print_table("Tables", ["view", "lines", "size", "where"], tables, wraps="where")
     console.line("Next:")
@@ -240,7 +251,9 @@ def _short_path(value: Any) -> str:
 def _last_scores(found: Mapping[str, Any], again: str) -> str:
     paths = [each["path"] for each in found["tables"]]
     scores = [path for path in paths if "/scores/" in path]
-    return shlex.quote(str(Path(again) / (scores or paths)[-1]))
+    selecting = {f"scores/{each['method']}.parquet" for each in found["rounds"][-1:] if "method" in each}
+    chosen = [path for path in scores if path.partition("/")[2] in selecting]
+    return shlex.quote(str(Path(again) / (chosen or scores or paths)[-1]))
 
 
 def _whole(value: float | None) -> str:

@@ -367,6 +367,53 @@ def test_it_fits_the_terminal(mixed, monkeypatch, width):
     assert len(lines) > 150
 
 
+def drawn_on(monkeypatch, width, *arguments):
+    """Run a command on a terminal of some columns; return its lines without colours."""
+    from rich.console import Console
+
+    from stages import console
+
+    drawn = Console(file=io.StringIO(), force_terminal=True, width=width, highlight=False, soft_wrap=True)
+    monkeypatch.setattr(console, "out", drawn)
+    done(*arguments)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn.file.getvalue())
+    return [line.rstrip() for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 100, 117, 120])
+def test_on_no_terminal_is_a_number_or_a_name_cut_off(mixed, monkeypatch, width):
+    """A number without its last digits is a wrong number; what does not fit is not drawn as a table."""
+    monkeypatch.chdir(mixed)
+    as_tsv = done("inspect", "round-01/scores/loss.parquet", "--rows", 0).splitlines()
+    numbers = as_tsv[as_tsv.index("Numbers") + 1 :][:4]
+    names, *rows = [line.split("\t") for line in numbers]
+    shown = [names.index(name) for name in ("column", "min", "median", "max", "mean")]
+    lines = drawn_on(monkeypatch, width, "inspect", "round-01/scores/loss.parquet", "--rows", 0)
+    text = " ".join(" ".join(lines[lines.index("Numbers") :]).split())
+    for row in rows:
+        assert all(row[place] in text for place in shown)
+
+
+def test_on_a_narrow_terminal_cells_stand_below_each_other(mixed, monkeypatch):
+    monkeypatch.chdir(mixed)
+    lines = drawn_on(monkeypatch, 40, "inspect", ".")
+    rounds = lines[lines.index("Rounds") + 1 : lines.index("Tables")]
+    assert max(map(len, rounds)) <= 40
+    assert rounds[0].startswith("  round 0, method uniform,")
+
+
+def test_two_forms_at_once_are_refused(mixed):
+    ran = dataflex("inspect", mixed, "--json", "--csv")
+    assert (ran.code, ran.out) == (2, "")
+    assert "--json and --csv" in ran.err
+
+
+def test_the_table_to_look_at_next_is_of_the_method_that_selected(here, tiny_demo):
+    copied(tiny_demo, here / "runs")
+    done("score", "--run", "base", "--round", 2, "--method", "random", "runs_dir=runs")
+    assert "dataflex inspect runs/base/round-02/scores/loss.parquet" in done("inspect", "base")
+
+
 def test_text_of_the_data_cannot_command_the_terminal(mixed):
     text = done("inspect", mixed / "pool", "--rows", 200)
     assert "[31mred" in text
