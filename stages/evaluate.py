@@ -19,6 +19,7 @@ from dataflex_pipeline.store.stale import found_ingredients, is_complete
 from dataflex_pipeline.training.marker import verify_checkpoint
 from stages import console
 from stages.context import Context, open_context, require_run
+from stages.outcome import note
 from stages.prepare import look, prepare_split
 from stages.score import feature_input, feature_table
 from stages.subject import run_options
@@ -90,7 +91,7 @@ def _evaluate(context: Context, number: int | None, wanted: Wanted) -> tuple[int
             figures += _benchmark(context, chosen, wanted)
         path = context.run.round(chosen).metrics
         kept = write_figures(path, figures, _made_from(context, chosen))
-        context.run.note(stage="evaluate", round=chosen, seconds=time.monotonic() - began)
+        note(context, "evaluate", chosen, began, on_device=True)
     return chosen, path, kept
 
 

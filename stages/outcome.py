@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from dataflex_pipeline import launch
 from stages import console
+
+if TYPE_CHECKING:
+    from stages.context import Context
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,22 @@ class Outcome:
     done: bool
     seconds: float
     found: str
+
+
+def note(context: Context, stage: str, number: int, began: float, *, on_device: bool, **more: object) -> None:
+    """Add a finished stage of a round to the run's history: how many seconds it took, and on how many GPUs.
+
+    Args:
+        context: of the command. stage: score, select, train or evaluate. number: the round.
+        began: `time.monotonic` then. on_device: whether a model ran; each process of the launch has one GPU.
+        more: goes into the line as it is.
+    """
+    gpus = 0
+    if on_device:
+        from dataflex_pipeline.models.base import resolve_device
+
+        gpus = 0 if resolve_device(context.given.device) == "cpu" else launch.world_size()
+    context.run.note(stage=stage, round=number, seconds=time.monotonic() - began, gpus=gpus, **more)
 
 
 def report(run: Path, outcomes: Sequence[Outcome], next_steps: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
 from stages.blocks import pool_blocks
 from stages.checkpoints import checkpoint_of, checkpoints_before
 from stages.context import Context
-from stages.outcome import Outcome
+from stages.outcome import Outcome, note
 from stages.prepare import open_split
 
 ROWS_SHOWN = 3
@@ -176,7 +176,7 @@ def score(context: Context, number: int, name: str) -> Outcome:
     )
     if not current:
         _write_scores(context, scoring)
-        context.run.note(stage="score", round=number, method=name, seconds=time.monotonic() - began)
+        note(context, "score", number, began, on_device=bool(scoring.needs), method=name)
     found = describe_scores(TableFile(output))
     return Outcome(f"score {name}, round {number}", output, not current, time.monotonic() - began, found)
 

@@ -23,7 +23,7 @@ from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import is_current, is_kept
 from dataflex_pipeline.store.tables import TableFile, table_writer
 from stages.context import Context
-from stages.outcome import Outcome
+from stages.outcome import Outcome, note
 from stages.prepare import open_split
 from stages.score import Scoring, plan_scoring
 
@@ -134,7 +134,7 @@ def select(context: Context, number: int, name: str) -> Outcome:
     done = not (is_kept(where.index, for_index, f"The index {label}", overwrite=context.overwrite) and kept)
     if done:
         _select(context, scoring, scores, settings, None if kept else wanted, for_index)
-        context.run.note(stage="select", round=number, method=name, seconds=time.monotonic() - began)
+        note(context, "select", number, began, on_device=False, method=name)
     else:
         _export(context, scoring, TableFile(output))
     found = TableFile(where.index).metadata.get("found", "")

@@ -25,7 +25,7 @@ from dataflex_pipeline.training import RoundPlan, RoundResult, read_marker, trai
 from dataflex_pipeline.training.marker import verify_checkpoint
 from stages.checkpoints import check_kept_checkpoints
 from stages.context import Context
-from stages.outcome import Outcome
+from stages.outcome import Outcome, note
 from stages.prepare import has_target, open_split
 from stages.select_index import read_index
 
@@ -147,7 +147,7 @@ def train(context: Context, number: int) -> Outcome:
         )
         target = open_split(context, "target") if has_target(context) else None
         _train(context, plan, open_split(context, "pool"), target)
-        context.run.note(stage="train", round=number, seconds=time.monotonic() - began)
+        note(context, "train", number, began, on_device=True)
     return Outcome(
         f"train, {'warm-up' if number == 0 else f'round {number}'}",
         where.checkpoint,

@@ -87,6 +87,31 @@ def test_overlap_and_tokens_are_those_of_the_indices(runs):
     assert found["figures"]["tokens trained on"]["loss"]["by_seed"]["1"] == by_hand
 
 
+def test_gpu_hours_are_counted_from_what_the_history_says(runs, tmp_path):
+    """And where one run has no such record, they are not shown."""
+    folders = [copied_to(runs / name, tmp_path) for name in ("random-1", "loss-1")]
+    rewrite_history(folders[1], lambda line: line | {"gpus": 2, "seconds": 90.0})
+    figures = json.loads(done("compare", *folders, "--json"))["figures"]["GPU hours"]
+    lines = [json.loads(line) for line in (folders[1] / "history.jsonl").read_text().splitlines()]
+    stages = [line for line in lines if line["stage"] in ("score", "select", "train")]
+    assert len(stages) == 4  # warm-up and round 1
+    assert figures["loss"]["mean"] == pytest.approx(4 * 2 * 90 / 3600)
+    assert figures["random"]["mean"] == 0.0
+    rewrite_history(folders[1], lambda line: {key: line[key] for key in line if key != "gpus"})
+    assert "loss" not in json.loads(done("compare", *folders, "--json"))["figures"]["GPU hours"]
+
+
+def copied_to(run, folder):
+    shutil.copytree(run, folder / run.name)
+    return folder / run.name
+
+
+def rewrite_history(folder, change):
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps(change(line)) + "\n" for line in lines)
+    (folder / "history.jsonl").write_text(text)
+
+
 def test_a_constant_score_has_no_rank_correlation(runs):
     assert compared(runs)["rank_correlation"] == []  # random's scores are all alike
 

@@ -11,10 +11,12 @@ import pandas
 import pytest
 from cli_runs import STEPS, copied, dataflex, done
 
+from dataflex_pipeline.evaluation.figures import Figure, write_figures
 from dataflex_pipeline.reports.findings import findings
 from dataflex_pipeline.reports.records import RunRecord
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+RANDOM = ("--round", 2, "--method", "random")
 HOSTILE = "<script>document.title = 'taken over'</script><img src=http://example.invalid/x.png>"
 
 
@@ -92,6 +94,42 @@ def test_score_quantiles_are_those_of_the_table(run):
     line = next(row for row in parsed.rows if row[:2] == ["loss", "2"])
     assert float(line[5]) == pytest.approx(scores.median(), rel=1e-3)
     assert float(line[7]) == pytest.approx(scores.max(), rel=1e-3)
+
+
+def test_alike_is_what_pandas_counts_and_a_constant_score_is_in_no_pair(run, tmp_path):
+    folder = tmp_path / run.name
+    shutil.copytree(run, folder)
+    done("score", "--run", folder.name, *RANDOM, f"runs_dir={tmp_path}")
+    found = findings(RunRecord.read(folder))
+    (pair,) = found["alike"]
+    assert (pair["one"], pair["other"]) == ("loss, round 1", "loss, round 2")
+    paths = [folder / f"round-{number:02d}" / "scores" / "loss.parquet" for number in (1, 2)]
+    scores = [pandas.read_parquet(path)["score"] for path in paths]
+    assert pair["rank_correlation"] == pytest.approx(scores[0].rank().corr(scores[1].rank()))
+    n = round(len(scores[0]) * 0.1)
+    best = [set(each.sort_values(ascending=False, kind="stable").index[:n]) for each in scores]
+    assert pair["best_in_common"] == pytest.approx(len(best[0] & best[1]) / n)
+    done("report", folder)
+    text = (folder / "report.html").read_text()
+    assert "score of loss, round 2" in text
+    assert "score of random, round 2" not in text  # one bar that says nothing
+    assert ["random", "2", "200", "0", "0", "0", "0", "0"] in Texts(text).rows
+
+
+def test_the_header_names_what_selected_and_not_what_is_set_now(run, tmp_path):
+    folder = tmp_path / run.name
+    shutil.copytree(run, folder)
+    done("score", "--run", folder.name, *RANDOM, f"runs_dir={tmp_path}")
+    facts = findings(RunRecord.read(folder))["facts"]
+    assert facts["selected by"] == "loss"
+
+
+def test_evaluations_are_on_the_page(run, tmp_path):
+    folder = tmp_path / run.name
+    shutil.copytree(run, folder)
+    write_figures(folder / "round-01" / "evaluation" / "metrics.parquet", [Figure("test", "f1", 0.25)], {})
+    done("report", folder)
+    assert ["1", "test", "f1", "0.25", "-", "-"] in Texts((folder / "report.html").read_text()).rows
 
 
 def test_seconds_of_a_stage_are_those_of_all_its_calls(run, tmp_path):

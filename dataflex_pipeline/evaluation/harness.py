@@ -51,6 +51,7 @@ def run_tasks(
         ConfigError: the harness is not installed. UserError: there is no such task.
     """
     check_installed()
+    say(f"benchmark tasks: {', '.join(tasks)} (reading the harness's own list of tasks first)")
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -66,7 +67,6 @@ def run_tasks(
             "It knows its own tasks, and those in the folder of --include-path.",
             "`lm-eval ls tasks` lists them.",
         )
-    say(f"benchmark tasks: {', '.join(tasks)}")
     model = load_for_scoring(config, checkpoint, resolve_device(config.device))
     wrapped = HFLM(pretrained=model, tokenizer=load_tokenizer(config, say), batch_size=8)
     found = simple_evaluate(

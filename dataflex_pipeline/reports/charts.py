@@ -14,7 +14,8 @@ from typing import Any
 BLUE, ORANGE, GREEN = "#3b82c4", "#d9733a", "#3a9a68"
 FAINT = "#8a94a0"
 _INK = "#010203"  # stands for the page's text colour until the SVG is written
-_WIDTH = 6.0  # inches; narrow, so that a phone does not shrink the text below what can be read
+_WIDTH, _HALF = 6.0, 4.2  # inches, of a picture that has the page's width, and of one with half of it: text
+# in them is of the same size on the page, and a phone does not shrink it below what can be read
 
 
 def curves(log: Sequence[Mapping[str, Any]], first_steps: Sequence[int]) -> str:
@@ -44,7 +45,7 @@ def curves(log: Sequence[Mapping[str, Any]], first_steps: Sequence[int]) -> str:
         rate.set_ylabel("learning rate")
         rate.set_xlabel("optimizer step (dotted: a round begins)")
 
-    return _svg("Training loss, target loss and learning rate over all rounds", 4.2, draw)
+    return _svg("Training loss, target loss and learning rate over all rounds", (_WIDTH, 4.2), draw)
 
 
 def histogram(bins: Sequence[Mapping[str, Any]], what: str) -> str:
@@ -64,11 +65,11 @@ def histogram(bins: Sequence[Mapping[str, Any]], what: str) -> str:
         axes.set_xlabel(what)
         axes.set_ylabel("rows")
 
-    return _svg(f"Histogram of {what}", 2.0, draw)
+    return _svg(f"Histogram of {what}", (_HALF, 2.0), draw)
 
 
-def _svg(label: str, height: float, draw: Callable[[Any], None]) -> str:
-    """Return a figure as an SVG element that scales with the page and says what it shows."""
+def _svg(label: str, size: tuple[float, float], draw: Callable[[Any], None]) -> str:
+    """Return a figure (size in inches) as an SVG element that scales with the page and says what it shows."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -78,7 +79,7 @@ def _svg(label: str, height: float, draw: Callable[[Any], None]) -> str:
     style |= dict.fromkeys(ink, _INK) | {"axes.spines.top": False, "axes.spines.right": False}
     buffer = io.StringIO()
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

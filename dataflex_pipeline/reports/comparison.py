@@ -183,11 +183,13 @@ def _figures_of(record: RunRecord, number: int) -> dict[str, float]:
     }
     figures |= {f"evaluated {each.task} {each.metric}": each.value for each in record.evaluated(number)}
     trained = sum((record.markers[r].result or {}).get("seconds", 0.0) for r in range(number + 1))
+    gpu_hours = record.gpu_hours(number)
     return figures | {
         "tokens trained on": float(sum(record.tokens(r) for r in range(number + 1))),
         "seconds scoring": record.seconds("score", number),
         "seconds selecting": record.seconds("select", number),
         "seconds training": float(trained),
+        **({} if gpu_hours is None else {"GPU hours": gpu_hours}),
     }
 
 

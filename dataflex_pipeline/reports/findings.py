@@ -7,17 +7,17 @@ size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations, pairwise
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
+from dataflex_pipeline.reports.between_scores import alike
 from dataflex_pipeline.reports.catalogue import RunTable, tables_of
-from dataflex_pipeline.reports.likeness import rank_correlation
 from dataflex_pipeline.reports.look import Wanted, look, shared_rows
 from dataflex_pipeline.reports.numbers import spread
 from dataflex_pipeline.reports.query import Queries, open_queries, quoted
-from dataflex_pipeline.reports.records import RunRecord
+from dataflex_pipeline.reports.records import PER_ROUND, RunRecord
 
 EXAMPLES = 3
 CATEGORIES = 20
@@ -46,7 +46,9 @@ def findings(record: RunRecord) -> dict[str, Any]:
             "scores": [looks[table.view] for table in scores],
             "selected": _selected(queries, tables, indexes),
             "lengths": _lengths(queries, indexes),
-            "alike": _alike(scores) + _repeated(queries, indexes),
+            "evaluations": [asdict(f) | {"round": n} for n in record.markers for f in record.evaluated(n)],
+            "alike": alike(queries, scores, looks),
+            "repeated": _repeated(queries, indexes),
             "warnings": _warnings(record, looks),
             "settings": record.settings,
             "provenance": record.record,
@@ -55,8 +57,9 @@ def findings(record: RunRecord) -> dict[str, Any]:
 
 def _facts(record: RunRecord, looks: Mapping[str, Any]) -> dict[str, Any]:
     last = record.markers[record.last]
+    by = [looks[f"idx_{number}"]["facts"]["method"] for number in record.markers if number]
     facts = {
-        "method": record.method,
+        "selected by": ", ".join(dict.fromkeys(by)) or f"nothing yet; set to {record.method}",
         "model": record.settings["model_name_or_path"],
         "pool": f"{looks['pool']['valid']:,} usable rows of {looks['pool']['rows']:,}",
         "rounds": f"{record.last} of {record.settings['update_times']}, and the warm-up",
@@ -79,15 +82,16 @@ def _round(
     took: dict[str, float] = {}
     for entry in record.history:
         if entry.get("round") == number:  # a stage that was killed or repeated has several entries
-            took[entry["stage"]] = took.get(entry["stage"], 0.0) + entry["seconds"]
+            for what in (entry["stage"], f"{entry['stage']} {entry.get('method')}"):
+                took[what] = took.get(what, 0.0) + entry["seconds"]
     index = looks[f"idx_{number}"]
     return {
         "number": number,
-        "scored": [table.name for table in scores if table.round == number],
+        "scored": [(t.name, took.get(f"score {t.name}")) for t in scores if t.round == number],
         "selected_by": index["facts"].get("method"),
         "positions": index["rows"],
         "different": index["drawn"]["distinct"],
-        "seconds": {stage: took.get(stage) for stage in ("score", "select", "train")},
+        "seconds": {stage: took.get(stage) for stage in PER_ROUND},
         "steps": result.get("steps"),
         "train_loss": result.get("train_loss"),
         "target_loss": result.get("metrics", {}).get("eval_loss"),
@@ -150,25 +154,13 @@ def _lengths(queries: Queries, indexes: Sequence[RunTable]) -> list[dict[str, An
     return found
 
 
-def _alike(scores: Sequence[RunTable]) -> list[dict[str, Any]]:
-    """Return rank correlations: of methods in one round, and of one method in rounds after each other."""
-    found = []
-    for one, other in combinations(scores, 2):
-        after_each_other = one.name == other.name and (other.round or 0) - (one.round or 0) == 1
-        if one.round == other.round or after_each_other:
-            value = rank_correlation(one.path, other.path)
-            what = f"{one.name}, round {one.round} and {other.name}, round {other.round}"
-            found.append({"what": f"rank correlation of scores: {what}", "value": value})
-    return found
-
-
 def _repeated(queries: Queries, indexes: Sequence[RunTable]) -> list[dict[str, Any]]:
-    """Return the share of each round's rows that the round before had too."""
+    """Return how much of each round's rows the round before had too, and any before."""
     found = []
-    for before, after in pairwise(indexes):
-        share = shared_rows(queries, after.view, [before.view])["share"]
-        text = f"rows of round {after.round} that round {before.round} had too"
-        found.append({"what": text, "value": share})
+    for place, table in enumerate(indexes[1:], start=1):
+        before = [each.view for each in indexes[:place]]
+        shares = (shared_rows(queries, table.view, views)["share"] for views in (before[-1:], before))
+        found.append({"round": table.round, **dict(zip(("before", "any_before"), shares, strict=True))})
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from dataflex_pipeline.reports import charts
+from dataflex_pipeline.reports.between_scores import TOP, is_constant
 
 SHOWN = 600
 """Characters shown of a message in an example."""
@@ -26,6 +27,8 @@ def page(found: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "seconds": _seconds, "shortened": _shortened}
+    environment.filters |= {"percent": _percent}
+    environment.tests["constant"] = is_constant
     pictures = {
         "curves": charts.curves(found["log"], found["first_steps"]) if found["log"] else "",
         "scores": [_score_picture(each) for each in found["scores"]],
@@ -33,14 +36,22 @@ def page(found: dict[str, Any]) -> str:
     return environment.get_template("page.html.jinja").render(
         **found,
         pictures=pictures,
+        top=TOP,
+        shown=_shown_first(found),
         settings_text=yaml.safe_dump(found["settings"], sort_keys=False, allow_unicode=True),
         provenance_text=json.dumps(found["provenance"], indent=2, ensure_ascii=False),
     )
 
 
+def _shown_first(found: dict[str, Any]) -> str:
+    """Return the view of the scores whose best rows are open: those that the last round was selected by."""
+    last = found["rounds"][-1]
+    return f"scores_{last['number']}_{last['selected_by']}"
+
+
 def _score_picture(look: dict[str, Any]) -> str:
     shape = look.get("histogram")
-    if not shape or not shape["bins"]:
+    if not shape or is_constant(look):
         return ""
     title = f"{shape['column']} of {look['name']}, round {look['facts'].get('round')}"
     return charts.histogram(shape["bins"], title)
@@ -48,6 +59,10 @@ def _score_picture(look: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0%}"
 
 
 def _seconds(value: float | None) -> str:

@@ -17,6 +17,9 @@ from dataflex_pipeline.store.run import RoundFolder, RunFolder
 from dataflex_pipeline.store.tables import TableFile
 from dataflex_pipeline.training.marker import Marker, read_marker
 
+PER_ROUND = ("score", "select", "train")
+"""Stages of a round, as the history names them."""
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -160,6 +163,13 @@ class RunRecord:
         if not self.run.history.is_file():
             return []
         return [json.loads(line) for line in self.run.history.read_text(encoding="utf-8").splitlines()]
+
+    def gpu_hours(self, last: int) -> float | None:
+        """Return the hours that GPUs were held for rounds up to ``last``; None where it was not recorded."""
+        entries = [e for e in self.history if e["stage"] in PER_ROUND and e.get("round", 0) <= last]
+        if any("gpus" not in entry for entry in entries):
+            return None
+        return float(sum(entry["seconds"] * entry["gpus"] for entry in entries)) / 3600
 
     def seconds(self, stage: str, last: int) -> float:
         """Return the seconds spent on a stage (score, select, train) in rounds up to ``last``."""
