@@ -13,6 +13,7 @@ from stages.cli_results import results
 from stages.options import (
     EXAMPLES,
     ConfigOption,
+    JsonOption,
     MethodOption,
     OverwriteOption,
     RoundOption,
@@ -30,6 +31,8 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
+READER_LEFT = 141
+"""What a shell reports of a program whose output nobody reads any more (128 + SIGPIPE), as in ``| head``."""
 
 
 @app.callback(invoke_without_command=True)
@@ -150,18 +153,19 @@ def status(
     config: ConfigOption = None,
     run: RunOption = None,
     method: MethodOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Show what of a run is done, stale or missing."""
     from stages import status as module
 
-    module.status(config, settings or [], run, method)
+    module.status(config, settings or [], run, method, json)
 
 
 app.add_typer(results)
 
 
 def main() -> None:
-    """Run the command: exit code 0 done, 1 our failure, 2 the user's mistake, 130 interrupted."""
+    """Run the command: exit code 0 done, 1 our failure, 2 the user's mistake, 130 interrupted, 141 unread."""
     from dataflex_pipeline import launch
 
     if launch.world_size() == 1:
@@ -185,6 +189,8 @@ def _run() -> int:
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:  # typer has turned the KeyboardInterrupt into this
             typer.echo("interrupted; the same command goes on from here", err=True)
+        if isinstance(leaving.__context__, BrokenPipeError):  # typer makes a failure (1) of it
+            return READER_LEFT
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except Exception as error:
         from stages.disk import disk_error

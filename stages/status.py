@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,24 +21,40 @@ from stages.select_index import wanted_index, wanted_probabilities, wanted_warmu
 from stages.train_round import describe_checkpoint, ended_early, wanted_checkpoint
 
 Row = tuple[str, str, str]
+COLUMNS = ("output", "state", "what")
 
 
-def status(config: Path | None, settings: list[str], run: str | None, method: str | None) -> None:
-    """Print one line per output of the run.
+def status(
+    config: Path | None, settings: list[str], run: str | None, method: str | None, as_json: bool = False
+) -> None:
+    """Print one line per output of the run, or all of it as JSON.
 
     done; unfinished (the next command goes on with it); stale, with the changed settings; damaged;
     missing; or unknown, where what it was made from cannot be looked at.
     """
-    context = open_context(Options(config, parse_assignments(settings), run, method), quiet=Silent())
+    with console.messages_to_stderr(as_json):
+        context = open_context(Options(config, parse_assignments(settings), run, method), quiet=Silent())
     require_run(context)
     rows = _data_rows(context)
     for number in range(context.given.update_times + 1):
         rows += _round_rows(context, number)
         if ended_early(context, number):
             break
-    console.print_table(f"Run {context.run.folder}", ["output", "state", "what"], rows, wraps="what")
-    _say_settings(context)
-    _say_next(context)
+    changed, command = _changed(context), _next_command(context)
+    if as_json:
+        outputs = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+        found = {
+            "run": str(context.run.folder),
+            "outputs": outputs,
+            "changed_settings": changed,
+            "next": command,
+        }
+        console.out.file.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+        return
+    console.print_table(f"Run {context.run.folder}", COLUMNS, rows, wraps="what")
+    if changed is not None:
+        console.line(changed, style="yellow")
+    console.line(f"Next:  {command}" if command is not None else _ending(context))
 
 
 def _data_rows(context: Context) -> list[Row]:
@@ -123,19 +140,27 @@ def _checkpoint(context: Context, number: int) -> str:
     return describe_checkpoint(context, number)
 
 
-def _say_settings(context: Context) -> None:
+def _changed(context: Context) -> str | None:
+    """Return which settings given now are not the run's, in words."""
     try:
         check_settings(context)
     except StaleError as error:
-        console.line(error.what, style="yellow")
+        return error.what
+    return None
 
 
-def _say_next(context: Context) -> None:
+def _next_command(context: Context) -> str | None:
+    """Return the command that goes on with the run; None where it has ended."""
     for number in range(context.given.update_times + 1):
         if not is_complete(context.run.round(number).checkpoint):
-            console.line(f"Next:  dataflex round {number} {context.again}")
-            return
+            return f"dataflex round {number} {context.again}"
         if ended_early(context, number):
-            console.line(f"The run ended in round {number} by early stopping.")
-            return
-    console.line("The run is at its horizon.")
+            return None
+    return None
+
+
+def _ending(context: Context) -> str:
+    for number in range(context.given.update_times + 1):
+        if ended_early(context, number):
+            return f"The run ended in round {number} by early stopping."
+    return "The run is at its horizon."

@@ -1,11 +1,18 @@
 """What the commands look like: tables, progress, colours, and which messages of libraries are let through."""
 
 import io
+import os
 import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from cli_runs import copied, dataflex, done
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+MANY = "select a.row from pool a, pool b, pool c"
 ON = ("--run", "base", "runs_dir=runs")
 
 
@@ -76,6 +83,29 @@ def test_plain_lines_say_how_much_was_there_and_what_is_left(monkeypatch, capsys
         "  computing: 40 of 100 rows, 2.0/s, 0:30 left",
         "  computing: 60 of 100 rows in 20.0 s (2.0/s)",
     ]
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure_of_ours(folder, here):
+    """As in ``dataflex inspect base | head``: the shell's own number for it, and no word on stderr."""
+    command = [sys.executable, "-m", "stages.cli", "inspect", "base", "--csv", "--sql", MANY]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True
+    ) as process:
+        assert process.stdout.readline() == "row\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_an_interrupted_query_ends_with_130(folder, here):
+    command = [sys.executable, "-m", "stages.cli", "inspect", "base", "--csv", "--sql", MANY]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True
+    ) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert (process.returncode, said.splitlines()[-1].partition(";")[0]) == (130, "interrupted")
 
 
 def test_nothing_is_coloured_outside_a_terminal(tiny_demo, here):

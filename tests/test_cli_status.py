@@ -1,5 +1,6 @@
 """`dataflex status`: done, unfinished, stale, damaged, missing, unknown; it reads only."""
 
+import json
 import re
 import shutil
 
@@ -37,6 +38,11 @@ def test_status_of_a_run_on_its_way(here, tiny_demo):
     assert found["pool"][1] == "200 rows, 200 valid"
     assert found["round 0 index"][1] == "8 positions, 8 different rows, drawn uniformly"
     assert text.endswith("Next:  dataflex round 3 --run base\n")
+    plain = json.loads(done("status", *ON, "--json"))
+    assert {each["output"]: (each["state"], each["what"]) for each in plain["outputs"]} == found
+    assert (plain["changed_settings"], plain["next"]) == (None, "dataflex round 3 --run base")
+    changed = json.loads(done("status", *ON, "--json", "learning_rate=0.5"))["changed_settings"]
+    assert "learning_rate" in changed
 
 
 def test_status_says_what_is_stale_damaged_and_unknown(here, tiny_demo):
