@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from dataflex_pipeline import launch
 from dataflex_pipeline.api import Selection, Split
 from dataflex_pipeline.errors import ConfigError, UserError
@@ -87,7 +89,10 @@ def one_round(context: Context, number: int) -> list[Outcome]:
 
 def next_after(context: Context, last: int) -> list[str]:
     """Say what can be done after round ``last``."""
-    steps = [f"see what there is:  dataflex status {context.again}"]
+    steps = [
+        f"see what there is:  dataflex status {context.again}",
+        f"look at it in a browser:  dataflex report {shlex.quote(str(context.run.folder))}",
+    ]
     ended = any(ended_early(context, number) for number in range(last + 1))
     if last < context.given.update_times and not ended:
         steps.insert(0, f"go on:  {launch.command()} round {last + 1} {context.again}")

@@ -45,6 +45,7 @@ def test_the_summary_is_readable_on_80_columns(folder, terminal):
     lines = [line.rstrip() for line in terminal().splitlines()]
     assert max(map(len, lines)) <= 80
     assert lines[lines.index("Round 2: loss") + 1] == "Summary of runs/base"
+    assert lines[-1] == "  look at it in a browser:  dataflex report runs/base"
     for path in ("round-02/scores/loss.parquet", "round-02/checkpoint"):
         assert any(line.endswith(path) for line in lines)  # whole, on one line
         assert (folder / path).exists()
