@@ -42,8 +42,8 @@ SHAPES = ((128, 4, 8192, 256), (256, 6, 8192, 128), (256, 6, 8192, 512), (384, 8
 REFERENCE = 2
 """The shape that the rates are taken from."""
 TOKENS = 2048
-ID_BYTES = 20.0
-"""A row_id of 32 random hex characters as zstd leaves it: 5 bits each."""
+ID_BYTES = 16.0
+"""A row_id of 32 random hex characters as zstd leaves it: 4 bits each."""
 
 
 def flops(model: Any, sequences: Sequences, vocabulary: int) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
     python benchmarks/tables.py --rows 20000000 --json tables.json
 
-Makes a score table and a probability table of that many rows in a temporary folder (about 60 bytes of disk
+Makes a score table and a probability table of that many rows in a temporary folder (about 46 bytes of disk
 per row), then runs every measurement in a process of its own: reading ``row`` and ``probability`` with
 pyarrow (``iter_batches``, as it comes and without read-ahead), a draw by probability without replacement,
 and a top-k. Seconds are the fastest of the repetitions; importing is not in them. MiB are what the process

@@ -104,10 +104,10 @@ def test_forward_flops_against_torchs_own_counter(tiny_demo, labels):
 
 
 def test_widths_of_tables():
-    assert costs.row_bytes(LOSSES) == 20 + 8 + 1
-    assert costs.row_bytes(SCORES) == costs.row_bytes(PROBABILITIES) == 28
+    assert costs.row_bytes(LOSSES) == 16 + 8 + 1
+    assert costs.row_bytes(SCORES) == costs.row_bytes(PROBABILITIES) == 24
     vector = pa.field("gradient", pa.list_(pa.float16(), 4096))
-    assert costs.row_bytes([*SCORES, vector]) == 28 + 8192
+    assert costs.row_bytes([*SCORES, vector]) == 24 + 8192
     with pytest.raises(ValueError, match="text"):
         costs.row_bytes([pa.field("text", pa.string())])
 

@@ -135,7 +135,8 @@ class TestParts:
     def test_a_changed_byte_inside_a_page_is_noticed(self, tmp_path):
         table = parted(tmp_path)
         content = bytearray(table.files[1].read_bytes())
-        content[40] ^= 1
+        column = pq.read_metadata(table.files[1]).row_group(0).column(1)
+        content[column.data_page_offset + column.total_compressed_size - 1] ^= 1  # the last of the values
         table.files[1].write_bytes(content)
         again = PartedTable.open(tmp_path)
         with pytest.raises(CorruptError, match="part-00001"):
@@ -179,6 +180,76 @@ class TestTableFile:
     def test_tables_of_other_lengths_are_refused(self, tmp_path):
         with pytest.raises(ValueError, match="different lengths"):
             list(zip_blocks((parted(tmp_path / "a"), ["row"]), (parted(tmp_path / "b", (2,)), ["row"])))
+
+
+def stored(path):
+    """Return the encodings of every column's values in the first row group, without those of levels."""
+    group = pq.read_metadata(path).row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    assert {column.compression for column in columns} == {"ZSTD"}
+    return {column.path_in_schema: set(column.encodings) - {"RLE", "PLAIN"} for column in columns}
+
+
+STORED = {
+    "row": {"DELTA_BINARY_PACKED"},
+    "row_id": {"DELTA_LENGTH_BYTE_ARRAY"},
+    "smooth": {"BYTE_STREAM_SPLIT"},
+    "few": {"RLE_DICTIONARY"},
+    "nothing": {"RLE_DICTIONARY"},
+    "text": {"RLE_DICTIONARY"},
+}
+
+
+class TestEncoding:
+    def numbers(self):
+        n = 80_000
+        return pa.table(
+            {
+                "row": np.arange(n),
+                "row_id": [f"{i * 2654435761:032x}" for i in range(n)],
+                "smooth": np.random.default_rng(0).random(n),
+                "few": np.arange(n) % 5 / 7,
+                "nothing": pa.nulls(n, pa.float64()),
+                "text": ["same"] * n,
+            }
+        )
+
+    @pytest.mark.parametrize("block", [1_000, 80_000])
+    def test_columns_of_a_file_are_stored_as_fits_their_values(self, tmp_path, block):
+        table = self.numbers()
+        with table_writer(tmp_path / "t.parquet", table.schema, {}) as write:
+            for start in range(0, table.num_rows, block):
+                write(table.slice(start, block))
+        assert stored(tmp_path / "t.parquet") == STORED
+        blocks = TableFile(tmp_path / "t.parquet").blocks()
+        assert pa.Table.from_batches(list(blocks)).replace_schema_metadata(None).equals(table)
+
+    def test_parts_are_stored_likewise(self, tmp_path):
+        table = self.numbers()
+        writer = PartsWriter(tmp_path, table.schema, {})
+        writer.write(0, table)
+        assert stored(tmp_path / part_name(0)) == STORED
+        assert writer.finish(1, {}).part(0).replace_schema_metadata(None).equals(table)
+
+    def test_numbers_that_seldom_repeat_take_less_than_their_width(self, tmp_path):
+        with table_writer(tmp_path / "t.parquet", self.numbers().schema, {}) as write:
+            write(self.numbers())
+        group = pq.read_metadata(tmp_path / "t.parquet").row_group(0)
+        sizes = {
+            group.column(i).path_in_schema: group.column(i).total_compressed_size / group.num_rows
+            for i in range(group.num_columns)
+        }
+        assert sizes["row"] < 0.1
+        assert sizes["smooth"] < 7.5
+        assert sizes["few"] < 0.5
+
+    def test_a_table_without_rows(self, tmp_path):
+        notes = {"rows": "none"}
+        with table_writer(tmp_path / "t.parquet", SCHEMA, {"a": 1}, notes):
+            pass
+        table = TableFile(tmp_path / "t.parquet")
+        assert (table.n_rows, table.metadata["rows"]) == (0, "none")
+        assert table.schema.equals(SCHEMA)
 
 
 class TestStale:

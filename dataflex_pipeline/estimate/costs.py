@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-ID_BYTES = 20.0
-"""A row_id of 32 random hex characters as zstd leaves it: 5 bits each."""
-INDEX_BYTES = 46.0
+ID_BYTES = 16.0
+"""A row_id of 32 random hex characters as zstd leaves it: 4 bits each."""
+INDEX_BYTES = 37.0
 """One training position of an index: row_id, row, weight, probability and score."""
 ADAM_STATES = 8
 """Bytes per trained parameter of Adam's two moments in float32."""

@@ -165,8 +165,13 @@ def _lay_out(
     probabilities = np.concatenate([chosen.probabilities for chosen in selections])[order]
     weights = np.concatenate([weigh(chosen, settings.weights) for chosen in selections])[order]
     places = _places(len(rows), settings)
-    read = gather(ranked, rows, ["row_id", "score"] if with_score else ["row_id"])
-    score = read.column("score").take(pa.array(places)) if with_score else pa.nulls(len(places), pa.float64())
+    known = [chosen.scores for chosen in selections if chosen.scores is not None]
+    missing = with_score and len(known) < len(selections)
+    read = gather(ranked, rows, ["row_id", "score"] if missing else ["row_id"])
+    if missing:
+        score = read.column("score").take(pa.array(places))
+    else:
+        score = np.concatenate(known)[order][places] if with_score else pa.nulls(len(places), pa.float64())
     index = pa.table(
         {
             "position": np.arange(len(places)),

@@ -22,25 +22,40 @@ from dataflex_pipeline.store.parquet import corrupt
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.tables import TableFile
 
+RUN = 16
+"""Row groups that are read with one opening of their file."""
+
 
 @dataclass(frozen=True)
 class _Group:
     """One row group of a file, and the places of the wanted rows in it."""
 
-    path: Path
-    metadata: pq.FileMetaData
     number: int
     places: Integers
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Row groups of one file that one thread reads: to open a file takes as long as to decode two columns."""
+
+    path: Path
+    metadata: pq.FileMetaData
+    groups: tuple[_Group, ...]
     columns: list[str]
 
     def read(self) -> pa.Table:
         try:
             # Read ahead of time, whole columns would stay in memory.
-            with pq.ParquetFile(self.path, metadata=self.metadata, pre_buffer=False) as parquet:
-                group = parquet.read_row_group(self.number, self.columns, use_threads=False)
+            with pq.ParquetFile(
+                self.path, metadata=self.metadata, pre_buffer=False, page_checksum_verification=True
+            ) as parquet:
+                return pa.concat_tables([self._take(parquet, group) for group in self.groups])
         except (pa.ArrowInvalid, OSError) as error:
             raise corrupt(self.path, str(error).splitlines()[0]) from error
-        return group.take(pa.array(self.places)).combine_chunks()
+
+    def _take(self, parquet: pq.ParquetFile, group: _Group) -> pa.Table:
+        whole = parquet.read_row_group(group.number, self.columns, use_threads=False)
+        return whole.take(pa.array(group.places)).combine_chunks()
 
 
 def gather(table: BlockTable, rows: Integers, columns: Sequence[str]) -> pa.Table:
@@ -64,13 +79,13 @@ def gather(table: BlockTable, rows: Integers, columns: Sequence[str]) -> pa.Tabl
 
 def _pieces(table: BlockTable, wanted: Integers, names: list[str]) -> list[pa.Table]:
     if isinstance(table, TableFile):
-        return _read(_groups(table.path, 0, wanted, names))
+        return _read(_runs(table.path, 0, wanted, names))
     if isinstance(table, PartedTable):
         starts = zip(table.files, table.starts[:-1], table.starts[1:], strict=True)
         return _read(
-            group
+            run
             for path, start, stop in starts
-            for group in _groups(path, start, _between(wanted, start, stop), names)
+            for run in _runs(path, start, _between(wanted, start, stop), names)
         )
     pieces, start = [], 0
     for block in table.blocks(["row", *names]):
@@ -82,11 +97,17 @@ def _pieces(table: BlockTable, wanted: Integers, names: list[str]) -> list[pa.Ta
     return pieces
 
 
-def _groups(path: Path, start: int, wanted: Integers, names: list[str]) -> Iterator[_Group]:
+def _runs(path: Path, start: int, wanted: Integers, names: list[str]) -> Iterator[_Run]:
     """Yield the row groups of a file, whose first row is ``start``, that hold wanted rows."""
     if not len(wanted):
         return
     metadata = pq.read_metadata(path)
+    groups = list(_groups(path, metadata, start, wanted))
+    for first in range(0, len(groups), RUN):
+        yield _Run(path, metadata, tuple(groups[first : first + RUN]), names)
+
+
+def _groups(path: Path, metadata: pq.FileMetaData, start: int, wanted: Integers) -> Iterator[_Group]:
     row = metadata.schema.names.index("row")
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -96,7 +117,7 @@ def _groups(path: Path, start: int, wanted: Integers, names: list[str]) -> Itera
             raise _reordered(str(path), start)
         places = _between(wanted, start, stop) - start
         if len(places):
-            yield _Group(path, metadata, number, places, names)
+            yield _Group(number, places)
         start = stop
 
 
@@ -108,9 +129,9 @@ def _reordered(what: str, start: int) -> CorruptError:
     )
 
 
-def _read(groups: Iterator[_Group]) -> list[pa.Table]:
+def _read(runs: Iterator[_Run]) -> list[pa.Table]:
     with ThreadPoolExecutor(pa.cpu_count()) as threads:
-        return list(threads.map(_Group.read, groups))
+        return list(threads.map(_Run.read, runs))
 
 
 def _between(wanted: Integers, start: int, stop: int) -> Integers:

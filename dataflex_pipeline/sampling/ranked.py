@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -41,8 +42,10 @@ def top_k(rows: Rows, settings: DrawSettings, amounts: Sequence[int]) -> tuple[l
     """
     kept = containers(settings, amounts)
     scored = _offer_all(rows, "score", kept, amounts)
-    chosen = [container.finish().rows for container in kept]
-    return _finished(chosen, settings, amounts, scored)
+    best = [container.finish() for container in kept]
+    selections, notices = _finished([each.rows for each in best], settings, amounts, scored)
+    scores = [-each.keys for each in best]
+    return [replace(s, scores=score) for s, score in zip(selections, scores, strict=True)], notices
 
 
 def round_robin(
@@ -62,8 +65,8 @@ def round_robin(
         for value, containers_of_group in zip(values, kept, strict=True):
             _offer(block, value, containers_of_group, amounts)
         any_value = block.valid & ~np.all([np.isnan(value) for value in values], axis=0)
-        for i, places in enumerate(strata(block, any_value, len(amounts))):
-            usable[i] += len(places)
+        for i, inside in enumerate(strata(block, any_value, len(amounts))):
+            usable[i] += int(np.count_nonzero(inside))
     chosen = [
         # A group's next row that was not kept was left out because those before it use the amount up.
         take_turns([by_quota[i].finish() for by_quota in kept], amount, settings.token_budget is not None)[0]
@@ -113,7 +116,8 @@ def _best_per_turn(
     usable = [0] * len(amounts)
     for block, values in zip(rows, rankings.blocks(rows.block_rows), strict=True):
         any_value = block.valid & ~np.isnan(values).all(axis=1)
-        for i, places in enumerate(strata(block, any_value, len(amounts))):
+        for i, inside in enumerate(strata(block, any_value, len(amounts))):
+            places = np.flatnonzero(inside)
             usable[i] += len(places)
             costs = np.ones(len(places), np.int64) if block.tokens is None else block.tokens[places]
             if amounts[i]:
@@ -132,9 +136,12 @@ def _offer_all(rows: Rows, name: str, kept: list[Smallest], amounts: Sequence[in
 
 def _offer(block: Block, value: Floats, kept: list[Smallest], amounts: Sequence[int]) -> list[int]:
     counts = []
-    for i, places in enumerate(strata(block, block.valid & ~np.isnan(value), len(amounts))):
-        counts.append(len(places))
+    for i, inside in enumerate(strata(block, block.valid & ~np.isnan(value), len(amounts))):
+        counts.append(int(np.count_nonzero(inside)))
         if amounts[i]:
+            if np.isfinite(kept[i].bound):  # most blocks have few rows that still have a chance
+                inside = inside & (value > -kept[i].bound)
+            places = np.flatnonzero(inside)
             keys = -value[places]
             costs = None if block.tokens is None else block.tokens[places]
             kept[i].offer(places + block.start, keys, keys, costs)

@@ -24,19 +24,22 @@ class Selection:
         probabilities: that each row had. [n] float64
         keys: keys of a draw without replacement, rising; None for other selections. [n] float64
         tau: the key of the first row not drawn; None where there are no keys.
+        scores: of the rows, where the selection has read them. [n] float64
     """
 
     rows: Integers
     probabilities: Floats
     keys: Floats | None = None
     tau: float | None = None
+    scores: Floats | None = None
 
     def first(self, n: int) -> Selection:
         """Return the selection as if only ``n`` rows had been asked for."""
         if n >= len(self.rows):
             return self
         if self.keys is None:
-            return Selection(self.rows[:n], self.probabilities[:n])
+            scores = None if self.scores is None else self.scores[:n]
+            return Selection(self.rows[:n], self.probabilities[:n], scores=scores)
         return Selection(self.rows[:n], self.probabilities[:n], self.keys[:n], float(self.keys[n]))
 
 
@@ -47,13 +50,13 @@ def containers(settings: DrawSettings, amounts: Sequence[int]) -> list[Smallest]
     return [Smallest(max(1, amount), None) for amount in amounts]
 
 
-def strata(block: Block, usable: npt.NDArray[np.bool_], n: int) -> Iterator[Integers]:
-    """Yield, for each of ``n`` quotas, the places in the block of its usable rows."""
+def strata(block: Block, usable: npt.NDArray[np.bool_], n: int) -> Iterator[npt.NDArray[np.bool_]]:
+    """Yield, for each of ``n`` quotas, which rows of the block are usable rows of it. [rows]"""
     if block.stratum is None:
-        yield np.flatnonzero(usable)
+        yield usable
         return
     for number in range(n):
-        yield np.flatnonzero(usable & (block.stratum == number))
+        yield usable & (block.stratum == number)
 
 
 def probability(block: Block) -> Floats:

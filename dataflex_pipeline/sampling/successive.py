@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from dataflex_pipeline.sampling.replacement import with_replacement
 from dataflex_pipeline.sampling.rows import Block, Rows
@@ -27,7 +28,7 @@ from dataflex_pipeline.sampling.selection import (
 )
 from dataflex_pipeline.sampling.settings import DrawSettings
 from dataflex_pipeline.sampling.smallest import Smallest
-from dataflex_pipeline.sampling.uniforms import Floats, Integers, row_uniforms
+from dataflex_pipeline.sampling.uniforms import Floats, Words, row_words, uniforms_of, word_from
 from dataflex_pipeline.seeds import derive_seed
 
 
@@ -74,24 +75,33 @@ def _smallest_keys(
     positive = [0] * len(amounts)
     for block in rows:
         p = probability(block)
-        numbers = row_uniforms(seed, block.start, block.start + len(p))
-        for i, chosen in enumerate(strata(block, p > 0, len(amounts))):
-            positive[i] += len(chosen)
+        words = row_words(seed, block.start, block.start + len(p))
+        for i, inside in enumerate(strata(block, p > 0, len(amounts))):
+            positive[i] += int(np.count_nonzero(inside))
             if amounts[i]:
-                _offer(kept[i], block, p, numbers, chosen)
+                _offer(kept[i], block, p, words, inside)
     for i, amount in enumerate(amounts):
         if amount and not positive[i]:
             raise nothing_to_draw(settings, i, "has a probability above 0")
     return kept, positive
 
 
-def _offer(kept: Smallest, block: Block, p: Floats, numbers: Floats, chosen: Integers) -> None:
-    if len(chosen) < len(p):
-        numbers, p = numbers[chosen], p[chosen]
-    if np.isfinite(kept.bound):
-        # 1 - u <= -log(u): where 1 - u is above bound x p, so is the key above the bound, and the
-        # logarithm is not needed. The factor leaves room for the rounding of both sides.
-        near = np.flatnonzero(1.0 - numbers <= (kept.bound * (1 + 1e-9)) * p)
+def _offer(kept: Smallest, block: Block, p: Floats, words: Words, inside: npt.NDArray[np.bool_]) -> None:
+    """Offer the rows inside that may have a key below the bound: most blocks have few of them.
+
+    1 - u <= -log(u): where 1 - u is above bound x p, so is the key above the bound, and the logarithm is not
+    needed. With the largest p of the block, few rows need even their u.
+    """
+    bound = kept.bound * (1 + 1e-9)  # room for the rounding of both sides
+    farthest = bound * float(p.max())
+    if farthest < 1:
+        near = np.flatnonzero(words >= word_from(1 - farthest))
+        chosen = near[inside[near]]
+    else:
+        chosen = np.flatnonzero(inside)
+    numbers, p = uniforms_of(words[chosen]), p[chosen]
+    if np.isfinite(bound):
+        near = np.flatnonzero(1.0 - numbers <= bound * p)
         numbers, p, chosen = numbers[near], p[near], chosen[near]
     with np.errstate(over="ignore"):
         keys = -np.log(numbers) / p

@@ -19,6 +19,7 @@ LANES = 4
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
 
 
 def row_uniforms(seed: int, start: int, stop: int) -> Floats:
@@ -33,15 +34,30 @@ def row_uniforms(seed: int, start: int, stop: int) -> Floats:
         ``((word >> 12) + 1/2) / 2**52`` per row: 2**52 equally likely values, symmetric around 1/2, never
         0 and never 1 (53 bits and a half would round up to 1). [stop - start] float64 in (0, 1)
     """
+    return uniforms_of(row_words(seed, start, stop))
+
+
+def row_words(seed: int, start: int, stop: int) -> Words:
+    """Return the words that ``row_uniforms`` makes its numbers of, in the same order. [stop - start]"""
     if not 0 <= start <= stop:
         raise ValueError(f"rows {start} to {stop} are not a range")
     counter, lane = divmod(start, LANES)
-    words = np.random.Philox(key=seed, counter=counter).random_raw(lane + stop - start)[lane:]
-    words >>= np.uint64(12)
-    numbers: Floats = words.astype(np.float64)
+    words: Words = np.random.Philox(key=seed, counter=counter).random_raw(lane + stop - start)[lane:]
+    return words
+
+
+def uniforms_of(words: Words) -> Floats:
+    """Return the number of each word, which rises with it; see ``row_uniforms``. [n]"""
+    numbers: Floats = (words >> np.uint64(12)).astype(np.float64)
     numbers += 0.5
     numbers *= 2.0**-52
     return numbers
+
+
+def word_from(number: float) -> np.uint64:
+    """Return a word below which every number is smaller than ``number``, which is in (0, 1]."""
+    # Two steps of 2**-52 lower, for the rounding.
+    return np.uint64(max(0, int(number * 2.0**52) - 2) << 12)
 
 
 def permutation(n: int, seed: int, *names: object) -> Integers:

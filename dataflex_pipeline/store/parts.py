@@ -81,7 +81,7 @@ class PartsWriter:
             table.select(self.schema.names).cast(self.schema).replace_schema_metadata(self.schema.metadata)
         )
         with atomic_file(self.folder / part_name(number)) as temporary:
-            pq.write_table(whole, temporary, row_group_size=ROW_GROUP, **encoding(self.schema))
+            pq.write_table(whole, temporary, row_group_size=ROW_GROUP, **encoding(whole))
         self.done |= {number}
 
     def take_in(self, number: int, seconds: float) -> None:

@@ -60,11 +60,10 @@ def table_writer(
         notes: further footer entries, each stored under ``dataflex.<key>``. The mapping is read at the
             end, so that counts found while writing can be put into it.
     """
-    with (
-        atomic_file(final) as temporary,
-        pq.ParquetWriter(temporary, schema.with_metadata(footer(ingredients)), **encoding(schema)) as writer,
-    ):
+    described = schema.with_metadata(footer(ingredients))
+    with atomic_file(final) as temporary, contextlib.ExitStack() as stack:
         held: list[pa.Table] = []
+        writers: list[pq.ParquetWriter] = []
 
         def write(block: pa.RecordBatch | pa.Table) -> None:
             table = pa.Table.from_batches([block]) if isinstance(block, pa.RecordBatch) else block
@@ -73,14 +72,17 @@ def table_writer(
                 flush()
 
         def flush() -> None:
-            if held:
-                whole = pa.concat_tables(held).replace_schema_metadata(writer.schema.metadata)
-                writer.write_table(whole, row_group_size=ROW_GROUP)
-                held.clear()
+            whole = pa.concat_tables(held) if held else schema.empty_table()
+            if not writers:  # how columns are stored depends on the first rows
+                options = encoding(whole)
+                writers.append(stack.enter_context(pq.ParquetWriter(temporary, described, **options)))
+            writers[0].write_table(whole.replace_schema_metadata(described.metadata), ROW_GROUP)
+            held.clear()
 
         yield write
-        flush()
-        writer.add_key_value_metadata({f"dataflex.{key}": value for key, value in (notes or {}).items()})
+        if held or not writers:
+            flush()
+        writers[0].add_key_value_metadata({f"dataflex.{key}": value for key, value in (notes or {}).items()})
 
 
 def zip_blocks(
