@@ -269,29 +269,26 @@ class Feature(ABC):
         return 1
 
     def needs(self, need: Need) -> Mapping[str, Need]:
-        """Return the features that this one is computed from, each under a name of its choice.
-
-        Args:
-            need: how this feature was asked for (split, checkpoint).
-        """
+        """Return the features that this one, asked for by ``need``, is computed from, by names of its own."""
         return {}
 
     def ingredients(self) -> dict[str, Any]:
-        """Return settings beyond the parameters that change the numbers (precision and the like).
-
-        An entry ``params`` takes the place of the parameters, where they do not decide by their own text.
-        """
+        """Return settings that change the numbers, too; an entry ``params`` stands for the parameters."""
         return {}
 
-    def check(self, need: Need, n_rows: int) -> None:  # noqa: B027 (nothing to check is no mistake)
-        """Find what would stop the feature, as far as that can be told before a run begins.
+    def check(self, need: Need, n_rows: int | None) -> None:  # noqa: B027 (nothing to check is no mistake)
+        """Find what would stop the feature, as far as that can be told soon and before a run begins.
 
         Args:
-            need: how it was asked for. n_rows: rows of the split.
+            need: how it was asked for. n_rows: rows of the split; None where they were not counted.
 
         Raises:
             UserError: a package, a model or a file is not there, or does not fit the rows.
         """
+
+    def reach(self) -> Sequence[str]:
+        """Try the servers that it asks, at no cost: say what is doubtful, UserError if one is not there."""
+        return ()
 
     @abstractmethod
     def open(

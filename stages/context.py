@@ -16,8 +16,9 @@ from dataflex_pipeline.api import Method, Progress, Split
 from dataflex_pipeline.config.components import ComponentEntry, method_parameters
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import Loaded, dump_config, load_config
+from dataflex_pipeline.config.overrides import COMMAND_LINE
 from dataflex_pipeline.errors import DataError, RunError, UserError
-from dataflex_pipeline.methods import build_method, method_class
+from dataflex_pipeline.methods import check_methods, configured_method
 from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.store.run import RunFolder, provenance
 from stages import console
@@ -56,7 +57,6 @@ class Context:
     Attributes:
         loaded: the configuration as given, with what was said about it.
         run: the run folder. overwrite: see Options.
-        config_path: the configuration file, if one was given.
         progress: where to report. said: notices that were shown already.
         reads_only: whether nothing at all may be written.
     """
@@ -64,7 +64,6 @@ class Context:
     loaded: Loaded
     run: RunFolder
     overwrite: bool = False
-    config_path: Path | None = None
     progress: Progress = field(default_factory=progress)
     said: set[str] = field(default_factory=set)
     reads_only: bool = False
@@ -94,16 +93,14 @@ class Context:
     @cached_property
     def config(self) -> Config:
         """The configuration with the demo's files in place of the word demo."""
-        changed: dict[str, Any] = {}
-        if self.given.model_name_or_path == DEMO:
-            changed["model_name_or_path"] = str(self.demo.model)
-        if self.given.dataset == DEMO:
-            changed["dataset"] = str(self.demo.pool)
-        if self.given.eval_dataset == DEMO:
-            changed["eval_dataset"] = str(self.demo.target)
-        if self.given.test_dataset == DEMO:
-            changed["test_dataset"] = str(self.demo.test)
-        return self.given.model_copy(update=changed)
+        files = {
+            "model_name_or_path": "model",
+            "dataset": "pool",
+            "eval_dataset": "target",
+            "test_dataset": "test",
+        }
+        named = [key for key in files if getattr(self.given, key) == DEMO]
+        return self.given.model_copy(update={key: str(getattr(self.demo, files[key])) for key in named})
 
     @property
     def again(self) -> str:
@@ -157,20 +154,18 @@ class Context:
 
     def entry(self, name: str) -> ComponentEntry:
         """Return the configured entry of a method."""
-        return method_parameters(self.given, name, self.config_path.parent if self.config_path else None)
+        return method_parameters(self.given, name, self.loaded.config_dir)
 
     def method(self, name: str) -> tuple[Method, ComponentEntry]:
         """Return a method with its parameters checked, and its entry.
 
         Where its probabilities are imported from a file, `Imported` stands in for it.
         """
-        entry = self.entry(name)
+        method, entry = configured_method(self.given, name, self.loaded.config_dir)
         for notice in entry.notices:
             if notice not in self.said:
                 self.said.add(notice)
                 self.progress.say(f"note: {notice}")
-        kind = method_class(entry.kind, Path(entry.file) if entry.file else None, entry.module)
-        method = build_method(name, kind, dict(entry.params), entry.where, entry.places)
         if method.probabilities_from is not None:
             return Imported(method.probabilities_from, method.probabilities_to), entry
         return method, entry
@@ -238,13 +233,12 @@ def open_context(options: Options, quiet: Progress | None = None) -> Context:
         run = RunFolder(run_folder(load_config(None, naming), options))
         base = run.read()[0] if run.exists() else None
         loaded = load_config(None, overrides, base=base)
+    check_methods(loaded.config, loaded.config_dir)
     notices = [*loaded.notices, *_unused_output_dir(loaded, options, run)]
     for notice in notices:
         console.line(f"note: {notice}", style="yellow")
     reads_only = quiet is not None
-    return Context(
-        loaded, run, options.overwrite, options.config, progress=quiet or progress(), reads_only=reads_only
-    )
+    return Context(loaded, run, options.overwrite, progress=quiet or progress(), reads_only=reads_only)
 
 
 def _unused_output_dir(loaded: Loaded, options: Options, run: RunFolder) -> list[str]:
@@ -257,6 +251,7 @@ def _unused_output_dir(loaded: Loaded, options: Options, run: RunFolder) -> list
 def run_folder(loaded: Loaded, options: Options) -> Path:
     """Return the run folder: output_dir, or runs_dir and the run's name.
 
+    The run.yaml of a run stands for that run, unless another place is given on the command line.
     Without ``--run`` the name is <what>-<method>: what is the configuration file's name, ``quickstart``
     without one, or the first data set's name when ``dataset=`` was given on the command line.
     """
@@ -269,9 +264,13 @@ def run_folder(loaded: Loaded, options: Options) -> Path:
                 "Use a plain name such as --run trial-1, and runs_dir=FOLDER for the place.",
             )
         return Path(config.runs_dir) / options.run
+    if loaded.run_folder is not None and loaded.sources["output_dir"] != COMMAND_LINE:
+        named = Path(config.runs_dir) / loaded.run_folder.name
+        moved = loaded.sources["runs_dir"] == COMMAND_LINE
+        return named if moved or named.resolve() == loaded.run_folder else loaded.run_folder
     if config.output_dir is not None:
         return Path(config.output_dir)
-    if loaded.sources.get("dataset") == "command line" and config.dataset != DEMO:
+    if loaded.sources.get("dataset") == COMMAND_LINE and config.dataset != DEMO:
         what = Path(config.dataset.split(",")[0].strip()).stem
     else:
         what = options.config.stem if options.config is not None else "quickstart"

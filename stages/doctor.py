@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflex_pipeline.api import Silent, Split
+from dataflex_pipeline.api import Feature, Need, Silent, Split
 from dataflex_pipeline.checkup.environment import deepspeed_ready, environment
 from dataflex_pipeline.checkup.findings import Finding, checked, worst
 from dataflex_pipeline.config.fields import Config
@@ -62,6 +62,8 @@ def _configuration(context: Context) -> tuple[list[Finding], list[dict[str, Any]
 
     name = context.given.component_name
     findings = checked("method", lambda: _method(context, name))
+    if worst(findings) == "ok":
+        findings += checked("method", lambda: _needed(context, name))
     if context.given.deepspeed is not None:
         findings += deepspeed_ready()
     shown: list[dict[str, Any]] = []
@@ -87,6 +89,24 @@ def _method(context: Context, name: str) -> list[Finding]:
     method, _ = context.method(name)
     check_target(context)
     return [Finding("method", "ok", f"{name}: {method.summary}", "", "configuration")]
+
+
+def _needed(context: Context, name: str) -> list[Finding]:
+    """Check the models, packages, files and servers that the method needs; nothing is loaded or paid for."""
+    from stages.preflight import features_of
+
+    method, _ = context.method(name)
+    findings: list[Finding] = []
+    for need, feature in features_of(context, method):
+        label = f"{need.feature.replace('_', ' ')} of the {need.split}"
+
+        def look(need: Need = need, feature: Feature = feature, label: str = label) -> list[Finding]:
+            feature.check(need, None)
+            doubts = [Finding(label, "warning", line, "", "configuration") for line in feature.reach()]
+            return doubts or [Finding(label, "ok", "what it needs is there", "", "configuration")]
+
+        findings += checked(label, look)
+    return findings
 
 
 def _split(context: Context, split: Split) -> tuple[list[Finding], pa.Table, list[dict[str, Any]]]:

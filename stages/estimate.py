@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline import launch
-from dataflex_pipeline.api import Split
+from dataflex_pipeline.api import Method, Split
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.estimate.costs import RowCounts
 from dataflex_pipeline.estimate.machine import import_seconds
@@ -105,6 +105,7 @@ def predict(context: Context, budget: float = BUDGET) -> Estimate:
     check_target(context)
     name = context.given.component_name
     chosen, _ = context.method(name)
+    doubts = _check_features(context, chosen)
     rounds = needs_by_round(chosen, context.config)
     with tempfile.TemporaryDirectory(prefix="dataflex-estimate-") as folder:
         scratch = Path(folder)
@@ -125,7 +126,27 @@ def predict(context: Context, budget: float = BUDGET) -> Estimate:
         stages = run_stages(
             measured, samples, [count for _, count in made], chosen, rounds, context.global_batch
         )
-    return Estimate(stages, measured, context.global_batch, _warnings(context, measured))
+    return Estimate(stages, measured, context.global_batch, [*doubts, *_warnings(context, measured)])
+
+
+def _check_features(context: Context, method: Method) -> list[str]:
+    """Check what the measurements need; return what else the run would stop at, in words.
+
+    Raises:
+        UserError: a feature that is measured cannot be computed.
+    """
+    from dataflex_pipeline.estimate.calibrate import COMPUTED_ELSEWHERE
+    from stages.preflight import features_of
+
+    doubts = []
+    for need, feature in features_of(context, method):
+        try:
+            feature.check(need, None)
+        except UserError as error:
+            if need.feature not in COMPUTED_ELSEWHERE:
+                raise
+            doubts.append(f"the run would not begin yet: {error.what} {error.fix}")
+    return doubts
 
 
 def _sample(context: Context, split: Split, scratch: Path) -> tuple[Sample, int]:

@@ -11,6 +11,7 @@ from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.features.plan import make_feature
 from dataflex_pipeline.sampling.exported import check_export
 from dataflex_pipeline.sampling.imported import Imported
+from dataflex_pipeline.sampling.quotas import check_quotas
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.stale import is_complete
 from stages.context import Context
@@ -20,33 +21,52 @@ ROWS, TOKENS = 8, 16
 """Made-up sequences; one finite loss among them is enough, since single bad rows are found when scoring."""
 
 
-def check_features(context: Context, sources: Mapping[Split, Source]) -> None:
-    """Check what the method will need in round 1: packages, models and files, before the warm-up is trained.
+def check_method(context: Context, sources: Mapping[Split, Source], last: int) -> None:
+    """Check what the method will need in round 1, and how rows are drawn, before the warm-up is trained.
+
+    Servers are tried where a round after the warm-up was asked for and is not scored yet.
 
     Raises:
         UserError: something is not there, or does not fit the rows.
     """
+    if last:
+        _check_quotas(context, sources["pool"])
     if is_complete(context.run.round(0).checkpoint):
         return
-    method, _ = context.method(context.given.component_name)
-    n_rows = sources["pool"].scan.n_rows
+    name = context.given.component_name
+    method, _ = context.method(name)
+    n_rows = {split: source.scan.n_rows for split, source in sources.items()}
     if isinstance(method, Imported):
-        method.check(n_rows)
+        method.check(n_rows["pool"])
     if method.probabilities_to is not None and not context.overwrite:
-        check_export(method.probabilities_to, n_rows)
+        check_export(method.probabilities_to, n_rows["pool"])
+    scored = context.run.round(1).scores(name).is_file()
     for need, feature in features_of(context, method):
-        feature.check(need, sources[need.split].scan.n_rows)
+        feature.check(need, n_rows[need.split])
+        for line in feature.reach() if last and not scored else ():
+            context.progress.say(f"note: {line}")
+
+
+def _check_quotas(context: Context, pool: Source) -> None:
+    """Check the quotas of sources; what is left over only where the rows to select are counted by now."""
+    config = context.given
+    if config.source_quotas:
+        counted = config.token_budget or config.num_samples or config.update_step * context.global_batch
+        sources = [scanned.source.name for scanned in pool.scan.sources]
+        check_quotas(config.source_quotas, sources, 0 if config.fraction is not None else counted)
 
 
 def features_of(context: Context, method: Method) -> Iterator[tuple[Need, Feature]]:
-    """Yield every feature that a method needs in round 1, and those that they are computed from."""
+    """Yield each feature that a method needs in round 1, and those that they are computed from, once."""
     first = Selection(1, context.given.update_times, 0, context.progress.say)
-    waiting = list(method.needs(first).values())
+    waiting, seen = list(method.needs(first).values()), []
     while waiting:
         need = waiting.pop(0)
-        feature = make_feature(need, context.config)
-        yield need, feature
-        waiting += feature.needs(need).values()
+        if need not in seen:
+            seen.append(need)
+            feature = make_feature(need, context.given)  # as given: no check needs the demo to be made
+            yield need, feature
+            waiting += feature.needs(need).values()
 
 
 def check_model(context: Context) -> None:

@@ -13,7 +13,7 @@ from stages.context import Context
 from stages.existing import check_existing
 from stages.final_adapter import publish_adapter
 from stages.outcome import Outcome
-from stages.preflight import check_features, check_model
+from stages.preflight import check_method, check_model
 from stages.prepare import Source, look, prepare_split, read_sources, splits_of
 from stages.score import score
 from stages.select_index import draw_warmup, select
@@ -32,7 +32,7 @@ def check_before_start(context: Context, last: int) -> dict[Split, Source]:
             read_sources(context, split)
     sources = {split: look(context, split) for split in splits}
     check_existing(context, last, sources)
-    check_features(context, sources)
+    check_method(context, sources, last)
     check_model(context)
     return sources
 

@@ -225,6 +225,24 @@ def test_run_yaml_replays_the_run(here, tiny_demo):
         assert snapshot(here / "runs" / "again")[name][0] == snapshot(folder)[name][0]
 
 
+def test_run_yaml_stands_for_its_run(here, tiny_demo):
+    folder = copied(tiny_demo, here / "runs", name="mine")
+    before = snapshot(folder)
+    done("status", "--config", folder / "run.yaml")
+    done("round", 2, "--config", "runs/mine/run.yaml")
+    assert [path.name for path in (here / "runs").iterdir()] == ["mine"]
+    assert {name: what for name, what in snapshot(folder).items() if name != "history.jsonl"} == {
+        name: what for name, what in before.items() if name != "history.jsonl"
+    }
+    assert "learning_rate" in refused(folder, "round", 2, "--config", folder / "run.yaml", "learning_rate=1")
+    # The place that the command line gives comes first; a file without a run's record names no run.
+    other = refused(here, "score", "--config", "runs/mine/run.yaml", "runs_dir=elsewhere")
+    assert "There is no run at elsewhere/mine" in other
+    assert "at there." in refused(here, "score", "--config", "runs/mine/run.yaml", "output_dir=there")
+    (here / "run.yaml").write_text("seed: 1\n")
+    assert "There is no run at runs/run-loss" in refused(here, "score", "--config", "run.yaml")
+
+
 def test_methods_shows_every_parameter_with_its_default(here):
     text = done("methods")
     assert "loss.quantiles\t[0.33, 0.66]\t[0.33, 0.66]\t" in text

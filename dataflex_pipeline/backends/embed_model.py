@@ -15,7 +15,13 @@ from typing import Any, Literal
 
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.hub import hub_reachable
-from dataflex_pipeline.models.source import check_model_folder, explained, local_folder
+from dataflex_pipeline.models.source import (
+    check_cached_weights,
+    check_model_folder,
+    check_weights,
+    explained,
+    local_folder,
+)
 from dataflex_pipeline.store.fingerprint import digest, file_digest, file_state
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -73,6 +79,21 @@ class EmbedModel:
             return _hub_identity(self.name, self._path("config.json"))
         paths = sorted(_digested(self.folder))
         return digest({str(p.relative_to(self.folder)): _digest_of(p, *file_state(p)) for p in paths})
+
+    def check(self, trust_remote_code: bool) -> None:
+        """Check that it could be loaded, as far as its small files and the heads of its weights tell.
+
+        Raises:
+            UserError: a file is missing or cannot be used.
+        """
+        if self.folder is None:
+            _hub_identity(self.name, self._path("config.json"))
+            if not hub_reachable():
+                check_cached_weights(self.name, KEY, self.revision)
+        else:
+            check_weights(self.folder, KEY)
+        self.dimension, self.max_length  # noqa: B018 (reading their files is the check)
+        self._tokenizer(trust_remote_code)
 
     @functools.cached_property
     def dimension(self) -> int:

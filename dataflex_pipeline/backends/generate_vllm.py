@@ -62,7 +62,7 @@ class VllmGenerator:
         if checkpoint is None and config.adapter_name_or_path is not None:
             adapter = Path(config.adapter_name_or_path).expanduser()
         self._settings = settings
-        instead = "Or set generator: transformers."
+        instead = "Or set nice.generator: transformers."
         self._engine = VllmEngine("generate", model, options, adapter, say, device, instead)
 
     def __enter__(self) -> Self:

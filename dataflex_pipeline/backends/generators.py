@@ -30,7 +30,7 @@ def check_generator(name: GeneratorName) -> None:
         ConfigError: vllm is chosen and not installed.
     """
     if name == "vllm":
-        require_vllm("generator: vllm")
+        require_vllm("generator: vllm (nice.generator, or --generator of evaluate)")
 
 
 def make_generator(

@@ -13,7 +13,9 @@ from dataflex_pipeline.models.source import (
     CODE,
     TOKENIZER_FILES,
     WEIGHTS,
+    check_cached_weights,
     check_model_folder,
+    check_weights,
     explained,
     local_folder,
 )
@@ -60,6 +62,18 @@ class JudgeFiles:
         patterns = ("config.json", "generation_config.json", *WEIGHTS, *TOKENIZER_FILES, *code)
         paths = sorted({path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()})
         return digest({path.name: _digest_of(path, *file_state(path)) for path in paths})
+
+    def check(self) -> None:
+        """Check that the model could be loaded, as far as its small files and the heads of its weights tell.
+
+        Raises:
+            UserError: a file is missing or cannot be used.
+        """
+        self.config, self.tokenizer  # noqa: B018 (loading them is the check)
+        if self.folder is not None:
+            check_weights(self.folder, self.key)
+        elif not hub_reachable():
+            check_cached_weights(self.name, self.key)
 
     @property
     def _commit(self) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Self
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import httpx
 
@@ -26,6 +26,8 @@ REFUSED = (400, 413, 422)
 """Statuses that can be about one answer: too long, or against the endpoint's rules."""
 MAX_REPLY_BYTES = 8 << 20
 SHOWN_CHARACTERS = 200
+TRIAL_SECONDS = 10.0
+"""How long a server may take to show that it is there."""
 KEPT = "What had arrived is kept; the same command goes on from there."
 
 
@@ -67,12 +69,7 @@ class Endpoint:
         self._key = key
 
     def __enter__(self) -> Self:
-        # a proxy for the outside world would not reach this machine itself
-        outside = not is_loopback(urlsplit(self.settings.api_url).hostname or "")
-        limits = httpx.Limits(max_connections=self.settings.max_concurrency)
-        self._client = httpx.Client(
-            timeout=self.settings.timeout, limits=limits, trust_env=outside, follow_redirects=False
-        )
+        self._client = _client(self.settings, self.settings.timeout)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -169,6 +166,13 @@ class Endpoint:
         )
 
 
+def _client(settings: ApiSettings, timeout: float) -> httpx.Client:
+    # a proxy for the outside world would not reach this machine itself
+    outside = not is_loopback(urlsplit(settings.api_url).hostname or "")
+    limits = httpx.Limits(max_connections=settings.max_concurrency)
+    return httpx.Client(timeout=timeout, limits=limits, trust_env=outside, follow_redirects=False)
+
+
 _CHECK = f"Check the settings below {PLACE}.api."
 _LATER = "Check the address and the network, or try later; max_retries and timeout give it more time."
 _KEY = f"Check the key in the environment variable that {PLACE}.api.api_key names, and what it may use."
@@ -188,6 +192,37 @@ _REASONS: dict[int, tuple[str, str]] = {
     422: ("The endpoint does not take this request.", _BODY),
     429: ("More was asked than the endpoint allows.", _RATE),
 }
+
+
+def try_endpoint(settings: ApiSettings, key: str | None) -> list[str]:
+    """Ask for the list of models, which costs nothing; any answer shows that the server is there.
+
+    Returns:
+        What is doubtful, in words: the key is not known, or no answer came in time.
+
+    Raises:
+        UserError: no connection can be made.
+    """
+    shown, header = endpoint(settings.api_url), {} if key is None else {"Authorization": f"Bearer {key}"}
+    address = urlsplit(settings.api_url)
+    models = urlunsplit(address._replace(path=address.path.removesuffix("/chat/completions") + "/models"))
+    try:
+        with (
+            _client(settings, min(TRIAL_SECONDS, settings.timeout)) as client,
+            client.stream("GET", models, headers=header) as response,
+        ):
+            status = response.status_code  # what the reply holds does not matter
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise UserError(
+            f"The reward endpoint {shown} cannot be reached ({type(error).__name__}: {error}).",
+            "Answers are judged there after the training before, which would then have been for nothing.",
+            f"Start the server, check the network, or correct {PLACE}.api.api_url.",
+        ) from error
+    except httpx.HTTPError as error:
+        return [f"the reward endpoint {shown} does not list its models ({type(error).__name__})"]
+    if status in (401, 403):
+        return [f"the reward endpoint {shown} answers {status} to a list of its models. {_KEY}"]
+    return []
 
 
 def words(content: bytes, kind: str) -> str:

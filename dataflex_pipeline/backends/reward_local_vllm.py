@@ -30,9 +30,17 @@ class LocalVllmRewarder:
     """
 
     def __init__(self, settings: LocalVllmSettings, config: Any, say: Callable[[str], None]) -> None:
-        require_vllm("reward_model_backend: local_vllm")
+        require_vllm("nice.reward_model_backend: local_vllm")
         self.settings, self.config, self.say = settings, config, say
         self.files = JudgeFiles(settings.hf_model_name_or_path, "local_vllm", settings.trust_remote_code)
+
+    def check(self) -> None:
+        """Check that the judge could be loaded, as far as its files tell.
+
+        Raises:
+            UserError: a file is missing or cannot be used.
+        """
+        self.files.check()
 
     def __enter__(self) -> Self:
         from dataflex_pipeline.models.base import resolve_device

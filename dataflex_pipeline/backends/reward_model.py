@@ -54,12 +54,23 @@ class ModelRewarder:
         self._model: PreTrainedModel | None = None
         self._engine: VllmEngine | None = None
 
+    def check(self) -> None:
+        """Check that the model could be loaded and gives what is asked for, as far as its files tell.
+
+        Raises:
+            UserError: a file is missing or cannot be used, or the model is of another kind.
+        """
+        self.files.check()
+        self._check_head()
+        self._check_engine()
+
     def __enter__(self) -> Self:
         from dataflex_pipeline.models.base import precision, resolve_device
 
         device = resolve_device(self.config.device)
         dtype = precision(self.config, device).dtype
         self._check_head()
+        self._check_engine()
         self.limit = self.settings.max_length or self.files.max_length
         if self.settings.engine == "vllm":
             self._open_engine(device, dtype)
@@ -95,6 +106,19 @@ class ModelRewarder:
                 "has one output, and output: softmax was asked for", "The softmax of one is always 1."
             )
 
+    def _check_engine(self) -> None:
+        """Check that vLLM is there and can run the model, where it is to."""
+        if self.settings.engine != "vllm":
+            return
+        from dataflex_pipeline.backends.vllm_engine import require_vllm
+
+        require_vllm(f"{PLACE}.reward_model.engine: vllm")
+        if self.files.tokenizer.chat_template is None:
+            raise self._unusable(
+                "has no chat template, and engine: vllm was asked for",
+                "vLLM takes one text, and a cross-encoder wants a pair: choose engine: transformers.",
+            )
+
     def _unusable(self, found: str, why: str) -> ConfigError:
         return ConfigError(
             f"The reward model {self.files.name} {found}.",
@@ -105,11 +129,6 @@ class ModelRewarder:
     def _open_engine(self, device: str, dtype: str) -> None:
         from dataflex_pipeline.backends.vllm_engine import VllmEngine
 
-        if self.files.tokenizer.chat_template is None:
-            raise self._unusable(
-                "has no chat template, and engine: vllm was asked for",
-                "vLLM takes one text, and a cross-encoder wants a pair: choose engine: transformers.",
-            )
         options = {
             "dtype": dtype,
             "gpu_memory_utilization": self.settings.gpu_memory_utilization,

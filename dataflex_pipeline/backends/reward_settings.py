@@ -24,7 +24,8 @@ from pydantic import (
 from dataflex_pipeline.config.redaction import is_secret, is_secret_name
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 
-PLACE = "reward_backend_params"
+PLACE = "nice.reward_backend_params"
+"""Where the settings stand, as a user of `nice`, which passes them on, would type it."""
 QUERY = ("api-version", "api_version", "version", "deployment", "deployment-id", "region")
 """Query parameters that an address may have: keys go by too many names to list those instead."""
 _QUERY_VALUE = re.compile(r"[\w.-]*", re.ASCII)
@@ -188,7 +189,7 @@ def read_settings(backend: str, params: Mapping[str, Any]) -> Settings:
             )
     if backend not in BACKENDS:
         raise ConfigError(
-            f"reward_model_backend: {backend} is not known.{did_you_mean(str(backend), BACKENDS)}",
+            f"nice.reward_model_backend: {backend} is not known.{did_you_mean(str(backend), BACKENDS)}",
             f"The backends are: {', '.join(BACKENDS)}.",
             "Choose one of them.",
         )
@@ -196,7 +197,7 @@ def read_settings(backend: str, params: Mapping[str, Any]) -> Settings:
     chosen = made[backend]
     if isinstance(chosen, RewardModelSettings) and not chosen.hf_model_name_or_path:
         raise ConfigError(
-            "reward_model_backend: reward_model was chosen without a model.",
+            "nice.reward_model_backend: reward_model was chosen without a model.",
             "There is no reward model that would fit every task.",
             f"Set {PLACE}.reward_model.hf_model_name_or_path to a folder or hub name.",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dataflex_pipeline.backends import Rewarder
@@ -48,9 +48,12 @@ def make_rewarder(backend: str, settings: Settings, config: Any, say: Callable[[
 def check_ready(settings: Settings) -> None:
     """Check what a backend needs beside its settings, before anything costly is done for it.
 
+    No model is loaded: the files of one are looked at.
+
     Raises:
-        ConfigError: the key's environment variable is not set, the budget is too small for the processes of
-            the launch, a package is missing, or a function of the user's own cannot be found.
+        UserError: the key's environment variable is not set, the budget is too small for the processes of
+            the launch, a package is missing, a function of the user's own cannot be found, or the files of a
+            judge or reward model are not those of one.
     """
     if isinstance(settings, ApiSettings):
         from dataflex_pipeline.backends.reward_api import own_budget, read_key
@@ -61,9 +64,25 @@ def check_ready(settings: Settings) -> None:
         from dataflex_pipeline.backends.reward_metric import MetricRewarder
 
         MetricRewarder(settings, None, lambda line: None)
-    elif isinstance(settings, LocalVllmSettings) or (
-        isinstance(settings, RewardModelSettings) and settings.engine == "vllm"
-    ):
-        from dataflex_pipeline.backends.vllm_engine import require_vllm
+    elif isinstance(settings, LocalVllmSettings):
+        from dataflex_pipeline.backends.reward_local_vllm import LocalVllmRewarder
 
-        require_vllm("The reward backend")
+        LocalVllmRewarder(settings, None, lambda line: None).check()
+    elif isinstance(settings, RewardModelSettings):
+        from dataflex_pipeline.backends.reward_model import ModelRewarder
+
+        ModelRewarder(settings, None, lambda line: None).check()
+
+
+def reach(settings: Settings) -> Sequence[str]:
+    """Try the endpoint of a backend that has one, at no cost; return what is doubtful about it.
+
+    Raises:
+        UserError: it cannot be reached.
+    """
+    if not isinstance(settings, ApiSettings):
+        return ()
+    from dataflex_pipeline.backends.reward_api import read_key
+    from dataflex_pipeline.backends.reward_endpoint import try_endpoint
+
+    return try_endpoint(settings, read_key(settings))

@@ -198,7 +198,8 @@ def _check_parallel(size: int) -> None:
             f"vLLM was set to spread a model over {size} GPUs (tensor parallel size {size}), and "
             f"{launch.world_size()} processes were started.",
             "Each process takes a GPU of its own, and its engine has no other.",
-            "Set the tensor parallel size to 1 (generation_tensor_parallel_size, vllm_tensor_parallel_size), "
+            "Set the tensor parallel size to 1 (nice.generation_tensor_parallel_size, or "
+            "nice.reward_backend_params.local_vllm.vllm_tensor_parallel_size), "
             "or start a single process without torchrun.",
         )
 

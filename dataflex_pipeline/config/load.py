@@ -48,12 +48,14 @@ class Loaded:
         notices: everything that has to be said to the user.
         sources: key -> "default", a file, "command line", "run.yaml" or "dataflex default for peer files".
         config_dir: folder of the configuration file; None without one.
+        run_folder: the folder whose run.yaml that file is, with the record of a run; None otherwise.
     """
 
     config: Config
     notices: tuple[str, ...]
     sources: Mapping[str, str]
     config_dir: Path | None = None
+    run_folder: Path | None = None
 
 
 @dataclass
@@ -101,7 +103,7 @@ def load_config(path: Path | None, overrides: Sequence[str], base: Mapping[str, 
     settings = _Settings()
     layers, said = override_layers(overrides)
     own = {name for layer in layers for name in OWN_DATA_OR_MODEL if layer.values.get(name, DEMO) != DEMO}
-    files = _files(path, base)
+    files, recorded = _files(path, base)
     if not files and "model_name_or_path" not in own:
         files = [read_yaml(shipped_configs() / "quickstart.yaml", QUICKSTART)]
     for layer in files:
@@ -120,7 +122,8 @@ def load_config(path: Path | None, overrides: Sequence[str], base: Mapping[str, 
     check_method_names(config, config_dir)
     settings.notices += checks.notices(config) + _demo_notices(config, settings)
     sources = {name: settings.sources.get(name, "default") for name in Config.model_fields}
-    return Loaded(config, tuple(settings.notices), MappingProxyType(sources), config_dir)
+    folder = config_dir.resolve() if config_dir is not None and recorded else None
+    return Loaded(config, tuple(settings.notices), MappingProxyType(sources), config_dir, folder)
 
 
 def dump_config(config: Config) -> dict[str, Any]:
@@ -133,15 +136,17 @@ def dump_config(config: Config) -> dict[str, Any]:
     return {**values, "methods": without_secrets(values["methods"])}
 
 
-def _files(path: Path | None, base: Mapping[str, Any] | None) -> list[Layer]:
-    layers = [] if base is None else [Layer(RUN_FILE, dict(base))]
+def _files(path: Path | None, base: Mapping[str, Any] | None) -> tuple[list[Layer], bool]:
+    """Return the layers of files, and whether the one given is the run.yaml of a run."""
+    layers, recorded = [] if base is None else [Layer(RUN_FILE, dict(base))], False
     if path is not None:
         layer = read_yaml(path)
         record = layer.values.pop(_RECORD, None)
         if record is not None and not isinstance(record, dict):
             layer.values[_RECORD] = record
+        recorded = path.name == RUN_FILE and isinstance(record, dict)
         layers.append(layer)
-    return layers
+    return layers, recorded
 
 
 def _check_names(values: Mapping[str, Any], layer: Layer) -> None:

@@ -110,13 +110,13 @@ class Embeddings(api.Feature):
         model = {"model": self.model.identity, "method": self.method, "max_length": self.max_length}
         return {"params": kept | model}
 
-    def check(self, need: api.Need, n_rows: int) -> None:
+    def check(self, need: api.Need, n_rows: int | None) -> None:
         """Check the file of vectors, or that the embedder and its model are there."""
-        if self.made is not None:
-            self.made.check_rows(n_rows)
-        else:
+        if self.made is None:
             check_installed(self.method)
-            self.ingredients()
+            self.model.check(self.config.trust_remote_code)
+        elif n_rows is not None:
+            self.made.check_rows(n_rows)
 
     @contextmanager
     def open(

@@ -126,7 +126,7 @@ class Generations(api.Feature):
         kernel = self.config.attn_implementation if self.params.generator == "transformers" else None
         return {"bf16": self.config.bf16, "attn_implementation": kernel}
 
-    def check(self, need: api.Need, n_rows: int) -> None:
+    def check(self, need: api.Need, n_rows: int | None) -> None:
         """Check that the generator is installed."""
         check_generator(self._generator)
 

@@ -12,7 +12,7 @@ is made from them. All else is identical however often the work was cut off, exc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from dataflex_pipeline.backends.reward_settings import (
     Settings,
     read_settings,
 )
-from dataflex_pipeline.backends.rewarders import check_ready, is_journalled, make_rewarder
+from dataflex_pipeline.backends.rewarders import check_ready, is_journalled, make_rewarder, reach
 from dataflex_pipeline.features.plan import make_feature
 from dataflex_pipeline.features.reward_parts import REWARDS, RewardParts, remove_finished
 from dataflex_pipeline.store.fingerprint import digest
@@ -108,13 +108,17 @@ class Rewards(api.Feature):
             return self.settings.hf_model_name_or_path or ""
         return self.settings.name if isinstance(self.settings, MetricSettings) else ""
 
-    def check(self, need: api.Need, n_rows: int) -> None:
-        """Check what the backend needs beside its settings: the API's key, the user's own function.
+    def check(self, need: api.Need, n_rows: int | None) -> None:
+        """Check what the backend needs beside its settings: the API's key, the judge's files, a function.
 
         Raises:
-            ConfigError: the environment variable with the key is not set, or the function cannot be used.
+            UserError: one of them is not there, or cannot be used.
         """
         check_ready(self.settings)
+
+    def reach(self) -> Sequence[str]:
+        """Try the endpoint, where there is one."""
+        return reach(self.settings)
 
     @contextmanager
     def open(

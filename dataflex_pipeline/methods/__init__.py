@@ -18,6 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from dataflex_pipeline.api import Method, Params
+from dataflex_pipeline.config.components import ComponentEntry, method_parameters
+from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 
 
@@ -96,6 +98,34 @@ def _only_method(name: str, module: ModuleType) -> type[Method]:
     return classes[0]
 
 
+def configured_method(config: Config, name: str, config_dir: Path | None) -> tuple[Method, ComponentEntry]:
+    """Return a method with the parameters that are set for it, and its entry.
+
+    Args:
+        config: of the run. name: of the method. config_dir: folder of the configuration file, or None.
+
+    Raises:
+        ConfigError: there is no such method, or a parameter is unknown or cannot be used.
+    """
+    entry = method_parameters(config, name, config_dir)
+    kind = method_class(entry.kind, Path(entry.file) if entry.file else None, entry.module)
+    return build_method(name, kind, dict(entry.params), entry.where, entry.places), entry
+
+
+def check_methods(config: Config, config_dir: Path | None) -> None:
+    """Check the parameters that a configuration sets, also those of methods that are not in use.
+
+    A method of the user's own is only imported where it is used.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+    for name in config.methods:
+        entry = method_parameters(config, name, config_dir)
+        if entry.file is None and entry.module is None:
+            configured_method(config, name, config_dir)
+
+
 def build_method(
     name: str,
     kind: type[Method],
@@ -127,6 +157,12 @@ def build_method(
                 f"Its parameters are: {', '.join(kind.Params.model_fields) or 'none'}.",
                 "Correct or remove it; `dataflex methods` shows every method's parameters.",
             ) from error
+        if not key:
+            raise ConfigError(
+                f"The parameters of {name} (in {where}) do not go together.",
+                f"{first['msg'].removeprefix('Value error, ')}.",
+                f"Set one of them otherwise, for example {name}.NAME=VALUE on the command line.",
+            ) from error
         raise ConfigError(
             f"{name}.{key} is {first['input']!r} (in {place}).",
             f"{first['msg'].removeprefix('Value error, ')}.",
@@ -138,5 +174,5 @@ def parameter_meaning(params: type[Params], name: str) -> str:
     """Return one line that says what a parameter is and its default."""
     info = params.model_fields.get(name)
     if info is None:
-        return "See `dataflex methods` for the parameters that go together."
+        return "See `dataflex methods` for the parameters."
     return f"{name}: {info.description} (default {info.get_default(call_default_factory=True)})."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.hub import hub_reachable
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 MODEL_KEY = "model_name_or_path"
 """The setting that messages name where no other is said."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+"""What the weights of a hub model are called, whole or in several files."""
 CODE = ("*.py",)
 """What runs with ``trust_remote_code: true``, and only then counts."""
 TOKENIZER_FILES = (
@@ -89,6 +92,55 @@ def check_model_folder(folder: Path, key: str = MODEL_KEY) -> None:
         f"{folder} has a config.json but no *.safetensors file.",
         "Without weights there is no model to score or train.",
         f"Copy the weights into the folder, or set {key} to another one.",
+    )
+
+
+def check_weights(folder: Path, key: str = MODEL_KEY) -> None:
+    """Check by the heads of a folder's weight files that they are whole, without reading the weights.
+
+    Raises:
+        UserError: a file is missing that the index names, or one is cut off or no safetensors file.
+    """
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        try:
+            named = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _unusable_weights(index, f"it is no index of weights ({error})", key) from error
+        for name in sorted(named):
+            if not (folder / name).is_file():
+                raise _unusable_weights(index, f"it names {name}, which is not there", key)
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise _unusable_weights(path, str(error), key) from error
+
+
+def check_cached_weights(name: str, key: str = MODEL_KEY, revision: str | None = None) -> None:
+    """Check that a hub model, which cannot be fetched now, was downloaded with its weights.
+
+    Raises:
+        UserError: there are no weights of it in the cache.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in WEIGHT_FILES:
+        found = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(found, str):
+            return check_weights(Path(found).parent, key)
+    raise UserError(
+        f"The weights of the hub model '{name}' are not in the cache, and the hub cannot be reached.",
+        "Other files of it were downloaded before, and without weights there is no model.",
+        f"Check the network, or set {key} to a folder that holds the model.",
+    )
+
+
+def _unusable_weights(path: Path, why: str, key: str) -> UserError:
+    return UserError(
+        f"The weights in {path} cannot be read: {why}.",
+        "The model could not be loaded when it is needed.",
+        f"Download or copy the model again, or set {key} to another one.",
     )
 
 

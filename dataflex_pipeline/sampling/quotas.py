@@ -52,17 +52,25 @@ def amounts_of(settings: DrawSettings, ranked: BlockTable, pool: BlockTable) -> 
         total = settings.positions if settings.num_samples is None else settings.num_samples
     if not settings.source_quotas:
         return [total]
-    found = source_names(pool)
-    for name in settings.source_quotas:
-        if name not in found:
+    return check_quotas(settings.source_quotas, source_names(pool), total)
+
+
+def check_quotas(quotas: Mapping[str, float], sources: Sequence[str], total: int) -> list[int]:
+    """Return what each quota gives of a total, and the others together.
+
+    Raises:
+        ConfigError: a quota names none of the sources, or all are named and something is left over.
+    """
+    for name in quotas:
+        if name not in sources:
             raise ConfigError(
-                f"source_quotas names '{name}', which is no source of the pool.{did_you_mean(name, found)}",
-                f"The sources are: {', '.join(found[:20])}{', ...' if len(found) > 20 else ''}.",
+                f"source_quotas names '{name}', which is no source of the pool.{did_you_mean(name, sources)}",
+                f"The sources are: {', '.join(sources[:20])}{', ...' if len(sources) > 20 else ''}.",
                 "Name sources as the pool's source column does.",
             )
-    given = allot(total, settings.source_quotas)
-    if given[-1] and len(found) == len(settings.source_quotas):
-        share = float(sum(map(exact, settings.source_quotas.values()), Fraction(0)))
+    given = allot(total, quotas)
+    if given[-1] and len(sources) == len(quotas):
+        share = float(sum(map(exact, quotas.values()), Fraction(0)))
         raise ConfigError(
             f"source_quotas sum to {share:.6g} and name every source of the pool.",
             f"The remaining {given[-1]} of {total} would have to come from other sources; there are none.",
