@@ -131,11 +131,11 @@ def test_seconds_of_a_feature_are_start_and_units(here):
 
 def test_seconds_of_training(here):
     config = Config(warmup_step=5, update_step=4, eval_strategy="steps", eval_steps=2)
-    cost = TrainingCost(10.0, 3.0, 0.25, 4, here, 1000, 20, 9)
+    cost = TrainingCost(10.0, 3.0, 0.25, 0.75, 4, here, 1000, 20, 9)
     found = measured(config, training=cost, target=RowCounts(1, 1, 7, 49, 2))
     warmup, later = (training_stage(found, number, 8) for number in (0, 1))
-    assert warmup.seconds == 10 + 3 + 5 * 0.25 + 2 * 7 * 0.5
-    assert later.seconds == 3 + 4 * 0.25 + 2 * 7 * 0.5
+    assert warmup.seconds == 10 + 3 + 5 * 0.25 + 2 * 7 * 0.75
+    assert later.seconds == 3 + 4 * 0.25 + 2 * 7 * 0.75
     assert (warmup.steps, warmup.rows, later.rows) == (5, 40, 32)
     assert later.disk_bytes == 1000 + 4 * 20
     # What was not measured says so, and is slower than a forward pass by the FLOPs and the lower rate.

@@ -13,7 +13,7 @@ from dataflex_pipeline.api import Need
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.estimate.features import Bench
 from dataflex_pipeline.estimate.predict import kind_of
-from dataflex_pipeline.estimate.records import Measured
+from dataflex_pipeline.estimate.records import Measured, WritingCost
 from dataflex_pipeline.estimate.sample import Sample, write_parts
 from dataflex_pipeline.estimate.training import (
     LARGEST_CHECKPOINT,
@@ -22,9 +22,12 @@ from dataflex_pipeline.estimate.training import (
     load_shape,
     measure_training,
 )
-from dataflex_pipeline.schemas import SCORES
+from dataflex_pipeline.sampling.draw import draw
+from dataflex_pipeline.sampling.probabilities import write_probabilities
+from dataflex_pipeline.sampling.settings import DrawSettings
+from dataflex_pipeline.schemas import INDEX, SCORES
 from dataflex_pipeline.store.parts import PartedTable
-from dataflex_pipeline.store.tables import table_writer
+from dataflex_pipeline.store.tables import TableFile, table_writer
 
 TABLE_ROWS = 20_000
 COMPUTED_ELSEWHERE = ("rewards", "policy_gradients")
@@ -64,7 +67,7 @@ def calibrate(
     training = None
     if checkpoint_bytes(shape) <= LARGEST_CHECKPOINT:
         say("measuring: a few training steps")
-        training = measure_training(config, rows["pool"], batch, scratch, budget, device)
+        training = measure_training(config, rows["pool"], rows.get("target"), batch, scratch, budget, device)
     bench = Bench(config, rows, training.checkpoint if training else None, scratch, budget, device)
     features = {}
     for need in [Need("losses"), *needs]:
@@ -82,7 +85,7 @@ def calibrate(
         counts.get("target"),
         training,
         features,
-        *measure_writing(scratch),
+        measure_writing(rows["pool"], batch * config.update_step, scratch),
     )
 
 
@@ -91,22 +94,48 @@ def _is_read(need: Need) -> bool:
     return need.params.get("vectors") is not None
 
 
-def measure_writing(scratch: Path) -> tuple[float, float, float]:
-    """Return the seconds for writing a row of a score table and an empty one, and the bytes of that."""
+def measure_writing(pool: PartedTable, positions: int, scratch: Path) -> WritingCost:
+    """Write a score table, and select from scores of sampled rows by the code that selects in a run.
+
+    Args:
+        pool: sampled rows. positions: training positions of a round. scratch: a folder.
+    """
+    path = scratch / "scores.parquet"
+    whole, table = _timed_scores(TABLE_ROWS, None, path)
+    empty, _ = _timed_scores(0, None, path)
+    size = float(path.stat().st_size)
+    ids = pool.part(0, ["row_id"]).column("row_id")
+    _timed_scores(pool.n_rows, ids, path)
+    scores, probabilities = TableFile(path), scratch / "probabilities.parquet"
+    began = time.perf_counter()
+    write_probabilities(scores, lambda block: np.ones(block.num_rows), probabilities, {"kind": "estimate"})
+    weighed = time.perf_counter()
+    drawn = draw(scores, TableFile(probabilities), pool, DrawSettings("sample", positions))
+    with table_writer(scratch / "index.parquet", INDEX, {}) as write:
+        write(drawn.index)
+    drawing = time.perf_counter() - weighed
+    return WritingCost(
+        row_seconds=whole / table.num_rows,
+        table_seconds=empty,
+        table_bytes=size,
+        weigh_seconds=weighed - began,
+        draw_seconds=drawing,
+        selected_from=pool.n_rows,
+    )
+
+
+def _timed_scores(n_rows: int, ids: pa.ChunkedArray | None, path: Path) -> tuple[float, pa.Table]:
+    """Write a table of random scores; return the seconds, and the table."""
     stream = np.random.default_rng(0)
     columns = {
-        "row": np.arange(TABLE_ROWS),
-        "row_id": [stream.bytes(16).hex() for _ in range(TABLE_ROWS)],
-        "score": stream.random(TABLE_ROWS),
-        "valid": np.ones(TABLE_ROWS, bool),
-        "reason": pa.nulls(TABLE_ROWS, pa.string()),
+        "row": np.arange(n_rows),
+        "row_id": [stream.bytes(16).hex() for _ in range(n_rows)] if ids is None else ids,
+        "score": stream.random(n_rows),
+        "valid": np.ones(n_rows, bool),
+        "reason": pa.nulls(n_rows, pa.string()),
     }
-    table, path = pa.table(columns, schema=SCORES), scratch / "scores.parquet"
+    table = pa.table(columns, schema=SCORES)
     began = time.perf_counter()
     with table_writer(path, SCORES, {}) as write:
         write(table)
-    seconds = (time.perf_counter() - began) / TABLE_ROWS
-    began = time.perf_counter()
-    with table_writer(path, SCORES, {}) as write:
-        write(table.slice(0, 0))
-    return seconds, time.perf_counter() - began, float(path.stat().st_size)
+    return time.perf_counter() - began, table

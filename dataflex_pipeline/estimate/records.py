@@ -49,6 +49,24 @@ class StageCost:
 
 
 @dataclass(frozen=True)
+class WritingCost:
+    """What writing tables and selecting from them was seen to take.
+
+    Attributes:
+        row_seconds: per row of a score table. table_seconds, table_bytes: of a table without rows.
+        weigh_seconds, draw_seconds: for the probabilities of ``selected_from`` rows, and for a draw from
+            them with its index.
+    """
+
+    row_seconds: float = 0.0
+    table_seconds: float = 0.0
+    table_bytes: float = 0.0
+    weigh_seconds: float = 0.0
+    draw_seconds: float = 0.0
+    selected_from: int = 0
+
+
+@dataclass(frozen=True)
 class Measured:
     """Everything that the predictions are made from.
 
@@ -57,7 +75,7 @@ class Measured:
         import_seconds: for the libraries. load_seconds: for the weights.
         pool, target: counts of the splits; target None without one.
         training: None where it was not measured. features: by `kind_of`.
-        write_seconds: per row of a score table. table_seconds, table_bytes: of a table without rows.
+        writing: of tables.
     """
 
     config: Config
@@ -68,9 +86,7 @@ class Measured:
     target: RowCounts | None
     training: TrainingCost | None
     features: Mapping[str, FeatureCost] = field(default_factory=dict)
-    write_seconds: float = 0.0
-    table_seconds: float = 0.0
-    table_bytes: float = 0.0
+    writing: WritingCost = field(default_factory=WritingCost)
 
     def counts(self, split: str) -> RowCounts:
         """Return the counts of a split."""

@@ -19,7 +19,7 @@ from dataflex_pipeline.schemas import PROBABILITIES, SCORES
 BACKWARD_SHARE = 2.0 / 3.0
 """Rate of a training step or of gradients, as a share of a forward pass's (docs/scaling.md)."""
 PASSES = 2
-"""How often selecting goes over a score table, beside writing the probabilities."""
+"""How often scoring goes over a score table: writing it, and saying what is in it."""
 
 
 def run_stages(
@@ -84,8 +84,8 @@ def _score(found: Measured, method: Method, number: int, groups: int) -> StageCo
     own = row_bytes(pa.schema([*SCORES, *method.columns]))
     if type(method).own_columns is not Method.own_columns:
         own += 8 * groups
-    seconds = found.table_seconds + PASSES * rows * found.write_seconds
-    disk = found.table_bytes + rows * own
+    seconds = found.writing.table_seconds + PASSES * rows * found.writing.row_seconds
+    disk = found.writing.table_bytes + rows * own
     return StageCost("score", number, rows, seconds=seconds, disk_bytes=disk, basis="extrapolated")
 
 
@@ -93,12 +93,15 @@ def _select(found: Measured, method: Method, number: int, batch: int) -> StageCo
     """Predict probabilities and index; the warm-up has no probabilities."""
     config, rows = found.config, found.pool.rows
     positions = batch * (config.update_step if number else config.warmup_step)
-    disk = found.table_bytes + positions * INDEX_BYTES
+    writing = found.writing
+    disk = writing.table_bytes + positions * INDEX_BYTES
+    more = max(0, rows - writing.selected_from) * writing.row_seconds
+    seconds = writing.draw_seconds + more
     if number:
         # The probabilities of top_k are 0 and 1/k, which take next to nothing.
         strategy = config.strategy or method.default_strategy
-        disk += found.table_bytes + rows * (ID_BYTES if strategy == "top_k" else row_bytes(PROBABILITIES))
-    seconds = 2 * found.table_seconds + PASSES * rows * found.write_seconds
+        seconds += writing.weigh_seconds + more
+        disk += writing.table_bytes + rows * (ID_BYTES if strategy == "top_k" else row_bytes(PROBABILITIES))
     note = "equal probabilities take less room"
     return StageCost(
         "select", number, positions, seconds=seconds, disk_bytes=disk, basis="extrapolated", note=note
@@ -115,16 +118,16 @@ def training_stage(found: Measured, number: int, batch: int) -> StageCost:
         found.target.drawn(round(found.target.valid)) if found.target is not None else found.pool.drawn(0)
     )
     flops = training_flops(found.model, drawn) + evaluated * loss_flops(found.model, target)
-    evaluating = evaluated * target.tokens * found.features["losses"].unit_seconds
     stage = StageCost("train", number, steps * batch, drawn.tokens, steps, flops)
     cost = found.training
     if cost is None:
         seconds = training_flops(found.model, drawn) / (found.forward_rate * BACKWARD_SHARE)
         note = "from the rate of a forward pass: a checkpoint is too large to be written for an estimate"
         disk = float(checkpoint_bytes(found.model))
-        seconds += found.load_seconds + evaluating
+        seconds += found.load_seconds + evaluated * target.tokens * found.features["losses"].unit_seconds
         return replace(stage, seconds=seconds, disk_bytes=disk, basis="extrapolated", note=note)
-    seconds = cost.start_seconds + steps * cost.step_seconds + evaluating
+    seconds = cost.start_seconds + steps * cost.step_seconds
+    seconds += evaluated * target.tokens * cost.evaluation_seconds
     seconds += cost.once_seconds if number == 0 else 0.0
     disk = float(cost.checkpoint_bytes + steps * cost.log_bytes)
     if config.keep_checkpoints and config.save_steps is not None:

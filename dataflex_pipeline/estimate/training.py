@@ -1,8 +1,9 @@
-"""Up to three short rounds of training, in a folder that is thrown away: the time and disk of a step.
+"""Two short rounds of training, in a folder that is thrown away: the time and disk of a step.
 
-The model is trained by the very code that a run trains with, on sampled rows. What a round takes beside its
-steps (loading, writing the checkpoint) and what is paid only once (importing the trainer) come out of the
-difference between the rounds.
+The model is trained by the very code that a run trains with, on sampled rows; the second round goes on from
+the checkpoint of the first, as rounds do. A listener to the training's progress tells its steps and its
+evaluation apart; what a round takes beside them (loading, setting up, the checkpoint, the picture) is what
+remains, and what only the first round of a command takes (importing the trainer) is what it takes more.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.estimate.costs import ModelShape
 from dataflex_pipeline.estimate.machine import begin_peak, peak_bytes
+from dataflex_pipeline.estimate.sample import write_parts
 from dataflex_pipeline.schemas import INDEX
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.parts import PartedTable
@@ -31,9 +33,10 @@ if TYPE_CHECKING:
 
 LARGEST_CHECKPOINT = 4 << 30
 """Bytes of a checkpoint that is still worth writing for an estimate."""
-LEAST_STEPS, MOST_STEPS = 4, 24
+MOST_STEPS = 16
+EVALUATED_ROWS = 64
+"""Rows of the target that an evaluation is measured on."""
 ASIDE: dict[str, Any] = {
-    "eval_strategy": "no",
     "load_best_model_at_end": False,
     "early_stopping_steps": None,
     "save_steps": None,
@@ -44,7 +47,7 @@ ASIDE: dict[str, Any] = {
     "swanlab_lark_webhook_url": None,
     "swanlab_lark_secret": None,
 }
-"""Settings of a run that the short rounds leave out: they evaluate nothing and tell nobody."""
+"""Settings of a run that the short rounds leave out: they keep nothing and tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class TrainingCost:
     Attributes:
         once_seconds: paid by the first round of a command only. start_seconds: by every round, beside steps.
         step_seconds: of one optimizer step. steps: that it was measured over.
+        evaluation_seconds: of evaluating one token of the target; 0 where nothing is evaluated.
         checkpoint: the folder of the last checkpoint. checkpoint_bytes: of all of its files.
         log_bytes: what a round's folder has beside it, for one step. peak_bytes: of memory.
     """
@@ -61,6 +65,7 @@ class TrainingCost:
     once_seconds: float
     start_seconds: float
     step_seconds: float
+    evaluation_seconds: float
     steps: int
     checkpoint: Path
     checkpoint_bytes: int
@@ -107,32 +112,41 @@ def checkpoint_bytes(shape: ModelShape) -> int:
 
 
 def measure_training(
-    config: Config, pool: PartedTable, batch: int, scratch: Path, budget: float, device: str
+    config: Config,
+    pool: PartedTable,
+    target: PartedTable | None,
+    batch: int,
+    scratch: Path,
+    budget: float,
+    device: str,
 ) -> TrainingCost:
-    """Train one step, one again, and as many as fit the budget, each time from the untrained model.
+    """Train one step, and then as many as fit the budget; each round evaluates once if those of the run do.
 
     Args:
-        config: of the run. pool: sampled rows, all valid. batch: rows per optimizer step.
-        scratch: an empty folder. budget: seconds for the last round. device: where it trains.
+        config: of the run. pool, target: sampled rows, all valid. batch: rows per optimizer step.
+        scratch: an empty folder. budget: seconds for the steps. device: where it trains.
 
     Raises:
         UserError: the disk or the memory is too small, or the model cannot be trained.
     """
-    short = config.model_copy(update=ASIDE)
+    wanted = target if config.eval_strategy != "no" else None
+    if wanted is not None:
+        few = wanted.part(0, wanted.schema.names).slice(0, EVALUATED_ROWS)
+        wanted = write_parts(few, scratch / "evaluated")
+    strategy = "no" if wanted is None else "epoch"
+    short = config.model_copy(update=ASIDE | {"eval_strategy": strategy})
     begin_peak(device)
-    first = warm = last = _round(short, pool, batch, 1, scratch / "first")
-    if first.training <= budget:
-        warm = last = _round(short, pool, batch, 1, scratch / "second")
-    if warm.training <= budget / 2:
-        steps = int(min(MOST_STEPS, max(LEAST_STEPS, 2 * budget / max(warm.training, 1e-3))))
-        last = _round(short, pool, batch, steps, scratch / "third")
-    step = last.training / last.steps
-    if last.steps > 1:  # what a round spends before its first step is in both
-        step = max(0.0, last.whole - warm.whole) / (last.steps - 1) or step
+    first = last = _round(short, (pool, wanted), batch, None, 1, scratch)
+    if first.step <= budget:
+        steps = int(min(MOST_STEPS, max(1, budget / max(first.step, 1e-3))))
+        last = _round(short, (pool, wanted), batch, first.checkpoint, steps, scratch)
+    start = last.beside
+    tokens = 0 if wanted is None else int(few.column("n_tokens").to_numpy().sum())
     return TrainingCost(
-        once_seconds=max(0.0, first.whole - warm.whole),
-        start_seconds=max(0.0, warm.whole - step),
-        step_seconds=step,
+        once_seconds=max(0.0, first.whole - start - last.step - last.evaluation),
+        start_seconds=start,
+        step_seconds=last.step,
+        evaluation_seconds=last.evaluation / tokens if tokens else 0.0,
         steps=last.steps,
         checkpoint=last.checkpoint,
         checkpoint_bytes=_size(last.checkpoint),
@@ -141,33 +155,73 @@ def measure_training(
     )
 
 
+class _Clock(Silent):
+    """Notes when a training begins its steps, ends each of them, and says what an evaluation found."""
+
+    def __init__(self) -> None:
+        self.begun = 0.0
+        self.steps: list[float] = []
+        self.evaluated: float | None = None
+
+    def start(self, what: str, total: int | None, unit: str, done: int = 0) -> None:
+        """Note the beginning."""
+        self.begun = time.perf_counter()
+
+    def advance(self, n: int) -> None:
+        """Note the end of a step."""
+        self.steps.append(time.perf_counter())
+
+    def say(self, line: str) -> None:
+        """Note the end of the evaluation; the line about a step itself comes before it."""
+        self.evaluated = time.perf_counter()
+
+
 @dataclass(frozen=True)
 class _Timed:
-    """A short round: its steps, its checkpoint, the seconds of all of it and of its training loop."""
+    """A short round: its steps, its checkpoint, and the seconds of all of it, a step and the evaluation."""
 
     steps: int
     checkpoint: Path
     whole: float
-    training: float
+    step: float
+    evaluation: float
+
+    @property
+    def beside(self) -> float:
+        """Seconds beside the steps and the evaluation."""
+        return max(0.0, self.whole - self.steps * self.step - self.evaluation)
 
 
-def _round(config: Config, pool: PartedTable, batch: int, steps: int, folder: Path) -> _Timed:
+def _round(
+    config: Config,
+    tables: tuple[PartedTable, PartedTable | None],
+    batch: int,
+    previous: Path | None,
+    steps: int,
+    scratch: Path,
+) -> _Timed:
+    (pool, target), number = tables, 0 if previous is None else 1
+    folder = scratch / "run" / f"round-{number:02d}"
     plan = RoundPlan(
-        round=0,
-        first_step=0,
-        last_step=steps,
-        horizon=max(config.horizon, steps),
+        round=number,
+        first_step=number,
+        last_step=number + steps,
+        horizon=max(config.horizon, MOST_STEPS + 1),
         global_batch=batch,
         index=_index(pool, steps * batch, config.seed),
-        previous=None,
-        work=folder / "round-00" / "work",
-        checkpoint=folder / "round-00" / "checkpoint",
+        previous=previous,
+        work=folder / "work",
+        checkpoint=folder / "checkpoint",
         ingredients={"output": "estimate", "steps": steps},
     )
     plan.work.mkdir(parents=True)
-    began = time.perf_counter()
-    result = train_round(config, plan, pool, None, Silent())
-    return _Timed(steps, plan.checkpoint, time.perf_counter() - began, result.seconds)
+    clock, began = _Clock(), time.perf_counter()
+    train_round(config, plan, pool, target, clock)
+    whole, ends = time.perf_counter() - began, clock.steps
+    # The first step of several sets up what the others find ready: it counts as part of the beginning.
+    step = (ends[-1] - ends[0]) / (steps - 1) if steps > 1 else ends[0] - clock.begun
+    evaluation = 0.0 if target is None or clock.evaluated is None else clock.evaluated - ends[-1]
+    return _Timed(steps, plan.checkpoint, whole, step, evaluation)
 
 
 def _index(pool: PartedTable, positions: int, seed: int) -> pa.Table:
