@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 LARGEST_CHECKPOINT = 4 << 30
 """Bytes of a checkpoint that is still worth writing for an estimate."""
-MOST_STEPS = 16
+LEAST_STEPS, MOST_STEPS = 4, 16
+PATIENCE = 10
+"""Budgets that the first step may take if there is to be a second round; much of it is paid only once."""
 EVALUATED_ROWS = 64
 """Rows of the target that an evaluation is measured on."""
 ASIDE: dict[str, Any] = {
@@ -137,8 +139,8 @@ def measure_training(
     short = config.model_copy(update=ASIDE | {"eval_strategy": strategy})
     begin_peak(device)
     first = last = _round(short, (pool, wanted), batch, None, 1, scratch)
-    if first.step <= budget:
-        steps = int(min(MOST_STEPS, max(1, budget / max(first.step, 1e-3))))
+    if first.step <= PATIENCE * budget:
+        steps = int(min(MOST_STEPS, max(LEAST_STEPS, budget / max(first.step, 1e-3))))
         last = _round(short, (pool, wanted), batch, first.checkpoint, steps, scratch)
     start = last.beside
     tokens = 0 if wanted is None else int(few.column("n_tokens").to_numpy().sum())
