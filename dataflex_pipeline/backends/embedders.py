@@ -9,34 +9,36 @@ from typing import Literal
 from dataflex_pipeline.backends import Embedder
 from dataflex_pipeline.backends.embed_model import EmbedderSettings
 from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.models.base import is_gpu
 
 Chosen = Literal["auto", "vllm", "sentence-transformers"]
 """What ``embed_method`` may be."""
 PACKAGES = {"vllm": "vllm", "sentence-transformers": "sentence_transformers"}
-"""Embedders and the package that each needs, in the order that ``auto`` looks for them."""
+"""Embedders and the package that each needs, in the order that ``auto`` looks for them on a GPU. Without one
+it is the other way round: vLLM takes longer to start there than most tables take."""
 EXTRAS = {"vllm": "vllm", "sentence-transformers": "embed"}
 
 
-def resolve_embedder(method: str) -> str:
+def resolve_embedder(method: str, device: str) -> str:
     """Return the embedder that ``embed_method`` stands for.
 
     Args:
-        method: auto (the first of PACKAGES that is installed) or one of its names.
+        method: auto (the first of PACKAGES that is installed) or one of its names. device: the setting.
 
     Raises:
         ConfigError: auto, and none of them is installed.
     """
     if method != "auto":
         return method
-    found = next((name for name, package in PACKAGES.items() if _installed(package)), None)
-    if found is None:
+    found = [name for name, package in PACKAGES.items() if _installed(package)]
+    if not found:
         raise ConfigError(
             "embed_method: auto was set, and neither vllm nor sentence-transformers is installed.",
             "Rows are compared by embeddings, and one of the two has to make them.",
             f"Install one: {_install('sentence-transformers')} (or {_install('vllm')}), or give vectors of "
             "your own with embeddings: path.npy.",
         )
-    return found
+    return found[0] if len(found) == 1 or is_gpu(device) else found[-1]
 
 
 def check_installed(name: str) -> None:

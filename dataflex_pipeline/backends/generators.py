@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from dataflex_pipeline.backends import Generator
 from dataflex_pipeline.backends.generation_settings import GenerationSettings
 from dataflex_pipeline.backends.vllm_engine import require_vllm, vllm_installed
+from dataflex_pipeline.models.base import is_gpu
 
 if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
@@ -16,10 +17,15 @@ if TYPE_CHECKING:
 GeneratorName = Literal["vllm", "transformers"]
 
 
-def choose_generator(setting: Literal["auto", "vllm", "transformers"]) -> GeneratorName:
-    """Return the generator that a setting stands for: auto takes vLLM where it is installed."""
+def choose_generator(setting: Literal["auto", "vllm", "transformers"], device: str) -> GeneratorName:
+    """Return the generator that a setting stands for: auto takes vLLM where it is installed and has a GPU.
+
+    Args:
+        setting: of the generator. device: the setting; without a GPU vLLM takes longer to start than most
+            tables take to draw.
+    """
     if setting == "auto":
-        return "vllm" if vllm_installed() else "transformers"
+        return "vllm" if vllm_installed() and is_gpu(device) else "transformers"
     return setting
 
 

@@ -28,7 +28,8 @@ class EmbeddingParams(api.Params):
     embed_method: Chosen = Field(
         "auto",
         exclude=True,
-        description="what runs it: vllm, sentence-transformers, or auto (the first that is installed)",
+        description="what runs it: vllm, sentence-transformers, or auto (the first that is installed; "
+        "without a GPU sentence-transformers comes before vllm)",
     )
     batch_size: int = Field(32, ge=1, exclude=True, description="texts per forward pass; changes no result")
     max_length: int = Field(

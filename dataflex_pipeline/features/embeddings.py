@@ -32,6 +32,7 @@ from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 UNIT_TOLERANCE = 1e-3
 """How far a vector's length may be from 1 before scaling it is worth a word."""
 SHOWN = 5
+ORDER = "of those installed: vllm first on a GPU, sentence-transformers first without one"
 
 
 class Embeddings(api.Feature):
@@ -68,7 +69,7 @@ class Embeddings(api.Feature):
     @cached_property
     def method(self) -> str:
         """What runs the model, ``auto`` decided."""
-        return resolve_embedder(self.params.method)
+        return resolve_embedder(self.params.method, self.config.device)
 
     @property
     def max_length(self) -> int:
@@ -131,7 +132,7 @@ class Embeddings(api.Feature):
             with make_embedder(self.method, self._settings(), progress.say) as embedder:
                 self._check_dimension(embedder)
                 if self.params.method == "auto":
-                    progress.say(f"embed_method: auto is {self.method}, the first that is installed")
+                    progress.say(f"embed_method: auto is {self.method} ({ORDER})")
                 yield partial(self._embed, embedder, self._texts(), report)
         report.finish()
 

@@ -83,7 +83,7 @@ class Generations(api.Feature):
         """Parameters of generations."""
 
         generator: Literal["auto", "vllm", "transformers"] = Field(
-            "auto", description="what draws: vllm, transformers, or auto (vllm where it is installed)"
+            "auto", description="what draws: vllm, transformers, or auto (vllm on a GPU, if installed)"
         )
         mc_samples: int = Field(4, ge=1, description="completions per target row")
         max_new_tokens: int = Field(512, ge=1, description="tokens of a completion at most")
@@ -113,7 +113,7 @@ class Generations(api.Feature):
 
     def __init__(self, params: Any, config: Any) -> None:
         self._asked = params.generator
-        self._generator = choose_generator(params.generator)
+        self._generator = choose_generator(params.generator, config.device)
         super().__init__(params.model_copy(update={"generator": self._generator}), config)
 
     @property
@@ -139,8 +139,7 @@ class Generations(api.Feature):
         settings = self._settings(say)
         counts: Counter[str] = Counter()
         if self._asked == "auto":
-            found = "vLLM is installed" if self._generator == "vllm" else "vLLM is not installed"
-            say(f"generator: auto takes {self._generator} ({found})")
+            say(f"generator: auto is {self._generator} (vllm on a GPU, if installed; else transformers)")
         longest = self.params.max_prompt_length
         with make_generator(
             self._generator, self.config, given.checkpoint, settings, longest, say

@@ -69,7 +69,8 @@ class PolicyParams(api.Params):
     top_k: int = Field(0, ge=0, description="tokens that answers are drawn from; 0: all")
     max_prompt_length: int = Field(4096, ge=1, description="tokens of a prompt, cut at its beginning")
     generator: Literal["auto", "vllm", "transformers"] = Field(
-        "auto", description="what draws the answers; auto: vllm where it is installed"
+        "auto",
+        description="what draws the answers; auto: vllm on a GPU, if installed, else transformers",
     )
     generation_batch_size: int | None = Field(
         None,

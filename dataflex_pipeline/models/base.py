@@ -61,6 +61,11 @@ def _no_device(setting: str, why: str) -> ConfigError:
     )
 
 
+def is_gpu(setting: str) -> bool:
+    """Whether a ``device`` setting stands for a CUDA GPU; torch is not imported where it says cpu."""
+    return setting != "cpu" and resolve_device(setting).startswith("cuda")
+
+
 @dataclass(frozen=True)
 class Precision:
     """The number format of the frozen weights and of the forward pass.
