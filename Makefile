@@ -8,6 +8,8 @@ RUN    ?= quickstart-$(METHOD)
 ARGS   ?=
 # Processes of `make round` on this machine; a GPU each where there are GPUs.
 NPROC  ?= 1
+# Processes of `make test`, each with one thread.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 # uv does not read pip's settings; a folder of local wheels that pip knows is found by both.
@@ -59,8 +61,10 @@ compare: setup ## run methods on the demo with several seeds and put them side b
 		done; done
 	$(BIN)/dataflex compare $(foreach method,$(METHODS),$(foreach seed,$(SEEDS),compare-$(method)-seed$(seed)))
 
-test: setup ## all tests
-	$(BIN)/pytest
+# A file's tests stay together, since they share what is slow to make. Files begin in their order: crash/, which is
+# long, first; by xdist's own order, by the number of tests, long files of few tests would come last.
+test: setup ## all tests, on two processes (WORKERS=2)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## the long kill test: cold SIGKILLs of the real command at random times (KILLS=40)
 	PYTHONPATH=tests $(BIN)/python -m crash.cold_kills --kills $(or $(KILLS),40)

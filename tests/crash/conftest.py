@@ -18,10 +18,24 @@ def lanes():
     made.close()
 
 
-def pytest_terminal_summary(terminalreporter):
+def summary() -> list[str]:
+    """Return a line on what each set of lanes did."""
+    lines = []
     for made in USED:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(made.kills.items()))
-        terminalreporter.write_line(
+        lines.append(
             f"kill points: {sum(made.kills.values())} SIGKILLs ({kinds}); "
             f"{made.children} commands, {made.cpu:.0f} s of CPU time"
         )
+    return lines
+
+
+def pytest_sessionfinish(session):
+    """Under pytest-xdist, hand the lines to the process that reports (tests/conftest.py)."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["summary"] = summary()
+
+
+def pytest_terminal_summary(terminalreporter):
+    for line in summary():
+        terminalreporter.write_line(line)
