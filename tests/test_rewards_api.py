@@ -136,6 +136,15 @@ def test_retry_after_is_read_as_seconds_and_as_a_date():
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     ahead = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
     assert 97 < retry_after(ahead) <= 100
+    assert 97 < retry_after(ahead, "no date") <= 100
+
+
+def test_a_date_is_counted_by_the_endpoints_own_clock():
+    """This machine's clock may be hours off, and then the wait would be hours or nothing."""
+    date, later = "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:30 GMT"
+    assert retry_after(later, date) == 30
+    assert retry_after(date, later) == 0
+    assert retry_after("7", date) == 7
 
 
 def test_an_endpoint_that_asks_for_hours_ends_the_command(tmp_path):

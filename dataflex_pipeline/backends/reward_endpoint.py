@@ -86,7 +86,9 @@ class Endpoint:
             raise self._redirected(status, headers.get("location", ""))
         if status in AGAIN or status >= 500:
             raise TransientError(
-                f"status {status}{self._said(content)}", status, retry_after(headers.get("retry-after"))
+                f"status {status}{self._said(content)}",
+                status,
+                retry_after(headers.get("retry-after"), headers.get("date")),
             )
         if status != 200:
             raise self._refused(status, self._said(content))
@@ -242,17 +244,28 @@ def words(content: bytes, kind: str) -> str:
     return text or ""
 
 
-def retry_after(header: str | None) -> float | None:
-    """Return the seconds that a Retry-After header asks for (a number or an HTTP date); None: neither."""
+def retry_after(header: str | None, sent: str | None = None) -> float | None:
+    """Return the seconds that a Retry-After header asks for (a number or an HTTP date); None: neither.
+
+    Args:
+        header: its value. sent: the reply's Date header: a date is counted from there, by the endpoint's own
+            clock, and from now only where there is none.
+    """
     if header is None:
         return None
     try:
         seconds = float(header)
     except ValueError:
-        try:
-            when = parsedate_to_datetime(header)
-        except ValueError:
+        until = _http_date(header)
+        if until is None:
             return None
-        when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
-        seconds = (when - datetime.now(UTC)).total_seconds()
+        seconds = (until - (_http_date(sent or "") or datetime.now(UTC))).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        when = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return when if when.tzinfo is not None else when.replace(tzinfo=UTC)
