@@ -21,19 +21,10 @@ from dataflex_pipeline.data.settings import DataSettings
 from dataflex_pipeline.data.sources import Source
 from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.store.atomic import read_json, write_json
-from dataflex_pipeline.store.fingerprint import digest, file_digest
+from dataflex_pipeline.store.fingerprint import digest, file_digest, file_state
 
-VERSION = 1
+VERSION = 2
 """Raised when the file is laid out differently."""
-
-
-def state(path: Path) -> list[int]:
-    """Return size in bytes and the times (ns) of the last change of a file's content and of the file.
-
-    The second time cannot be set by a program, so a file put back with its old modification time is noticed.
-    """
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 class Memo:
@@ -64,7 +55,7 @@ class Memo:
 
     def digest(self, path: Path) -> str:
         """Return the digest of a file, reading it only if it is not the file that was read before."""
-        name, now = str(path.resolve()), state(path)
+        name, now = str(path.resolve()), file_state(path)
         known = self._files.get(name)
         if known is None or known["state"] != now:
             known = self._files[name] = {"state": now, "digest": file_digest(path)}
@@ -86,7 +77,7 @@ class Memo:
                 Layout(each["kind"], each["columns"], each["tags"]),
                 each["rows"],
                 each["digest"],
-                tuple((name, size, changed) for name, size, changed in each["stamps"]),
+                tuple((name, *state) for name, *state in each["stamps"]),
             )
             for source, each in zip(sources, known["sources"], strict=True)
         ]
@@ -137,4 +128,4 @@ def _declared(source: Source) -> Mapping[str, Any]:
 def _source_state(source: Source) -> Any:
     if source.hub is not None:
         return hub_fingerprint(source.hub, source.given)
-    return [state(path) for path in source.files]
+    return [file_state(path) for path in source.files]

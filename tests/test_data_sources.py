@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -355,10 +356,17 @@ def test_unknown_format_names_the_columns_and_what_each_format_needs(tmp_path):
         assert word in str(caught.value)
 
 
-def test_changed_file_between_the_passes_is_noticed(tmp_path):
+@pytest.mark.parametrize("same_size_and_time", [False, True])
+def test_changed_file_between_the_passes_is_noticed(tmp_path, same_size_and_time):
     path = write_jsonl(tmp_path / "a.jsonl", alpaca_rows(3))
     scan = scan_sources(wanted(tmp_path, "a"))
-    write_jsonl(path, alpaca_rows(4))
+    if same_size_and_time:  # as `cp -p` leaves it, or an edit while the clock is set back
+        old, text = path.stat(), path.read_text()
+        path.write_text(text.swapcase())
+        assert path.stat().st_size == old.st_size
+        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    else:
+        write_jsonl(path, alpaca_rows(4))
     with pytest.raises(DataError, match="changed while it was being read"):
         list(scan.rows())
 

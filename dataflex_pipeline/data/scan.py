@@ -14,7 +14,9 @@ from dataflex_pipeline.data.layout import Layout, detect_layout
 from dataflex_pipeline.data.settings import DataSettings, Row
 from dataflex_pipeline.data.sources import Source, resolve_sources
 from dataflex_pipeline.errors import DataError, did_you_mean
+from dataflex_pipeline.store.fingerprint import file_state
 
+Stamp = tuple[str | int, ...]
 MAX_COLUMNS = 1000
 _REPORT_EVERY = 1000
 
@@ -26,14 +28,14 @@ class ScannedSource:
     Attributes:
         source: where the rows are. layout: how to read them.
         n_rows: rows. digest: blake2b-128 (hex) of all rows in order.
-        stamps: (path, bytes, modification time in ns) of its files.
+        stamps: path and `file_state` of each of its files.
     """
 
     source: Source
     layout: Layout
     n_rows: int
     digest: str
-    stamps: tuple[tuple[str, int, int], ...]
+    stamps: tuple[Stamp, ...]
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows again, for the second pass.
@@ -129,9 +131,8 @@ def _scan_one(source: Source, seen: ColumnTypes, report: Progress) -> ScannedSou
     return ScannedSource(source, layout, count, hasher.hexdigest(), stamps)
 
 
-def _stamps(source: Source) -> tuple[tuple[str, int, int], ...]:
-    states = [(str(path), path.stat()) for path in source.files]
-    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+def _stamps(source: Source) -> tuple[Stamp, ...]:
+    return tuple((str(path), *file_state(path)) for path in source.files)
 
 
 def _check_columns(source: Source, seen: ColumnTypes) -> None:

@@ -80,9 +80,15 @@ def file_digest(path: Path) -> str:
 
 
 def file_state(path: Path) -> list[int]:
-    """Return [size in bytes, modification time in ns]: a cheap hint that a file did not change."""
+    """Return what tells cheaply that a file did not change: it is only ever compared for equality.
+
+    Returns:
+        Size in bytes and the times (ns) of the last change of its content and of the file itself. The second
+        time cannot be set by a program, so a file put back with its old modification time is noticed; and
+        neither says what is newer, so a wrong clock does no harm.
+    """
     status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def files_digest(paths: Sequence[Path], names: Sequence[str]) -> str:
