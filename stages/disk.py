@@ -10,7 +10,7 @@ from dataflex_pipeline.errors import DataflexError
 def disk_error(error: BaseException) -> DataflexError | None:
     """Return the error to show when the disk is behind an exception; None where something else is.
 
-    A full disk, a quota or a file-size limit, a folder that is read-only or belongs to someone else.
+    A full disk, a quota or a file-size limit, a failing disk, a folder that is read-only or not ours.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -23,6 +23,12 @@ def disk_error(error: BaseException) -> DataflexError | None:
                 f"A file could not be written: {text.splitlines()[0]}",
                 "The disk is full, or a quota or file-size limit was reached.",
                 "Free some space and run the same command again: finished work is kept, nothing is damaged.",
+            )
+        if code in (errno.EIO, errno.ESTALE) and isinstance(seen, OSError):
+            return DataflexError(
+                f"The disk or the shared folder does not answer as it should: {text.splitlines()[0]}",
+                "A device failed, or the server of a network folder is gone or has started anew.",
+                "Bring it back and run the same command again: finished work is kept.",
             )
         if code in (errno.EROFS, errno.EACCES, errno.EPERM) and isinstance(seen, OSError):
             return DataflexError(

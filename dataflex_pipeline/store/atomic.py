@@ -53,7 +53,8 @@ def atomic_file(final: Path) -> Iterator[Path]:
         yield temporary
         commit(temporary, final)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a folder that became read-only; the first error says it
+            temporary.unlink(missing_ok=True)
         raise
 
 

@@ -152,7 +152,9 @@ class RunFolder:
             owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
             yield
         finally:
-            owner.unlink(missing_ok=True)
+            # Nobody reads it once the lock is free; a folder that became read-only has an error of its own.
+            with contextlib.suppress(OSError):
+                owner.unlink(missing_ok=True)
             lock.release()
 
     def note(self, **entry: Any) -> None:

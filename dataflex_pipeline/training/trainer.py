@@ -11,6 +11,7 @@ own and carries no weights, so w = 1 is exactly TRL's loss and a step of a singl
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -37,6 +38,9 @@ model card without content, and programs."""
 
 FAILED_WRITES = ("(os error ", "inline_container.cc", "PytorchStreamWriter", "iostream error")
 """What errors of no kind of their own say when a write failed: tokenizers' (the first) and torch.save's."""
+
+NOT_FOR_WANT_OF_ROOM = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+"""Errors of the system that the command explains itself: the folder is read-only, or its disk has failed."""
 
 
 class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
@@ -182,6 +186,8 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if getattr(error, "errno", None) in NOT_FOR_WANT_OF_ROOM:
+            raise
         own = isinstance(error, OSError | SafetensorError)
         if not own and not any(sign in str(error) for sign in FAILED_WRITES):
             raise
