@@ -8,6 +8,7 @@ import random
 import re
 import resource
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from crash.launches import Launch, run
+from crash.machines import two_machines
 from safetensors.numpy import load_file
 
 from dataflex_pipeline.store.run import RunFolder
@@ -164,3 +166,54 @@ def test_a_full_disk_under_another_process_is_told_by_the_first(alone, tmp_path)
     assert not list(feature.glob("*/_manifest.json"))
     text = run(folder, 1, score(1, "loss", "rows_per_part=1"))
     assert f"losses of the pool (200 rows, {done} already done)" in text
+
+
+@pytest.fixture
+def changing_clock(tmp_path) -> tuple[Path, dict[str, str]]:
+    """The file that says by how many seconds the wall clock is off, and the variables that make it so."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("the changed clock is a small C file, and there is no compiler")
+    library, shift = tmp_path / "shifted_clock.so", tmp_path / "shift"
+    source = Path(__file__).parent / "crash" / "shifted_clock.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    shift.write_text("0")
+    return shift, {"LD_PRELOAD": str(library), "SHIFTED_CLOCK": str(shift)}
+
+
+def test_a_clock_that_jumps_by_hours_changes_nothing(alone, changing_clock, tmp_path):
+    shift, variables = changing_clock
+    folder = warmed_up(alone, tmp_path)
+    feature = folder / "runs" / "r" / "features"
+    launch = Launch(folder, 2, *score(1, "less", "ddp_timeout=20"), more=variables)
+    for parts_seen, seconds in ((1, 5 * 3600), (20, -9 * 3600), (40, 0)):
+        launch.wait_for(lambda: len(list(feature.glob("*/part-*.parquet"))) >= parts_seen)  # noqa: B023
+        shift.write_text(str(seconds))
+    assert launch.end() == 0, launch.output
+    assert scores(folder / "runs" / "r")["less.score"] == scores(alone / "runs" / "r")["less.score"]
+    times = [json.loads(line)["time"] for line in (folder / "runs/r/history.jsonl").read_text().splitlines()]
+    assert times  # the history says what the clock said, and nothing reads it
+
+
+def test_a_machine_that_dies_ends_the_other_and_both_go_on(alone, tmp_path):
+    folder = warmed_up(alone, tmp_path)
+    feature = folder / "runs" / "r" / "features"
+    command = ("-m", "--", "stages.cli", *score(1, "less", "ddp_timeout=5"))
+    with two_machines(tmp_path) as both:
+        first, second = (each.start(folder, command) for each in both)
+        try:
+            first.wait_for(lambda: len(list(feature.glob("*/part-*.parquet"))) >= 3)
+            owner = (folder / "runs" / "r" / ".lock-owner").read_text()
+            assert owner.endswith(f" on {both[0].name}\n")
+            second.kill()
+            began = time.monotonic()
+            assert first.end(90) != 0
+            assert time.monotonic() - began < 60
+            assert "Rank 1 has given no sign of life for 5 s." in first.output
+            first, second = (each.start(folder, command) for each in both)
+            assert first.end() == 0, first.output
+            assert second.end() == 0, second.output
+        finally:
+            first.kill()
+            second.kill()
+    assert scores(folder / "runs" / "r")["less.score"] == scores(alone / "runs" / "r")["less.score"]

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 from cli_runs import done
@@ -45,18 +46,29 @@ def environment() -> dict[str, str]:
 class Launch:
     """A running launch, in a session of its own; its output goes to a file."""
 
-    def __init__(self, folder: Path, processes: int, *arguments: str, module: str = "stages.cli") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        processes: int,
+        *arguments: str,
+        module: str = "stages.cli",
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.started(folder, processes, command(processes, arguments, module), environment() | more)
+
+    def started(self, folder: Path, processes: int, line: list[str], variables: Mapping[str, str]) -> None:
+        """Start a command line in a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"output-{time.monotonic_ns()}"
         self.processes = processes
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                command(processes, arguments, module),
+                line,
                 cwd=folder,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=environment(),
+                env=variables,
             )
 
     @property
