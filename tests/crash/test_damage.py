@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -16,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from crash.kill_points import Kill
-from crash.same_run import differences
+from crash.same_run import differences, done_twice
 from crash.small_run import NAME, Bench, Recipe
 
 
@@ -221,3 +222,80 @@ def test_a_full_disk_is_told_and_the_run_goes_on_after_it(lanes, recipe, finishe
         subprocess.run(remount, check=True, timeout=20)
         bench.finish(*recipe.round())
         assert differences(finished.run, bench.folder / "runs" / NAME) == []
+
+
+@contextlib.contextmanager
+def failing_disk(folder):
+    """Mount a file system that can be made to fail; skip where that is not permitted."""
+    image = folder / "image"
+    disk = folder / "disk"
+    disk.mkdir()
+    with image.open("wb") as stream:
+        stream.truncate(30 << 20)
+    for line in (["mkfs.ext4", "-q", "-F", str(image)], mount(image, disk)):
+        try:
+            done = subprocess.run(line, capture_output=True, text=True, timeout=20)
+        except FileNotFoundError:
+            pytest.skip(f"there is no {line[0]} for a disk that fails")
+        if done.returncode:
+            pytest.skip(f"a disk that fails cannot be mounted: {done.stderr.strip()}")
+    try:
+        yield image, disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True, timeout=20)
+
+
+def mount(image, disk):
+    return ["mount", "-o", "loop", str(image), str(disk)]
+
+
+@pytest.mark.parametrize("write", [7, 17])
+def test_a_disk_that_becomes_read_only_is_told_and_the_run_goes_on(lanes, recipe, finished, tmp_path, write):
+    """The kernel's own way when a disk fails, open files or not: `remount,abort` stands for the failure."""
+    with failing_disk(tmp_path) as (image, disk):
+        bench = Bench(lanes, tmp_path / "bench")
+        bench.folder.mkdir()
+        (disk / "runs").mkdir()
+        (bench.folder / "runs").symlink_to(disk / "runs")
+        go_on = tmp_path / "go on"
+        ends = []
+        first = bench.call(recipe.round()[0], kill=Kill("after", write))
+        assert first.killed
+        order = {"hold": str(go_on)}
+        n_before = len(bench.writes())
+        thread = threading.Thread(target=lambda: ends.append(bench.call(recipe.round()[0], **order)))
+        thread.start()
+        while len(bench.writes()) == n_before and thread.is_alive():
+            time.sleep(0.01)
+        subprocess.run(["mount", "-o", "remount,abort", str(disk)], check=True, timeout=20)
+        go_on.touch()
+        thread.join()
+        text = explained(ends[0], ends[0].code)
+        assert ends[0].code in (1, 2)
+        assert "read-only" in text or "does not answer as it should" in text
+        assert ".lock-owner" not in text  # tidying up does not hide what went wrong
+        subprocess.run(["umount", str(disk)], check=True, timeout=20)
+        subprocess.run(mount(image, disk), check=True, timeout=20)
+        bench.finish(*recipe.round())
+        assert differences(finished.run, bench.folder / "runs" / NAME) == []
+
+
+def test_nothing_goes_by_the_order_of_times(lanes, recipe, finished, tmp_path):
+    """A clock set back and forth leaves files whose times say nothing; steps and digests decide."""
+    bench = Bench(lanes, tmp_path / "bench")
+    kept = (*recipe.round()[0], "keep_checkpoints=true")
+    plain = Bench(lanes, tmp_path / "plain").finish(kept)
+    inside = "round-01/training/checkpoint-3/COMPLETE.json"
+    whole = next(i for i, name in enumerate(plain.writes(), 1) if name.endswith(inside))
+    assert bench.call(kept, kill=Kill("after", whole)).killed
+    now = time.time()
+    for number, path in enumerate(sorted(bench.run.rglob("*"), reverse=True)):
+        os.utime(path, (now, now + (-1) ** number * 3600 * (number + 1)))
+    bench.finish(kept)
+    assert differences(plain.run, bench.run) == []
+    assert done_twice(bench.book()) == []
+    n_writes = len(bench.writes())
+    for number, path in enumerate(sorted(bench.run.rglob("*"))):
+        os.utime(path, (now, now - 3600 * number))
+    bench.finish(kept)
+    assert [name for name in bench.writes()[n_writes:] if not name.endswith("sources.json")] == []
