@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Self
 
 from dataflex_pipeline.backends import Answer, Reward
@@ -25,6 +24,7 @@ from dataflex_pipeline.backends.reward_metric_functions import (
 )
 from dataflex_pipeline.backends.reward_settings import PLACE, MetricSettings
 from dataflex_pipeline.errors import ConfigError, UserError
+from dataflex_pipeline.own_code import load_source
 from dataflex_pipeline.store.fingerprint import file_digest
 
 
@@ -81,22 +81,16 @@ def _own_function(name: str) -> Metric:
     module, function = _split(name)
     file = _own_file(name, module)
     try:
-        found = _load_file(file) if module.endswith(".py") and file else importlib.import_module(module)
+        if module.endswith(".py") and file:
+            found = load_source(f"dataflex_metric_{file.stem}", file)
+        else:
+            found = importlib.import_module(module)
     except Exception as error:  # any error of the user's own module, told without a traceback
         raise _not_found(name, f"{module} cannot be imported: {type(error).__name__}: {error}.") from error
     metric: Metric | None = getattr(found, function, None)
     if not callable(metric):
         raise _not_found(name, f"{module} has no function {function}.")
     return metric
-
-
-def _load_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"dataflex_metric_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class MetricRewarder:

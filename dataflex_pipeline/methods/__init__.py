@@ -7,7 +7,6 @@ A method of the user's own lives in any Python file; an entry of components.yaml
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from dataflex_pipeline.api import Method, Params
 from dataflex_pipeline.config.components import ComponentEntry, method_parameters
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError, did_you_mean
+from dataflex_pipeline.own_code import load_source
 
 
 def shipped_methods() -> list[str]:
@@ -50,23 +50,20 @@ def method_class(name: str, file: Path | None = None, module: str | None = None)
 
 
 def _import_file(name: str, file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"dataflex_method_{name}", file)
-    if not file.is_file() or spec is None or spec.loader is None:
+    if not file.is_file():
         raise ConfigError(
             f"The method '{name}' names the file {file}.",
             "There is no Python file at that path.",
             "Correct the path; it is relative to the components.yaml that names it.",
         )
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        return load_source(f"dataflex_method_{name}", file)
     except (ImportError, SyntaxError, NameError) as error:
         raise ConfigError(
             f"The method '{name}' comes from {file}, which cannot be imported.",
             f"{type(error).__name__}: {error}",
             "Correct the file; `python` followed by its path shows the same error in full.",
         ) from error
-    return module
 
 
 def _import_module(name: str, module: str) -> ModuleType:

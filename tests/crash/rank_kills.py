@@ -32,8 +32,6 @@ DEPENDS_ON_PROCESSES = "rng_state"
 AVERAGES = frozenset({"gradient_accumulation_steps", "entropy", "mean_token_accuracy"})
 """Keys that may differ: the accumulation that was given, and two entries of TRL's own log, which it averages
 by tokens over processes and without weights over accumulated batches (SFTTrainer.compute_loss and log)."""
-MOST_KILLS = 5
-"""Of one stage of one run, so that a machine that has become slower still reaches the later stages."""
 PATIENCE = 900.0
 
 
@@ -42,16 +40,19 @@ class Siege:
     """Runs under fire.
 
     Attributes:
-        recipe: the run. reference: an undisturbed one. seconds: of work, by command. kills: wanted.
-        counts: numbers of processes. draw: the stream of moments. done: kills. lost, wrong: see cold_kills.
+        commands: of a run. reference: an undisturbed one. seconds: of work, by command. kills: wanted.
+        counts: numbers of processes. draw: the stream of moments. most: kills of one stage of one run, so
+            that a machine that has become slower still reaches the later stages.
+        done: kills. lost, wrong: see cold_kills.
     """
 
-    recipe: Recipe
+    commands: Sequence[tuple[str, ...]]
     reference: Path
-    seconds: list[float]
+    seconds: Sequence[float]
     kills: int
     counts: Sequence[int]
     draw: random.Random
+    most: int = 5
     began: float = field(default_factory=time.monotonic)
     done: int = 0
     lost: int = 0
@@ -59,8 +60,8 @@ class Siege:
 
     def one_run(self, folder: Path) -> None:
         """Run all stages, each killed and started again until it is done, then compare."""
-        for number, command in enumerate(self.recipe.stages()):
-            kills = self.draw.randint(1, MOST_KILLS)
+        for number, command in enumerate(self.commands):
+            kills = self.draw.randint(1, self.most)
             while not self._start(folder, number, command, kills > 0):
                 kills -= 1
                 if self.lost:
@@ -139,10 +140,10 @@ def worked(launch: Launch, run: Path, seconds: float) -> bool:
     return False
 
 
-def undisturbed(recipe: Recipe, folder: Path) -> list[float]:
+def undisturbed(commands: Sequence[tuple[str, ...]], folder: Path) -> list[float]:
     """Run all stages by one process; return the seconds that each worked."""
     seconds = []
-    for command in recipe.stages():
+    for command in commands:
         launch = Launch(folder, 1, *with_batch(command, 1))
         worked(launch, folder / "runs" / NAME, 0.0)
         began = time.monotonic()
@@ -154,12 +155,12 @@ def undisturbed(recipe: Recipe, folder: Path) -> list[float]:
 
 def besiege(demo, method: str, kills: int, seed: int, counts: Sequence[int]) -> int:
     """Return 0 if nothing was lost and nothing is wrong."""
-    recipe = Recipe.of(demo, method, *SAME_FOR_ALL)
+    commands = Recipe.of(demo, method, *SAME_FOR_ALL).stages()
     with tempfile.TemporaryDirectory() as place:
-        seconds = undisturbed(recipe, Path(place) / "calm")
+        seconds = undisturbed(commands, Path(place) / "calm")
         print(f"undisturbed: {sum(seconds):.1f} s of work in {len(seconds)} stages", flush=True)
         reference = Path(place) / "calm" / "runs" / NAME
-        siege = Siege(recipe, reference, seconds, kills, counts, random.Random(seed))
+        siege = Siege(commands, reference, seconds, kills, counts, random.Random(seed))
         number = 0
         while siege.done < kills and not siege.lost:
             number += 1

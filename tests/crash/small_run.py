@@ -54,11 +54,11 @@ class Recipe:
         """Return the one command that does everything."""
         return [("round", "2", "--method", self.method, *self.settings, *options)]
 
-    def stages(self) -> list[tuple[str, ...]]:
+    def stages(self, rounds: int = 2) -> list[tuple[str, ...]]:
         """Return the commands that do the same one by one."""
         commands = [("warmup", *self.settings, f"component_name={self.method}")]
-        for number in ("1", "2"):
-            scored = ("--run", NAME, "runs_dir=runs", "--round", number)
+        for number in range(1, rounds + 1):
+            scored = ("--run", NAME, "runs_dir=runs", "--round", str(number))
             commands += [("score", *scored), ("select", *scored), ("train-round", *scored)]
         return commands
 

@@ -1,0 +1,52 @@
+"""Files of the user's own: as they are now, without a cache, and found by what looks annotations up."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from dataflex_pipeline.own_code import load_source
+
+
+@pytest.fixture
+def own_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    return tmp_path / "mine.py"
+
+
+def test_a_file_of_the_same_size_changed_within_the_same_second_is_read_anew(own_file):
+    for value in (1, 2):
+        own_file.write_text(f"VALUE = {value}\n")
+        os.utime(own_file, (1_700_000_000, 1_700_000_000))
+        found = load_source("mine", own_file).VALUE
+        assert found == value
+    assert [path.name for path in own_file.parent.iterdir()] == ["mine.py"]
+
+
+def test_annotations_find_their_meaning(own_file):
+    own_file.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar, Literal\n"
+        "from pydantic import BaseModel\n"
+        "@dataclass\n"
+        "class State:\n"
+        "    shared: ClassVar[int] = 3\n"
+        "    rows: int = 0\n"
+        "class Params(BaseModel):\n"
+        "    side: Literal['left', 'right'] = 'left'\n"
+    )
+    module = load_source("mine", own_file)
+    assert module.State(5).rows == 5
+    assert module.Params(side="right").side == "right"
+
+
+def test_a_file_that_fails_leaves_nothing_behind(own_file):
+    own_file.write_text("raise RuntimeError('no')\n")
+    with pytest.raises(RuntimeError, match="no"):
+        load_source("dataflex_method_failing", own_file)
+    assert "dataflex_method_failing" not in sys.modules
+    with pytest.raises(ImportError, match="no Python file"):
+        load_source("dataflex_method_missing", own_file.parent / "other.py")
