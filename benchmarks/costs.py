@@ -17,15 +17,22 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from gradients import load_model, make_batches, random_updates
-from losses import random_rows
+from made_up import (
+    llama_settings,
+    make_batches,
+    random_llama,
+    random_rows,
+    random_updates,
+    spread_lengths,
+    with_adapter,
+)
+from measuring import seconds_of
 from surroundings import publish, surroundings
 from tables import identities
 
@@ -65,23 +72,12 @@ def flops(model: Any, sequences: Sequences, vocabulary: int) -> tuple[float, flo
     return float(forward), float(2 * forward + 4 * adapter * lengths.sum())
 
 
-def cpu_seconds(work: Any, repeat: int) -> float:
-    """Return the fewest CPU seconds of several calls."""
-    found = []
-    for _ in range(repeat):
-        began = time.process_time()
-        work()
-        found.append(time.process_time() - began)
-    return min(found)
-
-
 def compute(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure losses and gradients on every shape, and predict all from one."""
     found: list[dict[str, Any]] = []
     for hidden, layers, vocabulary, longest in SHAPES:
-        shape = argparse.Namespace(model=None, hidden=hidden, layers=layers, vocabulary=vocabulary)
-        model = load_model(argparse.Namespace(**vars(shape), dtype="float32", device="cpu", rank=16))
-        rows = random_rows(args.rows, vocabulary, longest)
+        model = with_adapter(random_llama(llama_settings(hidden, layers, vocabulary)), 16)
+        rows = random_rows(spread_lengths(args.rows, longest), vocabulary)
         sequences = Sequences.of(rows)
         consumer = ProjectedGradients(make_projection("countsketch", 4096, 0), random_updates(model))
 
@@ -89,15 +85,13 @@ def compute(args: argparse.Namespace) -> list[dict[str, Any]]:
             with torch.inference_mode(), logits_only_at(model) as choose:
                 loss_table(model, choose, rows, TOKENS)
 
-        def gradients(
-            model: Any = model, sequences: Any = sequences, consumer: Any = consumer, v: int = vocabulary
-        ) -> None:
+        def gradients(model: Any = model, sequences: Any = sequences, consumer: Any = consumer) -> None:
             with GradientCapture(model, consumer, print) as capture:
-                for batch in make_batches(sequences, TOKENS, v, "cpu"):
+                for batch in make_batches(model, sequences, TOKENS):
                     projected_batch(capture, consumer, *batch)
 
         predicted = flops(model, sequences, vocabulary)
-        measured = cpu_seconds(losses, args.repeat), cpu_seconds(gradients, args.repeat)
+        measured = [min(seconds_of(work, "cpu") for _ in range(args.repeat)) for work in (losses, gradients)]
         for name, work, seconds in zip(("losses", "gradients"), predicted, measured, strict=True):
             found.append(
                 {

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from losses import random_llama
+from made_up import parser_of, random_llama, settings_of
 from surroundings import publish, surroundings
 
 from dataflex_pipeline.backends import Generator, Prompt
@@ -37,14 +37,13 @@ from dataflex_pipeline.backends.vllm_engine import vllm_installed
 from dataflex_pipeline.config.fields import Config
 
 
-def saved_model(folder: Path, hidden: int, layers: int, vocabulary: int) -> str:
+def saved_model(folder: Path, settings: dict[str, Any]) -> str:
     """Save a random-initialised Llama with a word-level tokenizer; return its folder."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    torch.manual_seed(0)
-    random_llama(hidden, layers, vocabulary).save_pretrained(folder)
-    words = {f"w{number}": number for number in range(vocabulary)}
+    random_llama(settings).save_pretrained(folder)
+    words = {f"w{number}": number for number in range(settings["vocab_size"])}
     PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), eos_token="w2", pad_token="w0"
     ).save_pretrained(folder)
@@ -99,11 +98,12 @@ def batched(generator: Generator, prompts: Sequence[Prompt]) -> dict[str, float]
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure every way of drawing on one model and one set of prompts."""
-    model = args.model or saved_model(folder, args.hidden, args.layers, args.vocabulary)
-    config = Config(model_name_or_path=model, device=args.device, bf16=args.bf16)
+    settings = settings_of(args)
+    model = args.model if settings is None else saved_model(folder, settings)
+    config = Config(model_name_or_path=model, device=args.device, bf16=args.dtype == "bfloat16")
     known = model_settings(config)
     tokenizer, end_ids, end_text = endings(config, known, print)
-    settings = GenerationSettings(
+    drawing = GenerationSettings(
         max_new_tokens=args.new_tokens,
         temperature=1.0,
         end_ids=end_ids,
@@ -113,10 +113,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         tokenizer=tokenizer,
     )
     prompts = random_prompts(args.prompts, args.samples, args.longest, int(known.vocab_size))
-    results = {"one by one": one_by_one(config, settings, prompts[: args.single])}
+    results = {"one by one": one_by_one(config, drawing, prompts[: args.single])}
     names = ["transformers", "vllm"] if vllm_installed() else ["transformers"]
     for name in names:
-        generator = make_generator(name, config, None, settings, args.longest, print)  # type: ignore[arg-type]
+        generator = make_generator(name, config, None, drawing, args.longest, print)  # type: ignore[arg-type]
         results[name] = batched(generator, prompts)
     slow = results["one by one"]["tokens_per_second"]
     return {
@@ -132,20 +132,13 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Read the command line and print, or write, the results as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", help="folder of a model; default a random-initialised Llama")
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser = parser_of(__doc__)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--samples", type=int, default=4, help="completions per prompt")
     parser.add_argument("--longest", type=int, default=128, help="tokens of the longest prompt")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--batch", type=int, default=64, help="completions at a time")
     parser.add_argument("--single", type=int, default=8, help="completions that are drawn one by one")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--json", type=Path, help="write the results here too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         publish(measure(args, Path(folder)), args.json)

@@ -2,10 +2,11 @@
 
     python benchmarks/gradients.py --rows 64 --json gradients.json
     python benchmarks/gradients.py --model FOLDER --rank 16
-    python benchmarks/gradients.py --device cuda --dtype bfloat16 --hidden 4096 --layers 32 --rank 128
+    python benchmarks/gradients.py --model 7b --device cuda --dtype bfloat16 --rank 128
 
-Without ``--model`` a random-initialised Llama is made; the rows are random tokens with a spread of lengths,
-the last half of each labelled. ``--rank 0`` trains all weights instead of a LoRA adapter. Measured:
+Without ``--model`` a random-initialised Llama is made (--hidden, --layers, --vocabulary); the rows are random
+tokens with a spread of lengths, the last half of each labelled. ``--rank 0`` trains all weights instead of a
+LoRA adapter. Measured:
 
 - ``plain``: forward and backward of the batches, logits of all positions, parameter gradients thrown away;
 - ``plain, labelled logits``: the same with the capture's own loss, logits only where there are labels;
@@ -23,16 +24,24 @@ beyond the model, measured in a pass of its own.
 from __future__ import annotations
 
 import argparse
-import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
-from losses import random_llama, random_rows
+from made_up import (
+    Batch,
+    batch_of,
+    load_model,
+    make_batches,
+    parser_of,
+    random_rows,
+    random_updates,
+    spread_lengths,
+    trainable,
+    with_adapter,
+)
+from measuring import fastest, peak_mib, seconds_of
 from surroundings import publish, surroundings
 from torch.nn.functional import cross_entropy
 
@@ -41,56 +50,10 @@ from dataflex_pipeline.gradients.capture import GradientCapture
 from dataflex_pipeline.gradients.policy import WeightedAnswers, summed_gradients
 from dataflex_pipeline.gradients.projection import make_projection
 from dataflex_pipeline.gradients.stream import ProjectedGradients, projected_batch
-from dataflex_pipeline.models.batches import Sequences, length_batches, padded
-from dataflex_pipeline.models.optimizer_states import AdamState
+from dataflex_pipeline.models.batches import Sequences
 
-Batch = tuple[torch.Tensor, ...]
 SAMPLES = 4
 """Answers per target row."""
-
-
-def load_model(args: argparse.Namespace) -> Any:
-    """Return the model with its adapter, in eval mode."""
-    if args.model:
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(args.model)
-    else:
-        model = random_llama(args.hidden, args.layers, args.vocabulary)
-    model = model.to(getattr(torch, args.dtype)).to(args.device)
-    if args.rank:
-        from peft import LoraConfig, get_peft_model
-
-        lora = LoraConfig(r=args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(model, lora)
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.02)
-    return model.eval()
-
-
-def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
-    """Return the parameters that require a gradient, by name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def random_updates(model: Any) -> dict[str, AdamUpdate]:
-    """Return Adam updates from made-up states of the right shapes."""
-    return {
-        name: AdamUpdate.of(
-            AdamState(
-                torch.randn_like(p) * 1e-3, torch.rand_like(p) * 1e-6, 100, 1e-4, (0.9, 0.999), 1e-8, 0.0
-            ),
-            device=p.device,
-        )
-        for name, p in trainable(model).items()
-    }
-
-
-def make_batches(sequences: Sequences, tokens: int, vocabulary: int, device: str) -> list[Batch]:
-    """Return padded batches of rows of similar length: ids, labels, mask."""
-    groups = length_batches(sequences.lengths, sequences.n_labels(), tokens, (1 << 28) // vocabulary)
-    return [tuple(torch.from_numpy(a).to(device) for a in padded(sequences, rows)) for rows in groups]
 
 
 def plain(model: Any, batches: list[Batch]) -> None:
@@ -131,48 +94,13 @@ def one_by_one(model: Any, rows: list[Batch], updates: dict[str, AdamUpdate], di
         model.zero_grad()
 
 
-def seconds_of(work: Callable[[], None], device: str) -> float:
-    """Return the CPU seconds of this process, or the wall seconds on a GPU."""
-    clock = time.perf_counter if device.startswith("cuda") else time.process_time
-    began = clock()
-    work()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return clock() - began
-
-
-def peak_mib(work: Callable[[], None], device: str) -> float:
-    """Return how much more memory is held at most while something runs, in MiB."""
-    if device.startswith("cuda"):
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    process, done = psutil.Process(), threading.Event()
-    before = highest = process.memory_info().rss
-
-    def watch() -> None:
-        nonlocal highest
-        while not done.wait(0.002):
-            highest = max(highest, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        work()
-    finally:
-        done.set()
-        watcher.join()
-    return (highest - before) / 2**20
-
-
-def best_tokens(model: Any, sequences: Sequences, args: argparse.Namespace, vocabulary: int) -> int:
+def best_tokens(model: Any, sequences: Sequences, args: argparse.Namespace) -> int:
     """Return the batch size, in padded tokens, at which a plain pass is fastest."""
     if len(args.tokens) == 1:
         return int(args.tokens[0])
     seconds = {}
     for tokens in args.tokens:
-        batches = make_batches(sequences, tokens, vocabulary, args.device)
+        batches = make_batches(model, sequences, tokens)
         plain(model, batches[-1:])
         seconds[tokens] = seconds_of(lambda batches=batches: plain(model, batches), args.device)
     return min(seconds, key=lambda tokens: seconds[tokens])
@@ -181,10 +109,12 @@ def best_tokens(model: Any, sequences: Sequences, args: argparse.Namespace, voca
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure everything on one model and one set of rows."""
     model = load_model(args)
-    vocabulary = int(model.config.vocab_size)
-    sequences = Sequences.of(random_rows(args.rows, vocabulary, args.longest))
-    tokens = best_tokens(model, sequences, args, vocabulary)
-    batches = make_batches(sequences, tokens, vocabulary, args.device)
+    if args.rank:
+        model = with_adapter(model, args.rank)
+    lengths = spread_lengths(args.rows, args.longest)
+    sequences = Sequences.of(random_rows(lengths, int(model.config.vocab_size)))
+    tokens = best_tokens(model, sequences, args)
+    batches = make_batches(model, sequences, tokens)
     updates = random_updates(model)
     consumer = ProjectedGradients(make_projection("countsketch", args.dim, 0), updates)
     said: list[str] = []
@@ -213,16 +143,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     captured()  # makes the buckets
     first_pass = time.perf_counter() - began
     policy()
-    seconds = dict.fromkeys(work, float("inf"))
-    for _ in range(args.repeat):
-        for name, function in work.items():
-            seconds[name] = min(seconds[name], seconds_of(function, args.device))
+    seconds = fastest(work, args.repeat, args.device)
     peaks = {name: peak_mib(function, args.device) for name, function in work.items()}
     middle = np.argsort(sequences.lengths)[len(sequences.lengths) // 2 :][: args.subset]
-    singles = [
-        tuple(torch.from_numpy(a).to(args.device) for a in padded(sequences, np.array([row])))
-        for row in middle
-    ]
+    singles = [batch_of(model, sequences, np.array([row])) for row in middle]
     alone = seconds_of(lambda: one_by_one(model, singles, updates, args.dim), args.device)
     rates = {name: args.rows / s for name, s in seconds.items()} | {"one by one": len(singles) / alone}
     total = int(sequences.lengths.sum())
@@ -252,21 +176,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Read the command line and print, or write, the results as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", help="folder of a model; default a random-initialised Llama")
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser = parser_of(__doc__, vocabulary=8192)
     parser.add_argument("--rank", type=int, default=16, help="LoRA rank; 0: all weights are trained")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--longest", type=int, default=512, help="tokens of the longest row")
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048], help="padded tokens of a batch")
     parser.add_argument("--dim", type=int, default=4096, help="proj_dim")
     parser.add_argument("--subset", type=int, default=1, help="rows of the one-by-one recipe")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the results here too")
     args = parser.parse_args()
     publish(measure(args), args.json)
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +34,18 @@ def package_version(name: str) -> str | None:
         return None
 
 
+def gpus() -> dict[str, Any]:
+    """Return the GPUs that torch sees and its CUDA version; nothing where a benchmark does not use torch."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    return {
+        "gpus": [f"{each.name}, {each.total_memory / 2**30:.1f} GiB" for each in found],
+        "cuda": torch.version.cuda,
+    }
+
+
 def surroundings() -> dict[str, Any]:
     """Return hardware, commit and versions."""
     commit = subprocess.run(
@@ -47,6 +60,7 @@ def surroundings() -> dict[str, Any]:
         "cpu": model[0].partition(":")[2].strip() if model else platform.processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        **gpus(),
         "load_before": os.getloadavg()[0],
         "commit": commit.stdout.strip() or "not a git checkout",
         "python": platform.python_version(),
