@@ -13,10 +13,12 @@ layers; the rows are random tokens of one length, the last half of each labelled
 - ``gradients``: batching, per-sample gradients, Adam update, countsketch to --dim, results fetched from the
   device; what features/gradients.py runs, without making its table.
 
-They take turns. Each turn is opened anew and warmed up on --warmup batches (there the gradients compare one
-row with autograd, as at the start of a run), then timed over --steps batches, the GPU synchronised before and
-after. Each figure is the fastest of --repeat turns: wall time on a GPU, CPU seconds of this process on a CPU.
-``peak_gib`` (GPU only) is what was allocated at most during a turn, the model of ``model_gib`` included.
+They take turns. Each turn is opened anew and warmed up twice on the same --warmup batches (there the
+gradients compare one row with autograd, as at the start of a run), then timed over --steps batches, the GPU
+synchronised before and after. Each figure is the fastest of --repeat turns: wall time on a GPU, CPU seconds
+of this process on a CPU. ``bit_equal_when_repeated``: whether both warm-ups gave the same bits (attention
+kernels of a GPU may add in another order each time on the way back). ``peak_gib``, on a GPU only, is what was
+allocated at most during a turn, the model of ``model_gib`` included.
 
 If a GPU runs out of memory, take a smaller --batch, or --checkpointing, which recomputes activations in
 training and gradients alike. Scoring makes smaller batches than --batch where labelled tokens x vocabulary
@@ -85,15 +87,16 @@ class Rows:
 
 
 Pass = Callable[[Rows], np.ndarray | None]
-"""One pass over rows; scoring returns their losses in nats per response token. [rows]"""
+"""One pass over rows; scoring returns their losses in nats per token, then projections. [rows, 1 or 1 + K]"""
 
 
 class Turn(NamedTuple):
-    """Seconds over the timed rows, the most bytes held, and the losses of the warm-up's rows."""
+    """Seconds over the timed rows, most bytes held, losses of the warm-up [rows], whether repeatable."""
 
     seconds: float
     peak_bytes: int
     losses: Any
+    bit_equal: bool
 
 
 @contextmanager
@@ -118,11 +121,12 @@ def training(model: Any, args: argparse.Namespace) -> Iterator[Pass]:
 def losses(model: Any, args: argparse.Namespace) -> Iterator[Pass]:
     """Yield the losses feature."""
     with torch.inference_mode(), logits_only_at(model) as choose:
-        yield (
-            lambda rows: (
-                loss_table(model, choose, rows.table, args.batch * args.length).column("loss").to_numpy()
-            )
-        )
+
+        def score(rows: Rows) -> np.ndarray:
+            table = loss_table(model, choose, rows.table, args.batch * args.length)
+            return table.column("loss").to_numpy()[:, None]
+
+        yield score
 
 
 @contextmanager
@@ -138,7 +142,7 @@ def gradients(model: Any, args: argparse.Namespace, say: Callable[[str], None]) 
                 results = [result.cpu().numpy() for result in projected_batch(capture, consumer, *batch)]
                 if not all(np.isfinite(result).all() for result in results):
                     raise SystemExit("A gradient is not finite: these figures would be of no real pass.")
-                found.append(results[0])
+                found.append(np.column_stack(results[:2]))
             return np.concatenate(found)
 
         yield score
@@ -154,6 +158,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "losses": lambda: losses(model, args),
         "gradients": lambda: gradients(model, args, said.append),
     }
+    scoring = ("losses", "gradients")
     turns: dict[str, list[Turn]] = {name: [] for name in work}
     for _ in range(args.repeat):
         for name, opened in work.items():
@@ -163,11 +168,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **described(model, timed, args),
         "results": {name: rates(timed, s) | peak(turns[name], args.device) for name, s in seconds.items()},
-        "ratios": {
-            f"{name} / training step": seconds["training step"] / seconds[name]
-            for name in ("losses", "gradients")
-        },
+        "ratios": {f"{name} / training step": seconds["training step"] / seconds[name] for name in scoring},
         "largest_difference_of_losses": float(np.abs(last["losses"] - last["gradients"]).max()),
+        "bit_equal_when_repeated": {name: all(turn.bit_equal for turn in turns[name]) for name in scoring},
         "said": [*args.notices, *sorted(set(said))],
         **surroundings(),
     }
@@ -179,9 +182,10 @@ def one_turn(
     """Open one kind of pass, warm it up and time it; what it holds on the device is free again afterwards."""
     begin_peak(device)
     with opened() as run:
-        found = run(warm)
+        found, again = run(warm), run(warm)
         seconds = seconds_of(lambda: run(timed), device)
-    return Turn(seconds, peak_bytes(device), found)
+    losses = None if found is None else found[:, 0]
+    return Turn(seconds, peak_bytes(device), losses, np.array_equal(found, again))
 
 
 def peak(turns: list[Turn], device: str) -> dict[str, float]:
@@ -226,7 +230,7 @@ def main() -> None:
     parser.add_argument("--dim", "--proj-dim", type=int, default=4096, help="dimensions of the projection")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward")
     parser.add_argument("--warmup", type=int, default=2, help="batches before each timing")
-    parser.add_argument("--steps", type=int, help="batches per timing; default 10 on a GPU, 2 on a CPU")
+    parser.add_argument("--steps", type=int, help="batches per timing; default 10 on a GPU, 8 on a CPU")
     parser.add_argument("--repeat", type=int, default=3, help="turns")
     args = parser.parse_args()
     on_gpu = args.device.startswith("cuda")
@@ -235,7 +239,7 @@ def main() -> None:
     args.dtype = args.dtype or wanted.dtype
     args.batch = args.batch or ROWS_PER_BATCH.get(args.model, 8)
     args.length = args.length or (512 if on_gpu else 64)
-    args.steps = args.steps or (10 if on_gpu else 2)
+    args.steps = args.steps or (10 if on_gpu else 8)
     publish(measure(args), args.json)
 
 
