@@ -136,7 +136,8 @@ def test_rows_without_an_end_and_rows_that_are_cut(own, here):
 
 
 def test_other_mistakes_of_a_configuration(own, here):
-    assert bad(findings(*own, "loss.focus=no", code=2))["method"] == "problem"
+    refused = dataflex("doctor", *own, "loss.focus=no")
+    assert (refused.code, "loss.focus is" in refused.out + refused.err) == (2, True)
     assert bad(findings("dataset=none.jsonl", *own[1:], code=2)) == {"pool": "problem"}
     (here / "pool.jsonl").write_text('{"instruction": "a", "output": ""}\n' * 3)
     found = findings(*own, code=2)

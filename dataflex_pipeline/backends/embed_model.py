@@ -22,7 +22,7 @@ from dataflex_pipeline.models.source import (
     explained,
     local_folder,
 )
-from dataflex_pipeline.store.fingerprint import digest, file_digest, file_state
+from dataflex_pipeline.store.fingerprint import digest, digest_while_unchanged
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -78,7 +78,7 @@ class EmbedModel:
         if self.folder is None:
             return _hub_identity(self.name, self._path("config.json"))
         paths = sorted(_digested(self.folder))
-        return digest({str(p.relative_to(self.folder)): _digest_of(p, *file_state(p)) for p in paths})
+        return digest({str(p.relative_to(self.folder)): digest_while_unchanged(p) for p in paths})
 
     def check(self, trust_remote_code: bool) -> None:
         """Check that it could be loaded, as far as its small files and the heads of its weights tell.
@@ -201,12 +201,6 @@ def _digested(folder: Path) -> Iterator[Path]:
             inside = path.relative_to(folder).parts
             if path.is_file() and OTHER_EDITIONS.isdisjoint(inside) and not inside[0].startswith("."):
                 yield path
-
-
-@functools.cache
-def _digest_of(path: Path, size: int, changed: int) -> str:
-    """Return the digest of a file, read once per process while its size and time stay the same."""
-    return file_digest(path)
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline.backends.reward_settings import PLACE
@@ -19,7 +18,7 @@ from dataflex_pipeline.models.source import (
     explained,
     local_folder,
 )
-from dataflex_pipeline.store.fingerprint import digest, file_digest, file_state
+from dataflex_pipeline.store.fingerprint import digest, digest_while_unchanged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +60,7 @@ class JudgeFiles:
         code = CODE if self.trust_remote_code else ()
         patterns = ("config.json", "generation_config.json", *WEIGHTS, *TOKENIZER_FILES, *code)
         paths = sorted({path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()})
-        return digest({path.name: _digest_of(path, *file_state(path)) for path in paths})
+        return digest({path.name: digest_while_unchanged(path) for path in paths})
 
     def check(self) -> None:
         """Check that the model could be loaded, as far as its small files and the heads of its weights tell.
@@ -137,8 +136,3 @@ class JudgeFiles:
     def _rendered(self, messages: list[dict[str, str]], reply: bool) -> str:
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
         return str(text)
-
-
-@functools.lru_cache(maxsize=1024)
-def _digest_of(path: Path, size: int, modified: int) -> str:
-    return file_digest(path)

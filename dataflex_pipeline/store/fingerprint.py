@@ -7,6 +7,7 @@ different ingredients can be told to the user key by key.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -89,6 +90,16 @@ def file_state(path: Path) -> list[int]:
     """
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def digest_while_unchanged(path: Path) -> str:
+    """Return ``file_digest``, read once per process while the file's ``file_state`` stays the same."""
+    return _digest_in_state(path, *file_state(path))
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_in_state(path: Path, *state: int) -> str:
+    return file_digest(path)
 
 
 def files_digest(paths: Sequence[Path], names: Sequence[str]) -> str:
