@@ -32,6 +32,8 @@ PROCESSES = 2  # in place of the numbers of GPUs and machines in the pages
 # What is not run, and why. Anything else in a bash block runs, or the test of its page fails.
 NOT_RUN = {
     "make test": "it is what is running",
+    "make compare 'METHODS=random less' 'SEEDS=1 2 3'": "six runs of the whole demo",
+    "xdg-open runs/quickstart-loss/report.html": "a browser on somebody's screen",
     "export OMP_NUM_THREADS=8": "a line of the Slurm script; no Slurm here",
     "'first=$(scontrol' show hostnames '$SLURM_JOB_NODELIST' '|' head -n '1)'": "another one",
 }

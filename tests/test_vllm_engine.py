@@ -180,7 +180,7 @@ class TestGenerator:
             again.generate([Prompt(list(range(3, 63)), 1)])
         assert not alive_in_group(group)
         assert "52" in caught.value.why, "the engine holds prompts of 40 tokens and 12 more"
-        assert "Or set generator: transformers." in caught.value.fix
+        assert "Or set nice.generator: transformers." in caught.value.fix
         assert opened[0].generate(prompts[:1])[0].token_ids == drawn[0].token_ids, "the other one still runs"
 
     def test_temperature_0_is_greedy_generate_of_transformers(self, policy, opened, prompts):

@@ -21,6 +21,9 @@ Weigh = Callable[[pa.RecordBatch], np.ndarray]
 
 TOLERANCE = 1e-6
 """How far the sum of imported probabilities may be from 1; float32 values reach about 1e-7."""
+ROUNDING = 1e-13
+"""A sum this near to 1 is 1 but for rounding: dividing by it would only move last digits, and probabilities
+that were saved would not come back as they are."""
 CHECKED_ROWS = 1 << 20
 """Rows of a file that are looked at at a time."""
 
@@ -74,6 +77,8 @@ def write_probabilities(
     total = math.fsum(sums)
     if not 0 < total < math.inf:
         raise _no_total(total, n_valid)
+    if abs(total - 1) <= ROUNDING:
+        total = 1.0
     summary = _Tally(n_valid)
     entries = dict(notes or {})
     with table_writer(final, PROBABILITIES, ingredients, entries) as write:

@@ -104,6 +104,7 @@ class TestTheComparison:
         ]
 
 
+@pytest.mark.timeout(1800)  # some 200 children; ten minutes where the processors are shared
 def test_killed_at_every_durable_write_on_the_way(undisturbed, lanes, recipes, tmp_path):
     """Three runs that only ever get one durable write further before the next kill."""
     chains = {
