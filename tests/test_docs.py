@@ -33,6 +33,8 @@ PROCESSES = 2  # in place of the numbers of GPUs and machines in the pages
 NOT_RUN = {
     "make test": "it is what is running",
     "make compare 'METHODS=random less' 'SEEDS=1 2 3'": "six runs of the whole demo",
+    "dataflex evaluate my-run --task my_task --include-path tasks/": "a task file: tests/test_evaluate.py",
+    "dataflex export --config merge.yaml": "a merge file: tests/test_export.py runs those of the guides",
     "xdg-open runs/quickstart-loss/report.html": "a browser on somebody's screen",
     "export OMP_NUM_THREADS=8": "a line of the Slurm script; no Slurm here",
     "'first=$(scontrol' show hostnames '$SLURM_JOB_NODELIST' '|' head -n '1)'": "another one",
