@@ -171,8 +171,10 @@ def edit(path: Path, values: dict[str, str]) -> None:
 def made(words: list[str]) -> str:
     """Return the lines that make would run in the environment of these tests."""
     command = ["make", "-n", "-o", "setup", f"VENV={sys.prefix}", *words[1:]]
-    # `make test` itself must not show in the answer: below a make, make also says which directory it enters.
-    kept = {key: value for key, value in os.environ.items() if key not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    # Below a `make test`, make would also say which directory it enters.
+    kept = {
+        key: value for key, value in os.environ.items() if key not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+    }
     ran = subprocess.run(command, cwd=REPOSITORY, env=kept, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout

@@ -113,10 +113,7 @@ def kernel_sums(
     kernel = _Kernel(grouped, sigma, min(K, len(grouped.vectors)), gaussian)
     start = 0
     while start < len(wanted):
-        chunk = wanted[start : start + kernel.chunk_size(wanted[start])]
-        chunk = chunk[
-            : np.searchsorted(chunk, kernel.end_of_cell(chunk[0]))
-        ]  # one cell's vectors probe alike
+        chunk = kernel.chunk(wanted[start : start + CHUNK])
         rho[start : start + len(chunk)], values = kernel.sums(chunk)
         if density is not None:
             density[start : start + len(chunk)] = values
@@ -134,64 +131,58 @@ class _Kernel:
         self.scale = 1 / sigma**2
         self.sizes = np.diff(grouped.starts)
         self.squares = (self.scale * grouped.squares).astype(self.number)  # |x|^2 / sigma^2 [S]
+        self.room = np.empty(0, dtype=self.number)  # t of a chunk; kept, since new memory costs more than t
 
-    def end_of_cell(self, place: int) -> int:
-        """Return where the cell of a vector ends."""
-        return int(self.grouped.starts[self.grouped.probes[place, 0] + 1])
-
-    def chunk_size(self, place: int) -> int:
-        """Return how many vectors like this one a chunk holds."""
-        probed = int(self.sizes[self.grouped.probes[place]].sum())
-        together = min(4 * probed, len(self.grouped.vectors))  # a cell's vectors do not all probe alike
-        return max(1, CHUNK // together)
+    def chunk(self, places: np.ndarray) -> np.ndarray:
+        """Return the first of rising places that belong to one cell and whose t fit into a chunk."""
+        end_of_cell = self.grouped.starts[self.grouped.probes[places[0], 0] + 1]
+        places = places[: np.searchsorted(places, end_of_cell)]
+        values = self.sizes[self.grouped.probes[places]].sum(axis=1).cumsum()
+        return places[: max(1, np.searchsorted(values, CHUNK, side="right"))]
 
     def sums(self, chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return rho and the Gaussian density of some vectors of one cell."""
         probes = self.grouped.probes[chunk]
-        cells = np.unique(probes)
-        cells = cells[self.sizes[cells] > 0]
-        ends = np.cumsum(self.sizes[cells])
+        sizes = self.sizes[probes]
+        begins = np.zeros_like(sizes)  # where in the room the t of each vector with each of its cells begin
         rho, near = np.zeros(len(chunk)), np.zeros(len(chunk), dtype=np.int64)
-        store = self.gaussian or int(ends[-1]) > self.K
-        values = np.full((len(chunk), ends[-1] if store else 0), -np.inf, dtype=self.number)
         queries = self.grouped.vectors[chunk].astype(self.number, copy=False)
         offsets = (1 - self.squares[chunk])[:, None]
         queries = queries * self.number(2 * self.scale)
-        for cell, end in zip(cells, ends, strict=True):
-            who: Any = np.flatnonzero((probes == cell).any(axis=1))
-            if len(who) == len(chunk):
-                who = slice(None)
-            some, shift = queries[who], end - self.grouped.starts[cell + 1]
-            for start in range(self.grouped.starts[cell], self.grouped.starts[cell + 1], TILE):
-                stop = min(start + TILE, self.grouped.starts[cell + 1])
-                tile = self._tile(some, offsets[who], start, stop)
-                if store:
-                    values[who, start + shift : stop + shift] = tile
-                np.maximum(tile, 0, out=tile)
-                rho[who] += tile.sum(axis=1, dtype=np.float64)
+        if sizes.sum() > len(self.room):
+            self.room = np.empty(max(CHUNK, sizes.sum()), dtype=self.number)
+        used = 0
+        for cell in np.unique(probes):
+            size = int(self.sizes[cell])
+            who, nth = np.nonzero(probes == cell)  # a cell's vectors do not all probe alike
+            begins[who, nth] = used + size * np.arange(len(who))
+            block = self.room[used : used + len(who) * size].reshape(len(who), size)
+            used += block.size
+            some, offset = (queries, offsets) if len(who) == len(chunk) else (queries[who], offsets[who])
+            for start in range(0, size, TILE):
+                tile = block[:, start : start + TILE]
+                first = self.grouped.starts[cell] + start
+                self._fill(tile, some, offset, first)
+                rho[who] += np.maximum(tile, 0).sum(axis=1, dtype=np.float64)
                 near[who] += (tile > 0).sum(axis=1)
         for place in np.flatnonzero(near > self.K):
-            rho[place] = _largest(values[place], self.K)
-        return rho, self._gaussian(values) if self.gaussian else None
+            rho[place] = self._largest(begins[place], sizes[place]).sum()
+        if not self.gaussian:
+            return rho, None
+        largest = (self._largest(*where) for where in zip(begins, sizes, strict=True))
+        return rho, np.array([np.exp((t - 1) / 2).sum() / min(self.K, len(t)) for t in largest])
 
-    def _tile(self, queries: np.ndarray, offsets: np.ndarray, start: int, stop: int) -> np.ndarray:
-        """Return t between some vectors and those from start to stop. [n, stop - start]"""
-        vectors = self.grouped.vectors[start:stop].astype(self.number, copy=False)
-        tile: np.ndarray = queries @ vectors.T
+    def _fill(self, tile: np.ndarray, queries: np.ndarray, offsets: np.ndarray, first: int) -> None:
+        """Put t between some vectors and those from first on into a tile. [n, number of vectors]"""
+        held = slice(first, first + tile.shape[1])
+        np.matmul(queries, self.grouped.vectors[held].astype(self.number, copy=False).T, out=tile)
         tile += offsets
-        tile -= self.squares[start:stop]
-        return tile
+        tile -= self.squares[held]
 
-    def _gaussian(self, values: np.ndarray) -> np.ndarray:
-        """Return the mean of exp(-d^2 / (2 sigma^2)) over the K largest t of each row. [n]"""
-        K = min(self.K, values.shape[1])
-        top = np.partition(values, values.shape[1] - K, axis=1)[:, values.shape[1] - K :].astype(np.float64)
-        means: np.ndarray = np.exp((top - 1) / 2).sum(axis=1) / self.K
-        return means
-
-
-def _largest(values: np.ndarray, K: int) -> float:
-    """Return the sum of the K largest of more than K positive values among others."""
-    positive = values[values > 0]
-    positive.partition(len(positive) - K)
-    return float(positive[len(positive) - K :].sum(dtype=np.float64))
+    def _largest(self, begins: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Return the K largest t of one vector, all if there are fewer, in any order. [K] float64"""
+        parts = [self.room[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)]
+        found = np.concatenate(parts)
+        if len(found) > self.K:
+            found.partition(len(found) - self.K)
+        return found[-self.K :].astype(np.float64)
