@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import ConfigError, RunError
 from dataflex_pipeline.evaluation.figures import Figure, loss_figures, reward_figure, write_figures
+from dataflex_pipeline.evaluation.harness import find_tasks, run_tasks
 from dataflex_pipeline.features.plan import FeaturePlan, plan_feature
 from dataflex_pipeline.store.fingerprint import canonical, digest
 from dataflex_pipeline.store.stale import found_ingredients, is_complete
@@ -23,6 +24,9 @@ from stages.outcome import note
 from stages.prepare import look, prepare_split
 from stages.score import feature_input, feature_table
 from stages.subject import run_options
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 JUDGE = "judge"
 NO_SETTINGS = ("feature", "split", "rows", "checkpoint", "rows_per_part", "features")
@@ -80,6 +84,7 @@ def _evaluate(context: Context, number: int | None, wanted: Wanted) -> tuple[int
             "Give test_dataset=FILE (rows held out from the pool and the target), or --task for a benchmark.",
         )
     began = time.monotonic()
+    manager = find_tasks(wanted.tasks, wanted.include_path, context.progress.say) if wanted.tasks else None
     with context.writing():
         figures: list[Figure] = []
         if source is not None:
@@ -87,8 +92,8 @@ def _evaluate(context: Context, number: int | None, wanted: Wanted) -> tuple[int
             plans = dict(_plans(context, split, chosen, wanted))
             rows = digest(source.wanted)
             figures += [replace(figure, rows=rows) for figure in _own_figures(context, split, plans)]
-        if wanted.tasks:
-            figures += _benchmark(context, chosen, wanted)
+        if manager is not None:
+            figures += _benchmark(context, chosen, wanted, manager)
         path = context.run.round(chosen).metrics
         kept = write_figures(path, figures, _made_from(context, chosen))
         note(context, "evaluate", chosen, began, on_device=True)
@@ -167,14 +172,10 @@ def _settings(plan: FeaturePlan) -> str:
     return canonical(graded | answers)
 
 
-def _benchmark(context: Context, number: int, wanted: Wanted) -> list[Figure]:
-    from dataflex_pipeline.evaluation.harness import run_tasks
-
+def _benchmark(context: Context, number: int, wanted: Wanted, manager: TaskManager) -> list[Figure]:
     checkpoint = context.run.round(number).checkpoint
     verify_checkpoint(checkpoint)
-    found = run_tasks(
-        context.config, checkpoint, wanted.tasks, wanted.include_path, wanted.limit, context.progress.say
-    )
+    found = run_tasks(context.config, checkpoint, wanted.tasks, manager, wanted.limit, context.progress.say)
     return [replace(figure, settings=canonical({"limit": wanted.limit})) for figure in found]
 
 

@@ -187,6 +187,7 @@ def test_a_local_benchmark_task(run, tiny_demo, tmp_path):
         (["--round", 9], "Round 9 was asked for"),
         (["--metric", "exactmatch"], "exact_match"),
         (["--task", "no_such_task_at_all"], "no task or group of that name"),
+        (["--task", "arc_easy", "--include-path", "no/such/folder"], "there is no such folder"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(run, arguments, message):

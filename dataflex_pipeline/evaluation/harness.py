@@ -12,6 +12,8 @@ from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.evaluation.figures import Figure
 
 if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
     from dataflex_pipeline.config.fields import Config
 
 
@@ -29,35 +31,25 @@ def check_installed() -> None:
         )
 
 
-def run_tasks(
-    config: Config,
-    checkpoint: Path,
-    tasks: Sequence[str],
-    include_path: Path | None,
-    limit: int | None,
-    say: Callable[[str], None],
-) -> list[Figure]:
-    """Run benchmark tasks on the model of a checkpoint.
+def find_tasks(tasks: Sequence[str], include_path: Path | None, say: Callable[[str], None]) -> TaskManager:
+    """Look tasks up in the harness's list, which takes it some ten seconds to read.
 
     Args:
-        config: names the base model, device and precision. checkpoint: of a round.
         tasks: names of tasks or groups. include_path: folder of task files (YAML) of the user's own.
-        limit: documents of each task; None: all. say: prints one line.
-
-    Returns:
-        One figure per task and metric, as the harness reports them.
+        say: prints one line.
 
     Raises:
-        ConfigError: the harness is not installed. UserError: there is no such task.
+        ConfigError: the harness is not installed. UserError: there is no such task, or no such folder.
     """
     check_installed()
-    say(f"benchmark tasks: {', '.join(tasks)} (reading the harness's own list of tasks first)")
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
+    if include_path is not None and not include_path.is_dir():
+        raise UserError(
+            f"--include-path {include_path}: there is no such folder.",
+            "It is the folder that holds your own task files (YAML).",
+            "Correct the path, or leave it out for the harness's own tasks.",
+        )
+    say(f"benchmark tasks: {', '.join(tasks)} (reading the harness's own list of tasks)")
     from lm_eval.tasks import TaskManager
-
-    from dataflex_pipeline.models.base import load_for_scoring, resolve_device
-    from dataflex_pipeline.models.tokenizer import load_tokenizer
 
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     unknown = [task for task in tasks if not manager.match_tasks([task])]
@@ -67,6 +59,33 @@ def run_tasks(
             "It knows its own tasks, and those in the folder of --include-path.",
             "`lm-eval ls tasks` lists them.",
         )
+    return manager
+
+
+def run_tasks(
+    config: Config,
+    checkpoint: Path,
+    tasks: Sequence[str],
+    manager: TaskManager,
+    limit: int | None,
+    say: Callable[[str], None],
+) -> list[Figure]:
+    """Run benchmark tasks on the model of a checkpoint.
+
+    Args:
+        config: names the base model, device and precision. checkpoint: of a round.
+        tasks: names of tasks or groups. manager: the list that they were found in.
+        limit: documents of each task; None: all. say: prints one line.
+
+    Returns:
+        One figure per task and metric, as the harness reports them.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    from dataflex_pipeline.models.base import load_for_scoring, resolve_device
+    from dataflex_pipeline.models.tokenizer import load_tokenizer
+
     model = load_for_scoring(config, checkpoint, resolve_device(config.device))
     wrapped = HFLM(pretrained=model, tokenizer=load_tokenizer(config, say), batch_size=8)
     found = simple_evaluate(
