@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from crash.disks import failing_disk
 from crash.launches import Launch, run
 from crash.machines import two_machines
 from safetensors.numpy import load_file
@@ -166,6 +167,50 @@ def test_a_full_disk_under_another_process_is_told_by_the_first(alone, tmp_path)
     assert not list(feature.glob("*/_manifest.json"))
     text = run(folder, 1, score(1, "loss", "rows_per_part=1"))
     assert f"losses of the pool (200 rows, {done} already done)" in text
+
+
+def test_a_disk_that_becomes_read_only_under_two_processes(alone, tmp_path):
+    with failing_disk(tmp_path) as disk:
+        folder = warmed_up(alone, disk.folder)
+        feature = folder / "runs" / "r" / "features"
+        launch = Launch(tmp_path, 2, *score(1, "loss", "rows_per_part=1", f"runs_dir={folder / 'runs'}"))
+        launch.wait_for(lambda: len(list(feature.glob("*/part-*.parquet"))) >= 3)
+        disk.fail()
+        assert launch.end() != 0
+        text = launch.output.split("failed (exitcode")[0]
+        assert text.count("error: ") == 1, launch.output
+        assert "read-only" in text or "does not answer as it should" in text, launch.output
+        assert "Traceback" not in text
+        disk.repair()
+        run(folder, 2, score(1, "loss", "rows_per_part=1"))
+        assert scores(folder / "runs" / "r")["loss.score"] == scores(alone / "runs" / "r")["loss.score"]
+
+
+@pytest.mark.parametrize(
+    "damaged", ["round-00/checkpoint/adapter_model.safetensors", "pool/part-00000.parquet"]
+)
+def test_a_replaced_file_is_told_once_before_anything_is_scored(alone, tmp_path, damaged):
+    folder = warmed_up(alone, tmp_path)
+    path = folder / "runs" / "r" / damaged
+    path.write_bytes(path.read_bytes()[:-4] + b"0000")
+    launch = Launch(folder, 2, *score(1, "loss"))
+    assert launch.end() != 0
+    text = launch.output.split("failed (exitcode")[0]
+    assert text.count("error: ") == 1, launch.output
+    assert str(Path(damaged).parent) in text
+    assert "Traceback" not in text
+    assert not scores(folder / "runs" / "r")
+
+
+def test_of_two_launches_at_once_one_works_and_the_other_is_refused(alone, tmp_path):
+    folder = warmed_up(alone, tmp_path)
+    launches = [Launch(folder, 2, *score(1, "loss")) for _ in range(2)]
+    codes = [launch.end() for launch in launches]
+    assert sorted(code != 0 for code in codes) == [False, True], [launch.output for launch in launches]
+    refused = launches[0 if codes[0] else 1].output
+    assert refused.count("is in use by another process") == 1
+    assert "Traceback" not in refused.split("failed (exitcode")[0]
+    assert scores(folder / "runs" / "r")["loss.score"] == scores(alone / "runs" / "r")["loss.score"]
 
 
 @pytest.fixture

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import subprocess
 import threading
 import time
 
@@ -16,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from crash.disks import failing_disk, grow, small_disk
 from crash.kill_points import Kill
 from crash.same_run import differences, done_twice
 from crash.small_run import NAME, Bench, Recipe
@@ -189,23 +188,6 @@ def test_a_file_size_limit_is_told_and_the_run_goes_on_after_it(lanes, recipe, f
     assert differences(finished.run, bench.run) == []
 
 
-@contextlib.contextmanager
-def small_disk(folder, kilobytes):
-    """Mount a tmpfs; skip where that is not permitted."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True, timeout=20)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command for a small disk")
-    if done.returncode:
-        pytest.skip(f"a small disk cannot be mounted: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True, timeout=20)
-
-
 @pytest.mark.parametrize("kilobytes", [36, 300, 700])
 def test_a_full_disk_is_told_and_the_run_goes_on_after_it(lanes, recipe, finished, tmp_path, kilobytes):
     with small_disk(tmp_path / "disk", kilobytes) as disk:
@@ -218,45 +200,19 @@ def test_a_full_disk_is_told_and_the_run_goes_on_after_it(lanes, recipe, finishe
         assert end.code in (1, 2)
         assert "could not be written" in text
         assert [path for path in bench.run.rglob("*.partial") if path.is_file()] == []
-        remount = ["mount", "-o", "remount,size=20000k", str(disk)]
-        subprocess.run(remount, check=True, timeout=20)
+        grow(disk, 20_000)
         bench.finish(*recipe.round())
         assert differences(finished.run, bench.folder / "runs" / NAME) == []
-
-
-@contextlib.contextmanager
-def failing_disk(folder):
-    """Mount a file system that can be made to fail; skip where that is not permitted."""
-    image = folder / "image"
-    disk = folder / "disk"
-    disk.mkdir()
-    with image.open("wb") as stream:
-        stream.truncate(30 << 20)
-    for line in (["mkfs.ext4", "-q", "-F", str(image)], mount(image, disk)):
-        try:
-            done = subprocess.run(line, capture_output=True, text=True, timeout=20)
-        except FileNotFoundError:
-            pytest.skip(f"there is no {line[0]} for a disk that fails")
-        if done.returncode:
-            pytest.skip(f"a disk that fails cannot be mounted: {done.stderr.strip()}")
-    try:
-        yield image, disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True, timeout=20)
-
-
-def mount(image, disk):
-    return ["mount", "-o", "loop", str(image), str(disk)]
 
 
 @pytest.mark.parametrize("write", [7, 17])
 def test_a_disk_that_becomes_read_only_is_told_and_the_run_goes_on(lanes, recipe, finished, tmp_path, write):
     """The kernel's own way when a disk fails, open files or not: `remount,abort` stands for the failure."""
-    with failing_disk(tmp_path) as (image, disk):
+    with failing_disk(tmp_path) as disk:
         bench = Bench(lanes, tmp_path / "bench")
         bench.folder.mkdir()
-        (disk / "runs").mkdir()
-        (bench.folder / "runs").symlink_to(disk / "runs")
+        (disk.folder / "runs").mkdir()
+        (bench.folder / "runs").symlink_to(disk.folder / "runs")
         go_on = tmp_path / "go on"
         ends = []
         first = bench.call(recipe.round()[0], kill=Kill("after", write))
@@ -267,15 +223,14 @@ def test_a_disk_that_becomes_read_only_is_told_and_the_run_goes_on(lanes, recipe
         thread.start()
         while len(bench.writes()) == n_before and thread.is_alive():
             time.sleep(0.01)
-        subprocess.run(["mount", "-o", "remount,abort", str(disk)], check=True, timeout=20)
+        disk.fail()
         go_on.touch()
         thread.join()
         text = explained(ends[0], ends[0].code)
         assert ends[0].code in (1, 2)
         assert "read-only" in text or "does not answer as it should" in text
         assert ".lock-owner" not in text  # tidying up does not hide what went wrong
-        subprocess.run(["umount", str(disk)], check=True, timeout=20)
-        subprocess.run(mount(image, disk), check=True, timeout=20)
+        disk.repair()
         bench.finish(*recipe.round())
         assert differences(finished.run, bench.folder / "runs" / NAME) == []
 
