@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import re
 import resource
@@ -172,6 +173,7 @@ def test_a_full_disk_under_another_process_is_told_by_the_first(alone, tmp_path)
 def test_a_disk_that_becomes_read_only_under_two_processes(alone, tmp_path):
     with failing_disk(tmp_path) as disk:
         folder = warmed_up(alone, disk.folder)
+        os.sync()  # what was copied; a run syncs what it writes itself
         feature = folder / "runs" / "r" / "features"
         launch = Launch(tmp_path, 2, *score(1, "loss", "rows_per_part=1", f"runs_dir={folder / 'runs'}"))
         launch.wait_for(lambda: len(list(feature.glob("*/part-*.parquet"))) >= 3)
