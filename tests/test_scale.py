@@ -175,7 +175,7 @@ def test_a_disk_that_becomes_read_only_under_two_processes(alone, tmp_path):
         folder = warmed_up(alone, disk.folder)
         os.sync()  # what was copied; a run syncs what it writes itself
         feature = folder / "runs" / "r" / "features"
-        launch = Launch(tmp_path, 2, *score(1, "loss", "rows_per_part=1", f"runs_dir={folder / 'runs'}"))
+        launch = Launch(tmp_path, 2, *score(1, "loss", f"runs_dir={folder / 'runs'}"))
         launch.wait_for(lambda: len(list(feature.glob("*/part-*.parquet"))) >= 3)
         disk.fail()
         assert launch.end() != 0
@@ -184,7 +184,7 @@ def test_a_disk_that_becomes_read_only_under_two_processes(alone, tmp_path):
         assert "read-only" in text or "does not answer as it should" in text, launch.output
         assert "Traceback" not in text
         disk.repair()
-        run(folder, 2, score(1, "loss", "rows_per_part=1"))
+        run(folder, 2, score(1, "loss"))
         assert scores(folder / "runs" / "r")["loss.score"] == scores(alone / "runs" / "r")["loss.score"]
 
 
