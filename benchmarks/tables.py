@@ -4,9 +4,9 @@
 
 Makes a score table and a probability table of that many rows in a temporary folder (about 46 bytes of disk
 per row), then runs every measurement in a process of its own: reading ``row`` and ``probability`` with
-pyarrow (``iter_batches``, as it comes and without read-ahead), a draw by probability without replacement,
-and a top-k. Seconds are the fastest of the repetitions; importing is not in them. MiB are what the process
-needed at its peak beyond its state after importing.
+pyarrow (``iter_batches``, as it comes and without read-ahead), reading ``row_id`` too, a draw by probability
+without replacement, and a top-k. Seconds are the fastest of the repetitions; importing is not in them. MiB
+are what the process needed at its peak beyond its state after importing.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from dataflex_pipeline.schemas import PROBABILITIES, SCORES
 from dataflex_pipeline.store.tables import TableFile, table_writer
 
 BLOCK = 65536
+NARROW, WIDE = ["row", "probability"], ["row", "row_id", "probability"]
 HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 
 
@@ -58,10 +59,10 @@ def write_tables(folder: Path, rows: int) -> None:
             probabilities(pa.record_batch([row, ids, score * (2 / rows)], PROBABILITIES.names))
 
 
-def read(folder: Path, selected: int, pre_buffer: bool) -> None:
-    """Read ``row`` and ``probability`` block by block."""
+def read(folder: Path, columns: list[str], pre_buffer: bool) -> None:
+    """Read columns of the probabilities block by block."""
     with pq.ParquetFile(folder / "probabilities.parquet", pre_buffer=pre_buffer) as parquet:
-        for _ in parquet.iter_batches(BLOCK, columns=["row", "probability"]):
+        for _ in parquet.iter_batches(BLOCK, columns=columns):
             pass
 
 
@@ -79,8 +80,9 @@ def top_k(folder: Path, selected: int) -> None:
 
 
 MEASUREMENTS: dict[str, Callable[[Path, int], None]] = {
-    "read row and probability, pyarrow's defaults": lambda folder, k: read(folder, k, True),
-    "read row and probability, no read-ahead": lambda folder, k: read(folder, k, False),
+    "read row and probability, pyarrow's defaults": lambda folder, _: read(folder, NARROW, True),
+    "read row and probability, no read-ahead": lambda folder, _: read(folder, NARROW, False),
+    "read row, row_id and probability, pyarrow's defaults": lambda folder, _: read(folder, WIDE, True),
     "sample without replacement": sample,
     "top_k": top_k,
 }

@@ -116,11 +116,16 @@ def _rechunk(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Record
         while n_held + batch.num_rows >= rows:
             need = rows - n_held
             held.append(batch.slice(0, need))
-            yield pa.concat_batches(held)
+            yield _joined(held)
             batch = batch.slice(need)
             held, n_held = [], 0
         if batch.num_rows:
             held.append(batch)
             n_held += batch.num_rows
     if held:
-        yield pa.concat_batches(held)
+        yield _joined(held)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """Return batches as one; one alone is not copied."""
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
