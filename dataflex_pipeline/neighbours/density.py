@@ -145,7 +145,8 @@ class _Kernel:
         probes = self.grouped.probes[chunk]
         sizes = self.sizes[probes]
         begins = np.zeros_like(sizes)  # where in the room the t of each vector with each of its cells begin
-        rho, near = np.zeros(len(chunk)), np.zeros(len(chunk), dtype=np.int64)
+        near = np.zeros_like(sizes)  # how many of those t are positive
+        rho = np.zeros(len(chunk))
         queries = self.grouped.vectors[chunk].astype(self.number, copy=False)
         offsets = (1 - self.squares[chunk])[:, None]
         queries = queries * self.number(2 * self.scale)
@@ -158,15 +159,16 @@ class _Kernel:
             begins[who, nth] = used + size * np.arange(len(who))
             block = self.room[used : used + len(who) * size].reshape(len(who), size)
             used += block.size
-            some, offset = (queries, offsets) if len(who) == len(chunk) else (queries[who], offsets[who])
+            mine, offset = (queries, offsets) if len(who) == len(chunk) else (queries[who], offsets[who])
             for start in range(0, size, TILE):
                 tile = block[:, start : start + TILE]
                 first = self.grouped.starts[cell] + start
-                self._fill(tile, some, offset, first)
+                self._fill(tile, mine, offset, first)
                 rho[who] += np.maximum(tile, 0).sum(axis=1, dtype=np.float64)
-                near[who] += (tile > 0).sum(axis=1)
-        for place in np.flatnonzero(near > self.K):
-            rho[place] = self._largest(begins[place], sizes[place]).sum()
+                near[who, nth] += (tile > 0).sum(axis=1)
+        for place in np.flatnonzero(near.sum(axis=1) > self.K):
+            cells = near[place] > 0
+            rho[place] = self._largest(begins[place, cells], sizes[place, cells]).sum()
         if not self.gaussian:
             return rho, None
         largest = (self._largest(*where) for where in zip(begins, sizes, strict=True))
