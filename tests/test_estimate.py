@@ -14,7 +14,7 @@ from cli_runs import SMALL, STEPS, data, done, finished, refused, small, snapsho
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.estimate import costs, predict, sample
 from dataflex_pipeline.estimate.costs import ModelShape, RowCounts
-from dataflex_pipeline.estimate.features import FeatureCost
+from dataflex_pipeline.estimate.features import FeatureCost, measured_batches
 from dataflex_pipeline.estimate.needs import needs_by_round
 from dataflex_pipeline.estimate.records import Measured
 from dataflex_pipeline.estimate.stages import evaluations, training_stage
@@ -326,3 +326,20 @@ def test_a_disk_that_is_too_small(here, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
     with pytest.raises(UserError, match="TMPDIR"):
         training.check_room(LORA, here)
+
+
+def test_rows_are_measured_in_batches_of_like_length_the_middling_ones_first():
+    lengths = np.random.default_rng(0).integers(1, 400, 300)
+    table = pa.table({"row": np.arange(300), "n_tokens": lengths})
+    batches = measured_batches(table, 4000, 1000)
+    assert sorted(row for batch in batches for row in batch["row"].to_pylist()) == list(range(300))
+    for batch in batches:
+        own = batch["n_tokens"].to_numpy()
+        assert own.max() * len(own) <= 4000
+        assert batch["row"].to_pylist() == sorted(batch["row"].to_pylist())
+    means = [float(batch["n_tokens"].to_numpy().mean()) for batch in batches]
+    middle = sorted(means)[len(means) // 2]
+    assert abs(means[0] - middle) <= abs(means[-1] - middle)
+    assert max(batch.num_rows for batch in measured_batches(table, 4000, 5)) == 5
+    (alone,) = measured_batches(table.drop_columns("n_tokens"), 4000, 1000)
+    assert alone["row"].to_pylist() == list(range(300))

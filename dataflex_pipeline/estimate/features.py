@@ -21,12 +21,13 @@ from dataflex_pipeline.estimate.costs import has_widths, row_bytes
 from dataflex_pipeline.estimate.machine import begin_peak, peak_bytes
 from dataflex_pipeline.estimate.sample import disk_of, numbered, write_parts
 from dataflex_pipeline.features.plan import make_feature
+from dataflex_pipeline.models.batches import length_batches
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 from dataflex_pipeline.store.parts import PartedTable
 
-FIRST_ROWS, GROWTH = 8, 4
+FIRST_ROWS = 8
 PATIENCE = 3
-"""Budgets that a larger part may seem to take: it takes less, since larger batches are cheaper per row."""
+"""Budgets that a batch may seem to take: it takes less, since larger batches are cheaper per row."""
 DRAWN_TOKENS = 32
 """Tokens of a completion that the calibration draws at most."""
 DRAWN_TOGETHER = 64
@@ -107,7 +108,7 @@ class Bench:
         began = time.perf_counter()
         with feature.open(given, Silent()) as compute:
             start = time.perf_counter() - began
-            part, made, seconds = self._grown(compute, table)
+            part, made, seconds = self._batch_by_batch(compute, table)
         folder = self.scratch / f"{need.feature}-{need.split}-{time.monotonic_ns()}"
         made = made.select(feature.schema.names).cast(feature.schema)
         part_bytes, line_bytes = disk_of(made, folder)
@@ -118,22 +119,28 @@ class Bench:
             start, seconds / work, part.num_rows, work, part_bytes, line_bytes, peak_bytes(self.device)
         )
 
-    def _grown(
+    def _batch_by_batch(
         self, compute: Callable[[pa.Table], pa.Table], table: pa.Table
     ) -> tuple[pa.Table, pa.Table, float]:
-        """Compute for more and more rows, up to a part of a run or what the budget allows; keep the last."""
-        most = min(table.num_rows, self.config.rows_per_part)
-        count = min(FIRST_ROWS, most)
-        compute(table.slice(0, count))  # the first call sets up what later ones find ready
-        while True:
-            part = table.slice(0, count)
-            began = time.perf_counter()
-            made = compute(part)
-            seconds = time.perf_counter() - began
-            larger = min(most, GROWTH * count)
-            if count == most or seconds * larger / count > PATIENCE * self.budget:
-                return part, made, seconds
-            count = larger
+        """Compute batches as a part of a run has them, those of middling length first, within the budget."""
+        table = table.slice(0, self.config.rows_per_part)
+        few = table.slice(0, FIRST_ROWS)
+        compute(few)  # the first call sets up what later ones find ready
+        _, seconds = _clocked(compute, few)
+        affordable = int(PATIENCE * self.budget / seconds * few.num_rows)
+        batches = measured_batches(table, self.config.score_batch_tokens, max(FIRST_ROWS, affordable))
+        compute(batches[0])  # and the memory of a whole batch is new the first time
+        done: list[pa.Table] = []
+        made: list[pa.Table] = []
+        spent = 0.0
+        for batch in batches:
+            found, seconds = _clocked(compute, batch)
+            done.append(batch)
+            made.append(found)
+            spent += seconds
+            if spent > self.budget:
+                break
+        return pa.concat_tables(done), pa.concat_tables(made), spent
 
     def _drawn(self, need: Need) -> FeatureCost:
         """Draw short completions with transformers; the cost is per drawn token."""
@@ -180,6 +187,27 @@ class Bench:
         near = _all_near(pool, self.scratch / f"near-{dimension}")
         given = self._given(pool, pool=pool, neighbours=near)
         return self._timed(need, feature, pool, given, lambda part: float(part.num_rows) * VECTORS)
+
+
+def measured_batches(table: pa.Table, max_tokens: int, most: int) -> list[pa.Table]:
+    """Cut rows into the batches that a feature makes of them, those of middling length first.
+
+    Args:
+        table: some rows, with ``n_tokens`` or else all alike. max_tokens: padded tokens per batch.
+        most: rows that are kept of each.
+    """
+    known = "n_tokens" in table.column_names
+    lengths = table.column("n_tokens").to_numpy() if known else np.ones(table.num_rows, dtype=np.int64)
+    batches = length_batches(lengths, np.zeros_like(lengths), max_tokens, 1)
+    middle = len(batches) // 2
+    order = sorted(range(len(batches)), key=lambda number: abs(number - middle))
+    return [table.take(pa.array(np.sort(batches[number][:most]))).combine_chunks() for number in order]
+
+
+def _clocked(compute: Callable[[pa.Table], pa.Table], part: pa.Table) -> tuple[pa.Table, float]:
+    began = time.perf_counter()
+    made = compute(part)
+    return made, time.perf_counter() - began
 
 
 def _tokens(part: pa.Table) -> float:
