@@ -24,7 +24,9 @@ import numpy as np
 from dataflex_pipeline.neighbours.cells import Cells
 
 CHUNK = 1 << 25
-"""Kernel values in memory at a time, when the largest have to be picked out of them."""
+"""Kernel values in memory at a time."""
+ROWS = 8192
+"""Vectors whose kernel values are taken together, at most."""
 TILE = 2048
 """Vectors compared at a time, so that the kernel values of a tile stay in the processor's cache."""
 COLUMNS = 32
@@ -113,7 +115,7 @@ def kernel_sums(
     kernel = _Kernel(grouped, sigma, min(K, len(grouped.vectors)), gaussian)
     start = 0
     while start < len(wanted):
-        chunk = kernel.chunk(wanted[start : start + CHUNK])
+        chunk = kernel.chunk(wanted[start : start + ROWS])
         rho[start : start + len(chunk)], values = kernel.sums(chunk)
         if density is not None:
             density[start : start + len(chunk)] = values
