@@ -165,20 +165,25 @@ def test_density_is_brute_force(rng, sigma, K, monkeypatch):
     assert np.allclose(kernel_sums(grouped, sigma, K, places=some).rho, rho[some], rtol=1e-5)
 
 
-def test_density_through_cells_counts_what_the_cells_hold(rng):
+@pytest.mark.parametrize("sigma", [0.3, 0.75])
+def test_density_through_cells_counts_what_the_cells_hold(rng, sigma):
     pool = clustered(rng, 1500, unit(rng.standard_normal((12, 16))))
     cells = train_cells(pool[sample_places(1500, Layout(20, 4))], Layout(20, 4))
     owner = cells.quantizer().search(pool, 1)[1][:, 0]
     probes = cells.quantizer().search(pool, 4)[1]
     x = pool.astype(np.float64)
-    kernel = np.maximum(0, 1 - ((x[:, None] - x[None]) ** 2).sum(-1) / 0.75**2)
-    kernel[~(owner[None, :, None] == probes[:, None, :]).any(-1)] = 0
+    squares = ((x[:, None] - x[None]) ** 2).sum(-1)
+    squares[~(owner[None, :, None] == probes[:, None, :]).any(-1)] = np.inf  # not seen: far away
+    squares.sort(axis=1)
     for K in (30, 1500):
         grouped = Grouped.by_cell(pool.copy(), cells)
         assert np.array_equal(grouped.vectors, pool[grouped.order])
-        found = np.empty(1500)
-        found[grouped.order] = kernel_sums(grouped, 0.75, K).rho
-        assert np.abs(found / np.sort(kernel, axis=1)[:, -K:].sum(1) - 1).max() < 1e-5
+        sums = kernel_sums(grouped, sigma, K, gaussian=True)
+        rho, gaussian = np.empty(1500), np.empty(1500)
+        rho[grouped.order], gaussian[grouped.order] = sums.rho, sums.density
+        nearest = squares[:, :K]
+        assert np.abs(rho / np.maximum(0, 1 - nearest / sigma**2).sum(1) - 1).max() < 2e-5
+        assert np.abs(gaussian / (np.exp(-nearest / (2 * sigma**2)).sum(1) / K) - 1).max() < 2e-5
 
 
 def test_empty_cells_do_no_harm(rng):

@@ -176,9 +176,12 @@ def test_a_disk_that_becomes_read_only_under_two_processes(alone, tmp_path):
         os.sync()  # what was copied; a run syncs what it writes itself
         feature = folder / "runs" / "r" / "features"
         launch = Launch(tmp_path, 2, *score(1, "loss", f"runs_dir={folder / 'runs'}"))
-        launch.wait_for(lambda: len(list(feature.glob("*/part-*.parquet"))) >= 3)
-        disk.fail()
-        assert launch.end() != 0
+        try:
+            launch.wait_for(lambda: len(list(feature.glob("*/part-*.parquet"))) >= 3)
+            disk.fail()
+            assert launch.end() != 0
+        finally:
+            launch.kill()
         text = launch.output.split("failed (exitcode")[0]
         assert text.count("error: ") == 1, launch.output
         assert "read-only" in text or "does not answer as it should" in text, launch.output
@@ -206,10 +209,21 @@ def test_a_replaced_file_is_told_once_before_anything_is_scored(alone, tmp_path,
 
 def test_of_two_launches_at_once_one_works_and_the_other_is_refused(alone, tmp_path):
     folder = warmed_up(alone, tmp_path)
-    launches = [Launch(folder, 2, *score(1, "loss")) for _ in range(2)]
-    codes = [launch.end() for launch in launches]
-    assert sorted(code != 0 for code in codes) == [False, True], [launch.output for launch in launches]
-    refused = launches[0 if codes[0] else 1].output
+    first, second = launches = [Launch(folder, 2, *score(1, "loss")) for _ in range(2)]
+    owner = folder / "runs" / "r" / ".lock-owner"
+    first.wait_for(lambda: owner.exists() and "process" in owner.read_text())
+    pid = int(re.findall(r"\d+", owner.read_text())[0])
+    one, other = (first, second) if pid in {rank.pid for rank in first.ranks().values()} else (second, first)
+    held = list(one.ranks().values())
+    for rank in held:
+        rank.suspend()  # or it might be done before the other one asks
+    try:
+        assert other.end() != 0
+    finally:
+        for rank in held:
+            rank.resume()
+    assert one.end() == 0, [launch.output for launch in launches]
+    refused = other.output
     assert refused.count("is in use by another process") == 1
     assert "Traceback" not in refused.split("failed (exitcode")[0]
     assert scores(folder / "runs" / "r")["loss.score"] == scores(alone / "runs" / "r")["loss.score"]

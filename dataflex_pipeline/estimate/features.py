@@ -129,7 +129,8 @@ class Bench:
         _, seconds = _clocked(compute, few)
         affordable = int(PATIENCE * self.budget / seconds * few.num_rows)
         batches = measured_batches(table, self.config.score_batch_tokens, max(FIRST_ROWS, affordable))
-        compute(batches[0])  # and the memory of a whole batch is new the first time
+        # The memory of a whole batch is new the first time, and that of the longest rows counts too.
+        compute(max(batches, key=_longest))
         done: list[pa.Table] = []
         made: list[pa.Table] = []
         spent = 0.0
@@ -190,18 +191,23 @@ class Bench:
 
 
 def measured_batches(table: pa.Table, max_tokens: int, most: int) -> list[pa.Table]:
-    """Cut rows into the batches that a feature makes of them, those of middling length first.
+    """Cut rows into batches as losses and gradients make them, those of middling length first.
 
     Args:
-        table: some rows, with ``n_tokens`` or else all alike. max_tokens: padded tokens per batch.
+        table: some rows; without ``n_tokens`` they are one batch. max_tokens: padded tokens per batch.
         most: rows that are kept of each.
     """
-    known = "n_tokens" in table.column_names
-    lengths = table.column("n_tokens").to_numpy() if known else np.ones(table.num_rows, dtype=np.int64)
+    if "n_tokens" not in table.column_names:
+        return [table.slice(0, most)]
+    lengths = table.column("n_tokens").to_numpy()
     batches = length_batches(lengths, np.zeros_like(lengths), max_tokens, 1)
     middle = len(batches) // 2
     order = sorted(range(len(batches)), key=lambda number: abs(number - middle))
     return [table.take(pa.array(np.sort(batches[number][:most]))).combine_chunks() for number in order]
+
+
+def _longest(batch: pa.Table) -> int:
+    return int(batch.column("n_tokens").to_numpy().max()) if "n_tokens" in batch.column_names else 0
 
 
 def _clocked(compute: Callable[[pa.Table], pa.Table], part: pa.Table) -> tuple[pa.Table, float]:

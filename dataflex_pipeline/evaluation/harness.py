@@ -32,7 +32,7 @@ def check_installed() -> None:
 
 
 def find_tasks(tasks: Sequence[str], include_path: Path | None, say: Callable[[str], None]) -> TaskManager:
-    """Look tasks up in the harness's list, which takes it some ten seconds to read.
+    """Look tasks up in the harness's list; reading it takes some ten seconds.
 
     Args:
         tasks: names of tasks or groups. include_path: folder of task files (YAML) of the user's own.

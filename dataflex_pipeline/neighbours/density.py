@@ -5,8 +5,9 @@
 
 With t_ij = 1 - d_ij^2 / sigma^2, nearest means largest t. Published code searches the K nearest of every
 vector and then drops those beyond sigma. Here the t of a chunk of vectors come out of matrix products, tile
-by tile, and are summed as they come; only where more than K of them are positive are the K largest picked
-out. rho is at least 1, the vector's own term.
+by tile, and are summed as they come; for rho, the K largest are picked out only where more than K of them
+are positive. rho is at least 1, the vector's own term. Vectors that a search through cells does not see
+count as far away, so that fewer than K seen give less.
 
 Source: Liu, Karbasi and Rekatsinas, TSDS (NeurIPS 2024), its kernel density estimate; DataFlex (OpenDCAI),
 guide of the TSDS selector, section 1, for the Gaussian.
@@ -24,11 +25,11 @@ import numpy as np
 from dataflex_pipeline.neighbours.cells import Cells
 
 CHUNK = 1 << 25
-"""Kernel values in memory at a time."""
+"""Kernel values in memory at a time, unless one vector alone has more."""
 ROWS = 8192
 """Vectors whose kernel values are taken together, at most."""
 TILE = 2048
-"""Vectors compared at a time, so that the kernel values of a tile stay in the processor's cache."""
+"""Vectors that others are compared with at a time."""
 COLUMNS = 32
 """Columns moved at a time when vectors are put in the order of their cells."""
 WIDE = 0.5
@@ -174,7 +175,7 @@ class _Kernel:
         if not self.gaussian:
             return rho, None
         largest = (self._largest(*where) for where in zip(begins, sizes, strict=True))
-        return rho, np.array([np.exp((t - 1) / 2).sum() / min(self.K, len(t)) for t in largest])
+        return rho, np.array([np.exp((t - 1) / 2).sum() / self.K for t in largest])
 
     def _fill(self, tile: np.ndarray, queries: np.ndarray, offsets: np.ndarray, first: int) -> None:
         """Put t between some vectors and those from first on into a tile. [n, number of vectors]"""

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+REFUSALS = ("ermission denied", "not permitted", "superuser", "loop device")
+"""What mount says where it may not mount, or has no device for a file to be mounted through."""
+
 
 @contextlib.contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
@@ -69,12 +72,14 @@ def failing_disk(folder: Path) -> Iterator[FailingDisk]:
 
 
 def _permitted(command: list[str]) -> None:
+    """Run a command; skip where it is missing or not permitted."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except FileNotFoundError:
         pytest.skip(f"there is no {command[0]} to make a disk with")
-    if done.returncode:
+    if any(refusal in done.stderr for refusal in REFUSALS):
         pytest.skip(f"a disk cannot be made: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
 
 
 def _run(*command: str) -> None:
