@@ -21,6 +21,7 @@ from crash.launches import Launch, run
 from crash.machines import two_machines
 from safetensors.numpy import load_file
 
+from dataflex_pipeline.methods import shipped_methods
 from dataflex_pipeline.store.run import RunFolder
 
 METHODS = ("loss", "delta_loss", "less")
@@ -99,6 +100,25 @@ def test_a_run_on_two_processes_is_that_of_one_with_the_same_global_batch(alone,
     assert pq.read_table(tmp_path / index).equals(pq.read_table(alone / index))
     assert text.count("losses of the pool: 200 rows in") == 1  # one process reports, and counts all rows
     assert "torchrun --standalone --nproc_per_node 2 -m -- stages.cli select --round 1" in text
+
+
+def test_every_method_scores_the_same_on_one_two_and_four_processes(alone, minilm, tmp_path):
+    embedder = {"embed_model": minilm, "embed_method": "sentence-transformers"}
+    answers = {"generator": "transformers", "mc_samples": 2, "max_new_tokens": 4, "proj_dim": 64}
+    judge = {"reward_model_backend": "metric", "reward_backend_params.metric.name": "chrf"}
+    own = {"nice": answers | judge, "tsds": embedder, "near": embedder}
+    commands = [
+        score(1, method, *(f"{method}.{key}={value}" for key, value in own.get(method, {}).items()))
+        for method in shipped_methods()
+    ]
+    found = {}
+    for processes in (1, 2, 4):
+        folder = warmed_up(alone, tmp_path / str(processes))
+        run(folder, processes, *commands)
+        found[processes] = scores(folder / "runs" / "r")
+    assert {name.partition(".")[0] for name in found[1]} == set(shipped_methods())
+    assert found[2] == found[1]
+    assert found[4] == found[1]
 
 
 def test_killed_with_four_and_continued_with_two_nothing_is_computed_again(alone, tmp_path):
