@@ -2,11 +2,13 @@
 
     python benchmarks/tables.py --rows 20000000 --json tables.json
 
-Makes a score table and a probability table of that many rows in a temporary folder (about 46 bytes of disk
-per row), then runs every measurement in a process of its own: reading ``row`` and ``probability`` with
-pyarrow (``iter_batches``, as it comes and without read-ahead), reading ``row_id`` too, a draw by probability
-without replacement, and a top-k. Seconds are the fastest of the repetitions; importing is not in them. MiB
-are what the process needed at its peak beyond its state after importing.
+Makes a pool (of row ids only), a score table and a probability table of that many rows in a temporary folder
+(about 63 bytes of disk per row), then runs every measurement in a process of its own: reading ``row`` and
+``probability`` with pyarrow (``iter_batches``, as it comes and without read-ahead), reading ``row_id`` too,
+making the file of the pool's row ids (once per run, 16 bytes per row), a draw by probability without
+replacement, a top-k, and writing the probabilities from the scores. Seconds are the fastest of the
+repetitions; importing is not in them. MiB are what the process needed at its peak beyond its state after
+importing.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ import pyarrow.parquet as pq
 from surroundings import publish, surroundings
 
 from dataflex_pipeline.sampling import DrawSettings, draw, row_uniforms
+from dataflex_pipeline.sampling.probabilities import write_probabilities
 from dataflex_pipeline.schemas import PROBABILITIES, SCORES
+from dataflex_pipeline.store.parts import PartedTable, PartsWriter
+from dataflex_pipeline.store.row_ids import ROW_IDS, read_row_ids
 from dataflex_pipeline.store.tables import TableFile, table_writer
 
 BLOCK = 65536
@@ -45,7 +50,12 @@ def identities(start: int, n: int) -> pa.StringArray:
 
 
 def write_tables(folder: Path, rows: int) -> None:
-    """Write ``scores.parquet`` and ``probabilities.parquet``: uniform scores, p proportional to them."""
+    """Write ``pool``, and ``scores.parquet`` and ``probabilities.parquet``: uniform scores, p like them."""
+    pool = PartsWriter(folder / "pool", pa.schema({"row": pa.int64(), "row_id": pa.string()}), {})
+    for number, start in enumerate(range(0, rows, BLOCK)):
+        n = min(BLOCK, rows - start)
+        pool.write(number, pa.table({"row": np.arange(start, start + n), "row_id": identities(start, n)}))
+    pool.finish(-(-rows // BLOCK), {})
     with (
         table_writer(folder / "scores.parquet", SCORES, {}) as scores,
         table_writer(folder / "probabilities.parquet", PROBABILITIES, {}) as probabilities,
@@ -66,25 +76,44 @@ def read(folder: Path, columns: list[str], pre_buffer: bool) -> None:
             pass
 
 
+def make_row_ids(folder: Path) -> None:
+    """Make the file that the pool's row ids are read from."""
+    pool = PartedTable.reopen(folder / "pool")
+    (pool.folder / ROW_IDS).unlink(missing_ok=True)
+    read_row_ids(pool, np.arange(1))
+
+
 def sample(folder: Path, selected: int) -> None:
     """Draw by probability without replacement."""
     scores, probabilities = TableFile(folder / "scores.parquet"), TableFile(folder / "probabilities.parquet")
-    drawn = draw(scores, probabilities, scores, DrawSettings("sample", selected, weights="importance"))
+    pool = PartedTable.reopen(folder / "pool")
+    drawn = draw(scores, probabilities, pool, DrawSettings("sample", selected, weights="importance"))
     assert drawn.n_distinct == selected
 
 
 def top_k(folder: Path, selected: int) -> None:
     """Take the best by score."""
+    scores, pool = TableFile(folder / "scores.parquet"), PartedTable.reopen(folder / "pool")
+    assert draw(scores, None, pool, DrawSettings("top_k", selected)).n_distinct == selected
+
+
+def probabilities_of_scores(folder: Path) -> None:
+    """Write a probability table from the scores."""
     scores = TableFile(folder / "scores.parquet")
-    assert draw(scores, None, scores, DrawSettings("top_k", selected)).n_distinct == selected
+    summary = write_probabilities(
+        scores, lambda block: block.column("score").to_numpy(), folder / "made.parquet", {}
+    )
+    assert summary.n_positive == scores.n_rows
 
 
 MEASUREMENTS: dict[str, Callable[[Path, int], None]] = {
     "read row and probability, pyarrow's defaults": lambda folder, _: read(folder, NARROW, True),
     "read row and probability, no read-ahead": lambda folder, _: read(folder, NARROW, False),
     "read row, row_id and probability, pyarrow's defaults": lambda folder, _: read(folder, WIDE, True),
+    "make the file of row ids": lambda folder, _: make_row_ids(folder),
     "sample without replacement": sample,
     "top_k": top_k,
+    "write the probabilities of the scores": lambda folder, _: probabilities_of_scores(folder),
 }
 
 

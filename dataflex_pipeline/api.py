@@ -210,7 +210,10 @@ class Method(ABC):
 
     @abstractmethod
     def weigh(self, block: pa.RecordBatch, fitted: Any) -> np.ndarray:
-        """Return unnormalised sampling weights, at least 0, for one block of the score table. [rows]"""
+        """Return unnormalised sampling weights, at least 0, for one block of the score table. [rows]
+
+        The block has all columns but ``row_id``; every block is weighed twice.
+        """
 
     def by_target_row(self, tables: Mapping[str, BlockTable], selection: Selection) -> TargetRanking:
         """Return how each target row ranks the pool.

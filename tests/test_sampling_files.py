@@ -94,11 +94,24 @@ def test_words_below_the_limit_are_numbers_below(number):
     assert set(np.flatnonzero(numbers >= number)) <= set(np.flatnonzero(words >= limit))
 
 
-def test_a_changed_row_id_is_noticed(tmp_path):
+@pytest.mark.parametrize(("which", "column"), [(0, "score"), (0, "valid"), (1, "probability")])
+def test_a_changed_page_is_noticed(tmp_path, which, column):
     tables = written(tmp_path, memory("smooth"), "as now")
-    column = pq.read_metadata(tables[0].path).row_group(0).column(1)
-    content = bytearray(tables[0].path.read_bytes())
-    content[column.data_page_offset + column.total_compressed_size - 1] ^= 1
-    tables[0].path.write_bytes(content)
-    with pytest.raises(CorruptError, match="as now-s"):
-        draw(tables[0], None, POOL, DrawSettings("top_k", 500))
+    path = tables[which].path
+    place = tables[which].schema.names.index(column)
+    chunk = pq.read_metadata(path).row_group(1).column(place)
+    content = bytearray(path.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptError, match=path.name):
+        draw(*tables, POOL, DrawSettings("sample", 500))
+
+
+def test_a_row_that_was_drawn_without_a_score_has_none_in_the_index():
+    """A probability table may give one to rows that its scores say nothing of."""
+    scores = scores_of([0.5, None, 0.25], valid=[True] * 3)
+    for settings in (DrawSettings("sample", 3), DrawSettings("sample", 6, replacement=True)):
+        index = draw(scores, probabilities_of([0.2, 0.6, 0.2]), pool_of(3), settings).index
+        expected = [[0.5, None, 0.25][row] for row in index.column("row").to_pylist()]
+        assert index.column("score").to_pylist() == expected
+        assert None in expected

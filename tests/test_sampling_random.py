@@ -207,14 +207,16 @@ def test_blocks_do_not_change_a_draw(p, n, block, batch, replacement, seed):
     cut_at=st.integers(1, 50),
 )
 def test_smallest_by_count_is_a_sorted_prefix(keys, count, block, cut_at):
-    smallest = Smallest(count, None)
+    smallest = Smallest(count, None, beside=1)
     smallest._cut_at = cut_at  # cut early and often, as a long stream would
     for start in range(0, len(keys), block):
         part = np.array(keys[start : start + block])
-        smallest.offer(np.arange(start, start + len(part)), part, part)
+        rows = np.arange(start, start + len(part))
+        smallest.offer(rows, part, beside=[rows / 7])
     kept = smallest.finish()
     order = sorted(range(len(keys)), key=lambda i: (keys[i], i))
     assert kept.rows.tolist() == order[:count]
+    assert kept.beside[0].tolist() == [row / 7 for row in order[:count]]
     assert kept.tau == (keys[order[count]] if len(keys) > count else np.inf)
     assert kept.complete == (len(keys) <= count)
 
@@ -227,13 +229,14 @@ def test_smallest_by_count_is_a_sorted_prefix(keys, count, block, cut_at):
     cut_at=st.integers(1, 50),
 )
 def test_smallest_by_budget_is_the_longest_prefix_that_fits(lines, budget, block, cut_at):
-    smallest = Smallest(None, budget)
+    smallest = Smallest(None, budget, beside=2)
     smallest._cut_at = cut_at
     for start in range(0, len(lines), block):
         part = lines[start : start + block]
         keys = np.array([key for key, _ in part])
         costs = np.array([cost for _, cost in part])
-        smallest.offer(np.arange(start, start + len(part)), keys, keys, costs)
+        rows = np.arange(start, start + len(part))
+        smallest.offer(rows, keys, costs, [rows / 7, -keys])
     kept = smallest.finish()
     order = sorted(range(len(lines)), key=lambda i: (lines[i][0], i))
     expected, spent = [], 0
@@ -243,6 +246,9 @@ def test_smallest_by_budget_is_the_longest_prefix_that_fits(lines, budget, block
             break
         expected.append(i)
     assert kept.rows.tolist() == expected
+    assert kept.costs.tolist() == [lines[i][1] for i in expected]
+    assert kept.beside[0].tolist() == [row / 7 for row in expected]
+    assert kept.beside[1].tolist() == [-lines[i][0] for i in expected]
     assert kept.complete == (len(expected) == len(lines))
     assert kept.tau == (lines[order[len(expected)]][0] if len(expected) < len(lines) else np.inf)
 

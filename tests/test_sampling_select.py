@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -255,3 +256,18 @@ def test_a_reordered_file_is_refused(tmp_path):
         write(scores.table.take(order))
     with pytest.raises(CorruptError, match=r"s\.parquet does not hold row 0 at line 0"):
         select(TableFile(tmp_path / "s.parquet"), pool_of(70_000), strategy="top_k")
+
+
+def test_a_file_without_rows_has_nothing_to_select(tmp_path):
+    scores = scores_of([])
+    with table_writer(tmp_path / "s.parquet", scores.schema, {}) as write:
+        write(scores.table)
+    with pytest.raises(DataError, match="no row can be selected"):
+        select(TableFile(tmp_path / "s.parquet"), pool_of(0), strategy="top_k")
+
+
+def test_flags_that_are_missing_are_told():
+    scores = scores_of([1.0, 2.0])
+    table = scores.table.set_column(3, "valid", pa.array([True, None]))
+    with pytest.raises(CorruptError, match="1 rows are neither valid nor not valid"):
+        select(MemoryTable(table), strategy="top_k")

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from tiny_training import (
     GLOBAL_BATCH,
@@ -22,7 +23,7 @@ from tiny_training import (
 )
 
 from dataflex_pipeline.api import Silent
-from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.errors import ConfigError, CorruptError
 from dataflex_pipeline.training import read_marker, train_round
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -229,3 +230,20 @@ def test_positions_of_earlier_rounds_cannot_be_loaded(world, tmp_path):
     assert set(batch) == {"input_ids", "attention_mask", "labels", "weight"}
     with pytest.raises(RuntimeError, match="outside of this round"):
         PaddingCollator(0)([data[STEPS * GLOBAL_BATCH - 1]])
+
+
+def test_an_index_of_other_row_ids_is_refused(world, tmp_path):
+    from dataflex_pipeline.training.positions import training_positions
+
+    model, pool, _ = world
+    plan = make_plan(tmp_path, 1, make_config(model), pool)
+    ids = plan.index.column("row_id").to_pylist()
+    changed = plan.index.set_column(
+        plan.index.schema.names.index("row_id"), "row_id", pa.array([*ids[:5], "0" * 32, *ids[6:]])
+    )
+    other = make_plan(tmp_path, 1, make_config(model), pool, index=changed)
+    with pytest.raises(
+        CorruptError,
+        match=r"another one in the pool.(.|\n)*Delete the round's index.parquet and _row_ids.bin",
+    ):
+        training_positions(other, pool, 64)

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 ID_BYTES = 16.0
-"""A row_id of 32 random hex characters as zstd leaves it: 4 bits each."""
+"""A row_id of 32 random hex characters, packed or as zstd leaves it: 4 bits each."""
 INDEX_BYTES = 37.0
 """One training position of an index: row_id, row, weight, probability and score."""
 ADAM_STATES = 8

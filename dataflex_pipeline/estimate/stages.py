@@ -90,11 +90,11 @@ def _score(found: Measured, method: Method, number: int, groups: int) -> StageCo
 
 
 def _select(found: Measured, method: Method, number: int, batch: int) -> StageCost:
-    """Predict probabilities and index; the warm-up has no probabilities."""
+    """Predict probabilities and index; the warm-up has no probabilities, and makes the pool's row ids."""
     config, rows = found.config, found.pool.rows
     positions = batch * (config.update_step if number else config.warmup_step)
     writing = found.writing
-    disk = writing.table_bytes + positions * INDEX_BYTES
+    disk = writing.table_bytes + positions * INDEX_BYTES + (0 if number else rows * ID_BYTES)
     more = max(0, rows - writing.selected_from) * writing.row_seconds
     seconds = writing.draw_seconds + more
     if number:

@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.errors import ConfigError, DataError, did_you_mean
-from dataflex_pipeline.sampling.gather import gather
+from dataflex_pipeline.sampling.gather import gather, gather_row_ids
 from dataflex_pipeline.sampling.probabilities import ProbabilitySummary, write_probabilities
 from dataflex_pipeline.sampling.quotas import amounts_of, interleave
 from dataflex_pipeline.sampling.ranked import round_robin, round_robin_rows, top_k
-from dataflex_pipeline.sampling.rows import Rows, count_valid
+from dataflex_pipeline.sampling.rows import BLOCK_ROWS, Rows, count_valid
 from dataflex_pipeline.sampling.selection import Selection
 from dataflex_pipeline.sampling.settings import Drawn, DrawSettings
 from dataflex_pipeline.sampling.successive import sample
@@ -23,7 +23,6 @@ from dataflex_pipeline.sampling.turns import Rankings
 from dataflex_pipeline.sampling.uniforms import Integers, permutation
 from dataflex_pipeline.sampling.weights import float32_mean_one, weigh
 from dataflex_pipeline.schemas import INDEX
-from dataflex_pipeline.store.parquet import ROW_GROUP
 
 __all__ = ["DrawSettings", "Drawn", "draw", "draw_uniform", "top_k_probabilities"]
 
@@ -38,7 +37,7 @@ def draw(
     settings: DrawSettings,
     *,
     rankings: Rankings | None = None,
-    block_rows: int = ROW_GROUP,
+    block_rows: int = BLOCK_ROWS,
 ) -> Drawn:
     """Select rows and lay them out as an index.
 
@@ -46,9 +45,10 @@ def draw(
     seed give the same index, whatever the blocks.
 
     Args:
-        scores: ``row``, ``row_id``, ``score``, ``valid`` and the group columns.
+        scores: ``row``, ``score``, ``valid`` and the group columns. That they are scores of this pool is for
+            the caller to know; only the number of rows is compared.
         probabilities: needed by ``sample`` only. The index of another strategy has 1 / (rows selected).
-        pool: ``n_tokens`` for a token budget, ``source`` for quotas; not read otherwise.
+        pool: ``row`` and ``row_id``; ``n_tokens`` for a token budget, ``source`` for quotas.
         settings: what is asked for.
         rankings: with ``over_target_rows``: how each target row values the rows of the pool.
         block_rows: rows read at a time; fewer with ``rankings``, whose blocks are wide.
@@ -58,7 +58,7 @@ def draw(
         DataError: nothing to select, or a budget below its first row.
         CorruptError: the tables do not fit together.
     """
-    columns = {"sample": (), "top_k": ("score",), "round_robin": settings.group_columns}[settings.strategy]
+    columns = settings.group_columns if settings.strategy == "round_robin" else ("score",)
     if rankings is not None:
         if not rankings.n_turns:
             raise DataError(
@@ -84,10 +84,10 @@ def draw(
     else:
         select = {"sample": sample, "top_k": top_k, "round_robin": round_robin}[settings.strategy]
         selections, notices = select(rows, settings, amounts)
-    return _lay_out(selections, notices, scores, settings, with_score=True)
+    return _lay_out(selections, notices, pool, settings, scores)
 
 
-def draw_uniform(pool: BlockTable, settings: DrawSettings, *, block_rows: int = ROW_GROUP) -> Drawn:
+def draw_uniform(pool: BlockTable, settings: DrawSettings, *, block_rows: int = BLOCK_ROWS) -> Drawn:
     """Select valid rows of the pool, each with the same probability: the warm-up. Scores are null.
 
     Args:
@@ -109,7 +109,7 @@ def draw_uniform(pool: BlockTable, settings: DrawSettings, *, block_rows: int = 
         block_rows=block_rows,
     )
     selections, notices = sample(rows, settings, amounts_of(settings, pool, pool))
-    return _lay_out(selections, notices, pool, settings, with_score=False)
+    return _lay_out(selections, notices, pool, settings)
 
 
 def top_k_probabilities(
@@ -151,11 +151,14 @@ def _check_columns(scores: BlockTable, columns: Sequence[str]) -> None:
 def _lay_out(
     selections: list[Selection],
     notices: list[str],
-    ranked: BlockTable,
+    pool: BlockTable,
     settings: DrawSettings,
-    with_score: bool,
+    scores: BlockTable | None = None,
 ) -> Drawn:
-    """Put the selected rows in training order, repeat or cut them to the positions, and weigh them."""
+    """Put the selected rows in training order, repeat or cut them to the positions, and weigh them.
+
+    Without ``scores``, those of the index are null.
+    """
     order = interleave([len(chosen.rows) for chosen in selections])
     selected = np.concatenate([chosen.rows for chosen in selections])[order]
     notices = [*notices, *_length_notice(len(selected), settings)]
@@ -166,17 +169,17 @@ def _lay_out(
     weights = np.concatenate([weigh(chosen, settings.weights) for chosen in selections])[order]
     places = _places(len(rows), settings)
     known = [chosen.scores for chosen in selections if chosen.scores is not None]
-    missing = with_score and len(known) < len(selections)
-    read = gather(ranked, rows, ["row_id", "score"] if missing else ["row_id"])
-    if missing:
-        score = read.column("score").take(pa.array(places))
+    if len(known) == len(selections):
+        score = pa.array(np.concatenate(known)[order][places], from_pandas=True)  # NaN: no score
+    elif scores is None:
+        score = pa.nulls(len(places), pa.float64())
     else:
-        score = np.concatenate(known)[order][places] if with_score else pa.nulls(len(places), pa.float64())
+        score = gather(scores, rows[places], "score")
     index = pa.table(
         {
             "position": np.arange(len(places)),
             "row": rows[places],
-            "row_id": read.column("row_id").take(pa.array(places)),
+            "row_id": gather_row_ids(pool, rows[places]),
             "weight": float32_mean_one(weights[places]),
             "probability": probabilities[places],
             "score": score,

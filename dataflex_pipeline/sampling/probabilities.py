@@ -58,9 +58,9 @@ def write_probabilities(
 
     Args:
         scores: ``row``, ``row_id``, ``valid`` and whatever ``weigh`` looks at.
-        weigh: gets a block of the score table (all columns, consecutive rows) and returns the weight of each
-            row, finite and at least 0. It is called twice for every block and must return the same. What it
-            returns for rows that are not valid is ignored: their probability is 0.
+        weigh: gets a block of the score table (all columns but ``row_id``, consecutive rows) and returns the
+            weight of each row, finite and at least 0. It is called twice for every block and must return the
+            same. What it returns for rows that are not valid is ignored: their probability is 0.
         final: where the table will be.
         ingredients: what it is made from.
         notes: further footer entries; the summary's numbers are added to them.
@@ -70,7 +70,8 @@ def write_probabilities(
         DataflexError: ``weigh`` returned another number of weights, or one that is negative or not finite.
     """
     sums, n_valid = [], 0
-    for block in _blocks(scores):
+    names = [name for name in scores.schema.names if name != "row_id"]
+    for (block,) in zip_blocks((scores, names), threads=True):
         weights, valid = _weights(block, weigh)
         sums.append(float(weights.sum()))
         n_valid += int(np.count_nonzero(valid))
@@ -82,9 +83,9 @@ def write_probabilities(
     summary = _Tally(n_valid)
     entries = dict(notes or {})
     with table_writer(final, PROBABILITIES, ingredients, entries) as write:
-        for block in _blocks(scores):
+        for block, ids in zip_blocks((scores, names), (scores, ["row_id"]), threads=True):
             weights, _ = _weights(block, weigh)
-            write(_lines(block, weights / total))
+            write(_lines(block, ids, weights / total))
             summary.add(weights / total)
         entries |= summary.notes()
     return summary.result()
@@ -213,11 +214,6 @@ def _numbered(scores: BlockTable) -> Iterator[tuple[int, pa.RecordBatch]]:
         start += block.num_rows
 
 
-def _blocks(scores: BlockTable) -> Iterator[pa.RecordBatch]:
-    for (block,) in zip_blocks((scores, scores.schema.names)):
-        yield block
-
-
 def _weights(block: pa.RecordBatch, weigh: Weigh) -> tuple[Floats, np.ndarray]:
     """Return the weights of a block, 0 where not valid, and which rows are valid."""
     weights = np.asarray(weigh(block), dtype=np.float64)
@@ -247,8 +243,8 @@ def _no_total(total: float, n_valid: int) -> DataError:
     )
 
 
-def _lines(block: pa.RecordBatch, p: Floats) -> pa.RecordBatch:
-    columns = [block.column("row"), block.column("row_id"), pa.array(p)]
+def _lines(block: pa.RecordBatch, ids: pa.RecordBatch, p: Floats) -> pa.RecordBatch:
+    columns = [block.column("row"), ids.column("row_id"), pa.array(p)]
     return pa.RecordBatch.from_arrays(columns, names=PROBABILITIES.names)
 
 
@@ -265,7 +261,7 @@ class _Tally:
     def add(self, p: Floats) -> None:
         self._n_rows += len(p)
         self._n_positive += int(np.count_nonzero(p))
-        self._squares.append(float(p @ p))
+        self._squares.append(float(np.square(p).sum()))
         self._largest = max(self._largest, float(p.max()))
 
     def result(self) -> ProbabilitySummary:

@@ -144,7 +144,7 @@ def _offer(block: Block, value: Floats, kept: list[Smallest], amounts: Sequence[
             places = np.flatnonzero(inside)
             keys = -value[places]
             costs = None if block.tokens is None else block.tokens[places]
-            kept[i].offer(places + block.start, keys, keys, costs)
+            kept[i].offer(places + block.start, keys, costs)
     return counts
 
 

@@ -103,9 +103,10 @@ class _Draws:
 
     Args:
         seed: of this quota's stream. count: number of draws. mass: the quota's sum of probabilities.
+        scored: whether to keep the score of each row drawn.
     """
 
-    def __init__(self, seed: int, count: int, mass: float) -> None:
+    def __init__(self, seed: int, count: int, mass: float, scored: bool) -> None:
         numbers = row_uniforms(seed, 0, count)
         self._order = np.argsort(numbers, kind="stable")
         self._targets = numbers[self._order] * mass
@@ -114,6 +115,7 @@ class _Draws:
         self._reached = 0.0
         self._rows = np.zeros(count, np.int64)
         self._probabilities = np.zeros(count)
+        self._scores = np.zeros(count) if scored else None
         self.tokens: Integers = np.zeros(count, np.int64)
 
     def take(self, block: Block, p: Floats) -> None:
@@ -133,18 +135,20 @@ class _Draws:
         draws = self._order[self._done : stop]
         self._rows[draws] = at + block.start
         self._probabilities[draws] = p[at]
+        if self._scores is not None:
+            self._scores[draws] = block.values["score"][at]
         if block.tokens is not None:
             self.tokens[draws] = block.tokens[at]
         self._done = stop
 
     def selection(self) -> Selection:
         """Return the rows in the order of the draws."""
-        return Selection(self._rows, self._probabilities)
+        return Selection(self._rows, self._probabilities, scores=self._scores)
 
 
 def _draw(rows: Rows, settings: DrawSettings, counts: Sequence[int], masses: Sequence[float]) -> list[_Draws]:
     draws = [
-        _Draws(derive_seed(settings.seed, "draws", i), count, mass)
+        _Draws(derive_seed(settings.seed, "draws", i), count, mass, "score" in rows.columns)
         for i, (count, mass) in enumerate(zip(counts, masses, strict=True))
     ]
     for block in rows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +12,13 @@ import pyarrow.compute as pc
 
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.errors import CorruptError, DataError
+from dataflex_pipeline.sampling.order import check_order
 from dataflex_pipeline.sampling.uniforms import Floats, Integers
 from dataflex_pipeline.store.parquet import ROW_GROUP
 from dataflex_pipeline.store.tables import zip_blocks
+
+BLOCK_ROWS = 4 * ROW_GROUP
+"""Rows per block where nothing else is said. With a quarter of them, a draw takes a quarter longer."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,9 @@ class Rows:
     """The tables of a draw, read side by side in blocks.
 
     Attributes:
-        ranked: the table with ``row``, ``row_id``, ``valid`` (scores, or the pool for a warm-up).
+        ranked: the table with ``row`` and ``valid`` (scores, or the pool for a warm-up).
         pool: the prepared pool, for ``n_tokens`` and ``source``.
-        probabilities: table with ``probability``, or None.
+        probabilities: table with ``row`` and ``probability``, or None.
         uniform: the probability of every valid row where there is no table, or None.
         columns: score columns to read.
         sources: names with a quota, in their order.
@@ -61,7 +64,7 @@ class Rows:
     columns: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     with_tokens: bool = False
-    block_rows: int = ROW_GROUP
+    block_rows: int = BLOCK_ROWS
 
     def __iter__(self) -> Iterator[Block]:
         names = (["n_tokens"] if self.with_tokens else []) + (["source"] if self.sources else [])
@@ -71,8 +74,10 @@ class Rows:
         if names:
             wanted.append((self.pool, names))
         self._check_lengths([table.n_rows for table, _ in wanted])
+        for table, _ in wanted:
+            check_order(table)
         start = 0
-        for batches in _ahead(zip_blocks(*wanted, max_rows=self.block_rows)):
+        for batches in zip_blocks(*wanted, max_rows=self.block_rows, threads=True):
             yield self._block(start, {n: c for b in batches for n, c in zip(b.schema.names, b, strict=True)})
             start += batches[0].num_rows
 
@@ -85,7 +90,7 @@ class Rows:
             )
 
     def _block(self, start: int, arrays: dict[str, pa.Array]) -> Block:
-        valid = arrays["valid"].to_numpy(zero_copy_only=False)
+        valid = _flags(arrays["valid"])
         probability = None
         if self.probabilities is not None:
             probability = arrays["probability"].to_numpy(zero_copy_only=False)
@@ -127,13 +132,17 @@ class Rows:
         return numbers
 
 
-def _ahead(batches: Iterator[tuple[pa.RecordBatch, ...]]) -> Iterator[tuple[pa.RecordBatch, ...]]:
-    """Yield the same items; the next one is decoded in a thread while the last one is worked on."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, batches, None)
-        while (here := coming.result()) is not None:
-            coming = thread.submit(next, batches, None)
-            yield here
+def _flags(array: pa.BooleanArray) -> npt.NDArray[np.bool_]:
+    """Return a column of flags as one byte each; pyarrow's own way takes twelve times as long. [n]"""
+    if array.null_count:
+        raise CorruptError(
+            f"{array.null_count} rows are neither valid nor not valid.",
+            "The column valid says of every row whether it can be used.",
+            "Make the scores of this round again (--overwrite).",
+        )
+    stop = array.offset + len(array)
+    bits = np.frombuffer(array.buffers()[1], np.uint8)
+    return np.unpackbits(bits, count=stop, bitorder="little")[array.offset :].view(np.bool_)
 
 
 def count_valid(table: BlockTable) -> int:

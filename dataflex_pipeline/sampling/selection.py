@@ -24,7 +24,8 @@ class Selection:
         probabilities: that each row had. [n] float64
         keys: keys of a draw without replacement, rising; None for other selections. [n] float64
         tau: the key of the first row not drawn; None where there are no keys.
-        scores: of the rows, where the selection has read them. [n] float64
+        scores: of the rows, NaN where they have none; None where the selection has not read them.
+            [n] float64
     """
 
     rows: Integers
@@ -37,17 +38,22 @@ class Selection:
         """Return the selection as if only ``n`` rows had been asked for."""
         if n >= len(self.rows):
             return self
+        scores = None if self.scores is None else self.scores[:n]
         if self.keys is None:
-            scores = None if self.scores is None else self.scores[:n]
             return Selection(self.rows[:n], self.probabilities[:n], scores=scores)
-        return Selection(self.rows[:n], self.probabilities[:n], self.keys[:n], float(self.keys[n]))
+        return Selection(self.rows[:n], self.probabilities[:n], self.keys[:n], float(self.keys[n]), scores)
 
 
-def containers(settings: DrawSettings, amounts: Sequence[int]) -> list[Smallest]:
-    """Return a container per quota, for its number of rows or its budget; quotas of 0 stay empty."""
+def containers(settings: DrawSettings, amounts: Sequence[int], beside: int = 0) -> list[Smallest]:
+    """Return a container per quota, for its number of rows or its budget; quotas of 0 stay empty.
+
+    Args:
+        settings: of the draw. amounts: rows or tokens per quota.
+        beside: how many numbers of each row are kept beside its key.
+    """
     if settings.token_budget is not None:
-        return [Smallest(None, amount) for amount in amounts]
-    return [Smallest(max(1, amount), None) for amount in amounts]
+        return [Smallest(None, amount, beside) for amount in amounts]
+    return [Smallest(max(1, amount), None, beside) for amount in amounts]
 
 
 def strata(block: Block, usable: npt.NDArray[np.bool_], n: int) -> Iterator[npt.NDArray[np.bool_]]:

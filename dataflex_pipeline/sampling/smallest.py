@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,18 +21,18 @@ class Kept:
     Attributes:
         rows: row numbers. [n] int64
         keys: their keys. [n] float64
-        probabilities: probability of each row, as offered. [n] float64
         tau: the key of the first row that did not get in; infinity if every row did.
-        costs: what each row takes of a budget; None where none was offered. [n] int64
+        costs: what each row takes of the budget; None without one. [n] int64
         complete: whether every row got in.
+        beside: what was offered beside the keys. Each [n] float64
     """
 
     rows: Integers
     keys: Floats
-    probabilities: Floats
     tau: float
     costs: Integers | None
     complete: bool
+    beside: tuple[Floats, ...] = ()
 
 
 class Smallest:
@@ -43,13 +44,15 @@ class Smallest:
     Args:
         count: how many rows to keep, at least 1; None with a budget.
         budget: the largest sum of costs; None with a count.
+        beside: how many numbers of each row are kept beside its key.
     """
 
-    def __init__(self, count: int | None, budget: int | None) -> None:
+    def __init__(self, count: int | None, budget: int | None, beside: int = 0) -> None:
         if (count is None) == (budget is None):
             raise ValueError("give a count or a budget")
         self._count = count
         self._budget = budget
+        self._beside = beside
         self._pieces: list[tuple[npt.NDArray[np.generic], ...]] = []
         self._held = 0
         self._cut_at = max(SLACK, 2 * (count + 1) if count is not None else 0)
@@ -57,18 +60,20 @@ class Smallest:
         self._full = False
 
     def offer(
-        self, rows: Integers, keys: Floats, probabilities: Floats, costs: Integers | None = None
+        self, rows: Integers, keys: Floats, costs: Integers | None = None, beside: Sequence[Floats] = ()
     ) -> None:
         """Take in the rows of a block that still have a chance.
 
         Args:
             rows: row numbers, rising, above all rows offered before. [n]
             keys: their keys, no NaN. [n]
-            probabilities: kept beside the keys. [n]
-            costs: what each row takes of the budget, needed with one. [n]
+            costs: what each row takes of the budget, where there is one. [n]
+            beside: as many numbers of each row as were announced. Each [n]
         """
-        arrays: tuple[npt.NDArray[np.generic], ...] = (rows, keys, probabilities)
-        if costs is not None:
+        arrays: tuple[npt.NDArray[np.generic], ...] = (rows, keys, *beside)
+        if self._budget is not None:
+            if costs is None:
+                raise ValueError("a budget needs costs")
             arrays = (*arrays, costs)
         if self._full:
             # A later row with the same key loses the tie, so strictly smaller is exact.
@@ -105,7 +110,7 @@ class Smallest:
         return np.sort(np.concatenate([below, equal]))
 
     def _first_by_cost(self, whole: tuple[npt.NDArray[np.generic], ...]) -> Integers:
-        rows, keys, _, costs = whole
+        rows, keys, *_, costs = whole
         order = np.lexsort((rows, keys))
         inside = int(np.count_nonzero(np.cumsum(costs[order]) <= self._budget))
         self._full = inside < len(order)
@@ -114,18 +119,19 @@ class Smallest:
     def finish(self) -> Kept:
         """Return what was selected."""
         if not self._pieces:
-            empty = np.empty(0)
-            return Kept(np.empty(0, np.int64), empty, empty, np.inf, np.empty(0, np.int64), True)
+            empty, none = np.empty(0), np.empty(0, np.int64)
+            return Kept(none, empty, np.inf, none, True, (empty,) * self._beside)
         self._cut()
-        rows, keys, probabilities, *costs = self._pieces[0]
+        rows, keys, *others = self._pieces[0]
+        costs = None if self._budget is None else others.pop()
         order = np.lexsort((rows, keys))
         tau = float(keys[order[-1]]) if self._full else np.inf
         order = order[:-1] if self._full else order
         return Kept(
             rows[order].astype(np.int64, copy=False),
             keys[order].astype(np.float64, copy=False),
-            probabilities[order].astype(np.float64, copy=False),
             tau,
-            costs[0][order].astype(np.int64, copy=False) if costs else None,
+            None if costs is None else costs[order].astype(np.int64, copy=False),
             not self._full,
+            tuple(other[order].astype(np.float64, copy=False) for other in others),
         )

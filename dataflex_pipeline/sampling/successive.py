@@ -10,11 +10,12 @@ Here E_i = -log(u_i), u_i the row's own number; equal keys go to the lower row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from dataflex_pipeline.ahead import ahead
 from dataflex_pipeline.sampling.replacement import with_replacement
 from dataflex_pipeline.sampling.rows import Block, Rows
 from dataflex_pipeline.sampling.selection import (
@@ -27,7 +28,7 @@ from dataflex_pipeline.sampling.selection import (
     strata,
 )
 from dataflex_pipeline.sampling.settings import DrawSettings
-from dataflex_pipeline.sampling.smallest import Smallest
+from dataflex_pipeline.sampling.smallest import Kept, Smallest
 from dataflex_pipeline.sampling.uniforms import Floats, Words, row_words, uniforms_of, word_from
 from dataflex_pipeline.seeds import derive_seed
 
@@ -50,7 +51,7 @@ def sample(rows: Rows, settings: DrawSettings, amounts: Sequence[int]) -> tuple[
         return with_replacement(rows, settings, amounts), []
     kept, positive = _smallest_keys(rows, settings, amounts)
     finished = [container.finish() for container in kept]
-    selections = [Selection(k.rows, k.probabilities, k.keys, k.tau) for k in finished]
+    selections = [_selection(each) for each in finished]
     if settings.token_budget is not None:
         return selections, check_budget(selections, settings, amounts, positive)
     short = [amount if amount > there else 0 for amount, there in zip(amounts, positive, strict=True)]
@@ -71,11 +72,10 @@ def _smallest_keys(
 ) -> tuple[list[Smallest], list[int]]:
     """Return the rows with the smallest keys of each quota, and its rows with a probability above 0."""
     seed = derive_seed(settings.seed, "keys")
-    kept = containers(settings, amounts)
+    kept = containers(settings, amounts, beside=2 if "score" in rows.columns else 1)
     positive = [0] * len(amounts)
-    for block in rows:
+    for block, words in zip(rows, ahead(_words(seed, rows)), strict=True):
         p = probability(block)
-        words = row_words(seed, block.start, block.start + len(p))
         for i, inside in enumerate(strata(block, p > 0, len(amounts))):
             positive[i] += int(np.count_nonzero(inside))
             if amounts[i]:
@@ -84,6 +84,18 @@ def _smallest_keys(
         if amount and not positive[i]:
             raise nothing_to_draw(settings, i, "has a probability above 0")
     return kept, positive
+
+
+def _selection(kept: Kept) -> Selection:
+    probabilities, *scores = kept.beside
+    return Selection(kept.rows, probabilities, kept.keys, kept.tau, scores[0] if scores else None)
+
+
+def _words(seed: int, rows: Rows) -> Iterator[Words]:
+    """Yield the words of each block's rows."""
+    n_rows = rows.ranked.n_rows
+    for start in range(0, n_rows, rows.block_rows):
+        yield row_words(seed, start, min(start + rows.block_rows, n_rows))
 
 
 def _offer(kept: Smallest, block: Block, p: Floats, words: Words, inside: npt.NDArray[np.bool_]) -> None:
@@ -99,11 +111,12 @@ def _offer(kept: Smallest, block: Block, p: Floats, words: Words, inside: npt.ND
         chosen = near[inside[near]]
     else:
         chosen = np.flatnonzero(inside)
-    numbers, p = uniforms_of(words[chosen]), p[chosen]
+    numbers = uniforms_of(words[chosen])
     if np.isfinite(bound):
-        near = np.flatnonzero(1.0 - numbers <= bound * p)
-        numbers, p, chosen = numbers[near], p[near], chosen[near]
+        near = np.flatnonzero(1.0 - numbers <= bound * p[chosen])
+        numbers, chosen = numbers[near], chosen[near]
     with np.errstate(over="ignore"):
-        keys = -np.log(numbers) / p
+        keys = -np.log(numbers) / p[chosen]
     costs = None if block.tokens is None else block.tokens[chosen]
-    kept.offer(chosen + block.start, keys, p, costs)
+    scores = [block.values["score"][chosen]] if "score" in block.values else []
+    kept.offer(chosen + block.start, keys, costs, [p[chosen], *scores])

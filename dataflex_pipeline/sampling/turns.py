@@ -76,19 +76,17 @@ class BestPerTurn:
         """Return each one's best rows, best first; keys are the negated values."""
         if not self._pieces:
             nothing, none = np.empty(0), np.empty(0, np.int64)
-            return [Kept(none, nothing, nothing, np.inf, none, True)] * self._n
+            return [Kept(none, nothing, np.inf, none, True)] * self._n
         self._cut()
         turn, values, rows, costs = self._pieces[0]
         starts = np.searchsorted(turn, np.arange(self._n + 1))
         found = []
         for first, end in itertools.pairwise(starts):
             part = slice(first, min(end, first + self._depth))
-            keys = -values[part].astype(np.float64)
             complete = end - first <= self._depth
             tau = np.inf if complete else -float(values[end - 1])
-            found.append(
-                Kept(rows[part].astype(np.int64), keys, keys, tau, costs[part].astype(np.int64), complete)
-            )
+            keys = -values[part].astype(np.float64)
+            found.append(Kept(rows[part].astype(np.int64), keys, tau, costs[part].astype(np.int64), complete))
         return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataflex_pipeline.ahead import ahead
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.store.atomic import atomic_file
 from dataflex_pipeline.store.fingerprint import FINGERPRINT_KEY
@@ -43,7 +44,7 @@ class TableFile:
     def blocks(
         self, columns: Sequence[str] | None = None, max_rows: int = ROW_GROUP
     ) -> Iterator[pa.RecordBatch]:
-        """Yield record batches of at most ``max_rows`` rows, in row order, one row group in memory."""
+        """Yield record batches of at most ``max_rows`` rows, in row order; no more of it is in memory."""
         yield from read_blocks(self.path, columns, max_rows)
 
 
@@ -86,7 +87,7 @@ def table_writer(
 
 
 def zip_blocks(
-    *sources: tuple[BlockTable, Sequence[str]], max_rows: int = ROW_GROUP
+    *sources: tuple[BlockTable, Sequence[str]], max_rows: int = ROW_GROUP, threads: bool = False
 ) -> Iterator[tuple[pa.RecordBatch, ...]]:
     """Read several tables over the same rows side by side.
 
@@ -94,6 +95,7 @@ def zip_blocks(
         sources: pairs of a table and the columns wanted of it; all tables have the same number of rows,
             in the same order, whatever the sizes of their parts.
         max_rows: rows per block; every block but the last has exactly that many.
+        threads: read each table ahead in a thread of its own; two more blocks of it are in memory then.
 
     Yields:
         One record batch per source, all over the same rows.
@@ -104,9 +106,8 @@ def zip_blocks(
     counts = {table.n_rows for table, _ in sources}
     if len(counts) > 1:
         raise ValueError(f"tables of different lengths cannot be read side by side: {sorted(counts)}")
-    yield from zip(
-        *(_rechunk(table.blocks(columns, max_rows), max_rows) for table, columns in sources), strict=True
-    )
+    streams = [_rechunk(table.blocks(columns, max_rows), max_rows) for table, columns in sources]
+    yield from zip(*(ahead(each) if threads else each for each in streams), strict=True)
 
 
 def _rechunk(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from dataflex_pipeline.errors import CorruptError, DataError
 from dataflex_pipeline.store.parts import PartedTable
+from dataflex_pipeline.store.row_ids import ROW_IDS
 from dataflex_pipeline.training.plan import RoundPlan
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def _foreign_index(plan: RoundPlan, found: str) -> CorruptError:
     return CorruptError(
         f"The index of round {plan.round} names {found}.",
         "An index belongs to the pool that it was selected from.",
-        "Select the round again with --overwrite.",
+        f"Delete the round's index.parquet and {ROW_IDS} in the pool's folder; both are made again: select "
+        "the round, then train it.",
     )
 
 

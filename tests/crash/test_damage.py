@@ -18,6 +18,7 @@ from crash.disks import failing_disk, grow, small_disk
 from crash.kill_points import Kill
 from crash.same_run import differences, done_twice
 from crash.small_run import NAME, Bench, Recipe
+from dataflex_pipeline.store.row_ids import ROW_IDS
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,35 @@ def test_the_damaged_file_deleted_is_made_again_alone(bench, finished, recipe):
     assert differences(finished.run, bench.run) == []
     made = [name for event, name in bench.book()[n_before:] if event == "table" and "features/" in name]
     assert {name.rpartition("/")[2] for name in made} == {"part-00002.parquet"}
+
+
+def test_row_ids_that_are_cut_off_are_told_and_made_again(bench, finished, recipe):
+    reopened(bench.run, 1)
+    ids = bench.run / "pool" / ROW_IDS
+    truncate(ids)
+    text = explained(bench.call(recipe.round()[0]))
+    assert f"{ids.relative_to(bench.folder)} cannot be used" in text
+    assert "Delete it" in text
+    ids.unlink()
+    bench.finish(*recipe.round())
+    assert differences(finished.run, bench.run) == []
+
+
+def test_row_ids_that_changed_are_found_by_training(bench, finished, recipe):
+    """Selecting compares the first and the last id that it reads; training compares them all."""
+    selected = pq.read_table(bench.run / "round-01" / "index.parquet").column("row").to_numpy()
+    reopened(bench.run, 1)
+    path = bench.run / "pool" / ROW_IDS
+    ids = np.fromfile(path, np.uint8).reshape(-1, 16)
+    ids[selected.min() + 1 : selected.max()] ^= 1
+    ids.tofile(path)
+    text = explained(bench.call(recipe.round()[0]))
+    assert "row_id is another one in the pool" in text
+    assert f"Delete the round's index.parquet and {ROW_IDS}" in text
+    path.unlink()
+    (bench.run / "round-01" / "index.parquet").unlink()
+    bench.finish(*recipe.round())
+    assert differences(finished.run, bench.run) == []
 
 
 FILE_LIMITS = {
