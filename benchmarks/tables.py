@@ -151,12 +151,12 @@ def run_all(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     write_tables(folder, args.rows)
     written = time.perf_counter() - began
+    size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
     results = {name: in_own_process(name, folder, args) for name in MEASUREMENTS}
     for reading in [name for name in MEASUREMENTS if name.startswith("read")]:
         for name in ("sample without replacement", "top_k"):
             ratio = results[name]["seconds"] / results[reading]["seconds"]
             results[name][f"times '{reading}'"] = ratio
-    size = sum(path.stat().st_size for path in folder.glob("*.parquet"))
     return {
         "rows": args.rows,
         "selected": args.select,

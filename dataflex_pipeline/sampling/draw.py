@@ -26,8 +26,8 @@ from dataflex_pipeline.schemas import INDEX
 
 __all__ = ["DrawSettings", "Drawn", "draw", "draw_uniform", "top_k_probabilities"]
 
-RANKED_VALUES = 1 << 22
-"""Values of rows by target rows that exist at a time (32 MiB)."""
+BLOCK_VALUES = 1 << 22
+"""Values of rows by target rows, or by groups, in a block (32 MiB)."""
 
 
 def draw(
@@ -51,7 +51,7 @@ def draw(
         pool: ``row`` and ``row_id``; ``n_tokens`` for a token budget, ``source`` for quotas.
         settings: what is asked for.
         rankings: with ``over_target_rows``: how each target row values the rows of the pool.
-        block_rows: rows read at a time; fewer with ``rankings``, whose blocks are wide.
+        block_rows: rows read at a time; fewer where there are many groups or target rows.
 
     Raises:
         ConfigError: unknown source or group column, quotas that cannot be filled.
@@ -66,7 +66,9 @@ def draw(
                 "round_robin over target rows needs target rows that the method could use.",
                 "Look at the reason column of the target's feature table, or set round_robin_over: groups.",
             )
-        columns, block_rows = (), max(1, min(block_rows, RANKED_VALUES // rankings.n_turns))
+        columns = ()
+    width = len(columns) if rankings is None else rankings.n_turns
+    block_rows = max(1, min(block_rows, BLOCK_VALUES // max(1, width)))
     _check_columns(scores, columns)
     amounts = amounts_of(settings, scores, pool)
     by_probability = settings.strategy == "sample"
