@@ -209,7 +209,7 @@ class ModelRewarder:
             batch = dict(tokenizer.pad(list(encoded), return_tensors="pt"))
         with torch.inference_mode():
             found = self._model(**{name: tensor.to(self._model.device) for name, tensor in batch.items()})
-        array: np.ndarray = found.logits.double().cpu().numpy()
+        array: np.ndarray = found.logits.cpu().double().numpy()
         return array
 
     def _value(self, logits: np.ndarray) -> float:

@@ -111,7 +111,9 @@ def _torch() -> Iterator[Finding]:
             yield _gpu(number)
         return
     if torch.backends.mps.is_available():
-        yield Finding("device", "ok", "mps (Apple GPU)")
+        yield Finding(
+            "device", "ok", "mps (Apple GPU), which no release was tried on; device=cpu does without"
+        )
         return
     found = f"cpu, {torch.get_num_threads()} threads on {os.cpu_count()} cores"
     if shutil.which("nvidia-smi"):

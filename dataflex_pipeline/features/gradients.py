@@ -144,7 +144,7 @@ class Gradients(api.Feature):
         for batch in length_batches(sequences.lengths, n_labels, self.config.score_batch_tokens, limit):
             tensors = [torch.from_numpy(array).to(model.device) for array in padded(sequences, batch)]
             loss, projected, square = projected_batch(capture, consumer, *tensors)
-            losses[batch] = loss.double().cpu().numpy()
+            losses[batch] = loss.cpu().double().numpy()
             vectors[batch] = projected.cpu().numpy()
             squares[batch] = square.cpu().numpy()
         return losses, vectors, squares

@@ -48,7 +48,7 @@ def batch_loss_sums(
     targets = labels[:, 1:][mask[:, :-1]]  # [wanted]
     nll = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
     owner = mask.nonzero()[:, 0].cpu().numpy()  # [wanted] row inside the batch
-    return np.bincount(owner, weights=nll.double().cpu().numpy(), minlength=len(rows))
+    return np.bincount(owner, weights=nll.cpu().double().numpy(), minlength=len(rows))
 
 
 def mean_losses(

@@ -209,7 +209,7 @@ def summed_gradients(
     for batch in length_batches(answers.sequences.lengths, n_labels, max_tokens, label_budget(model)):
         tensors = [torch.from_numpy(array).to(model.device) for array in padded(answers.sequences, batch)]
         results = projected_batch(capture, consumer, *tensors)
-        losses, projected, squares = (result.double().cpu().numpy() for result in results)
+        losses, projected, squares = (result.cpu().double().numpy() for result in results)
         sound = np.isfinite(losses) & np.isfinite(squares) & np.isfinite(projected).all(axis=1)
         finite[answers.rows[batch[~sound]]] = False
         np.add.at(sums, answers.rows[batch[sound]], scales[batch[sound], None] * projected[sound])

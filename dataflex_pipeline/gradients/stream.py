@@ -10,6 +10,7 @@ from torch import Tensor  # noqa: TID253
 from dataflex_pipeline.gradients.adam import AdamUpdate
 from dataflex_pipeline.gradients.capture import GradientCapture
 from dataflex_pipeline.gradients.projection import Projection
+from dataflex_pipeline.models.base import widest_float
 
 
 class ProjectedGradients:
@@ -23,12 +24,12 @@ class ProjectedGradients:
     def __init__(self, projection: Projection, updates: Mapping[str, AdamUpdate] | None = None) -> None:
         self._projection, self._updates = projection, updates
         self._sums = torch.empty(0, projection.dim)
-        self._squares = torch.empty(0, dtype=torch.float64)
+        self._squares = torch.empty(0)
 
     def begin(self, rows: int, device: torch.device | str) -> None:
         """Start a batch of so many rows."""
         self._sums = torch.zeros(rows, self._projection.dim, device=device)
-        self._squares = torch.zeros(rows, dtype=torch.float64, device=device)
+        self._squares = torch.zeros(rows, dtype=widest_float(device), device=device)
 
     def __call__(self, name: str, rows: slice, gradient: Tensor) -> None:
         """Add one parameter's gradients [b, *shape]; they are overwritten."""
@@ -36,11 +37,12 @@ class ProjectedGradients:
         if self._updates is not None:
             self._updates[name].apply_(gradient)
         flat = gradient.view(len(gradient), -1)
-        self._squares[rows] += torch.linalg.vector_norm(flat, dim=1).double().square()
+        self._squares[rows] += torch.linalg.vector_norm(flat, dim=1).to(self._squares.dtype).square()
         self._projection.add(name, flat, self._sums[rows])
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """Return the batch's projections [B, K] float32 and squared norms before projection [B] float64.
+        """Return the batch's projections [B, K] float32 and squared norms before projection [B], in float64
+        but on Apple's GPUs.
 
         A row whose gradient is not finite has a squared norm that is not finite.
         """

@@ -14,6 +14,7 @@ from dataflex_pipeline.errors import ConfigError, CorruptError, UserError
 from dataflex_pipeline.models.source import check_model_folder, explained, load_arguments, local_folder
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -59,6 +60,13 @@ def _no_device(setting: str, why: str) -> ConfigError:
     return ConfigError(
         f"device: {setting} cannot be used.", why, "Set device to auto, or to one that there is."
     )
+
+
+def widest_float(device: torch.device | str) -> torch.dtype:
+    """Return the number format for sums on a device: float64, or float32 on Apple's GPUs, which lack it."""
+    import torch
+
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
 
 
 def is_gpu(setting: str) -> bool:

@@ -26,6 +26,7 @@ from transformers import set_seed  # noqa: TID253
 from trl import SFTTrainer  # noqa: TID253
 
 from dataflex_pipeline.errors import RunError, UserError
+from dataflex_pipeline.models.base import widest_float
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.training.sharded import save_adam_states
 
@@ -143,10 +144,11 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
                 inputs.pop("weight")
                 with self.compute_loss_context_manager():
                     out = model(**inputs, use_cache=False, fused_lm_head=True)
-                per_row = [-out.log_probs.double().sum(1), out.is_top1.sum(1), out.label_mask.sum(1)]
+                widest = widest_float(out.log_probs.device)
+                per_row = [-out.log_probs.to(widest).sum(1), out.is_top1.sum(1), out.label_mask.sum(1)]
                 # Gathering row by row drops what the loader repeated to fill the processes' last batches.
-                stacked = torch.stack([column.double() for column in per_row], dim=1)  # [B, 3]
-                rows.append(self.accelerator.gather_for_metrics(stacked).cpu())
+                stacked = torch.stack([column.to(widest) for column in per_row], dim=1)  # [B, 3]
+                rows.append(self.accelerator.gather_for_metrics(stacked).cpu().double())
         return torch.cat(rows).sum(0)  # [3]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
