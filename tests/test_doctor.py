@@ -317,3 +317,18 @@ def test_it_fits_80_columns_and_has_an_example_in_its_help():
     assert "Example" in done("doctor", "--help")
     lines = done("doctor").splitlines()
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("compiler", [None, "/usr/bin/gcc"])
+def test_a_gpu_and_the_compiler_that_its_training_needs(monkeypatch, compiler):
+    import torch
+
+    seen = {"is_available": True, "device_count": 1, "get_device_name": "NVIDIA H100"}
+    seen |= {"is_bf16_supported": True, "mem_get_info": (70 << 30, 80 << 30)}
+    for name, value in seen.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=value, **__: answer)
+    monkeypatch.setattr(environment.shutil, "which", lambda name: compiler if name == "gcc" else None)
+    gpu, *more = environment._torch()
+    assert (gpu.state, gpu.found) == ("ok", "NVIDIA H100, 70.0 of 80.0 GiB free, bf16")
+    assert [each.state for each in more] == ([] if compiler else ["warning"])
+    assert all("Install gcc or clang" in each.advice for each in more)

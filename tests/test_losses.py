@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dataflex_pipeline.api import FeatureInput, Need, Silent
 from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.errors import ConfigError, DataError
+from dataflex_pipeline.errors import ConfigError, DataError, UserError
 from dataflex_pipeline.features.build import build_feature, make_feature, plan_feature
 from dataflex_pipeline.features.losses import loss_table, mean_losses
 from dataflex_pipeline.models.batches import Sequences, length_batches, logits_only_at
@@ -219,6 +219,17 @@ class TestBuild:
         assert again.computed == 2
         for one, other in zip(first.table.files, again.table.files, strict=True):
             assert one.read_bytes() == other.read_bytes()
+
+    def test_a_memory_that_is_too_small_is_told(self, tmp_path, model_folder, monkeypatch):
+        def full(*given):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines.")
+
+        pool = write_pool(tmp_path / "pool", sequences(9))
+        monkeypatch.setattr("dataflex_pipeline.features.losses.mean_losses", full)
+        with pytest.raises(UserError, match="too small for losses of the pool: CUDA out of memory") as told:
+            build(tmp_path / "a", model_folder, pool)
+        assert "Lower score_batch_tokens" in str(told.value)
+        assert "More lines" not in str(told.value)
 
     def test_batch_size_moves_nothing_but_last_digits_and_is_no_part_of_the_fingerprint(
         self, tmp_path, model_folder

@@ -91,6 +91,14 @@ def test_starting_from_an_adapter_and_scoring_with_it(model, tmp_path):
     assert not scored.training
 
 
+def test_an_adapter_goes_where_its_base_is(model, tmp_path, monkeypatch):
+    config = make_config(model)
+    wrap_for_training(config, load_base(config, "cpu"), 5).save_pretrained(tmp_path / "adapter")
+    monkeypatch.setattr("peft.peft_model.infer_device", lambda: "cuda")  # as where there is a GPU
+    scored = load_for_scoring(config, tmp_path / "adapter", "cpu")
+    assert {parameter.device.type for parameter in scored.parameters()} == {"cpu"}
+
+
 def test_unusable_adapters_are_refused(model, tmp_path):
     def attempt(name, **settings):
         config = make_config(model, adapter_name_or_path=str(name), **settings)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,93 @@ def test_a_damaged_file_of_states_is_told(tmp_path, content):
     (tmp_path / "adam_states-00000.safetensors").write_bytes(content)
     with pytest.raises(CorruptError, match="adam_states-00000"):
         adam_states(tmp_path)
+
+
+STAGE_3_TWICE = """
+import gc, weakref
+import deepspeed, torch
+from dataflex_pipeline.training.sharded import release
+
+def trained():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 1))
+    settings = {"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": 3}}
+    settings |= {"zero_allow_untested_optimizer": True}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    engine.backward(engine(torch.randn(4, 8)).square().mean())
+    engine.step()
+    return engine, weakref.ref(model), weakref.ref(next(model.parameters()))
+
+kept, *_ = trained()  # without releasing it
+for _ in range(2):
+    engine, model, parameter = trained()
+    release(engine)
+    del engine
+    gc.collect()
+    assert model() is None, gc.get_referrers(model())
+    assert parameter() is None
+"""
+
+
+def alone(script: str, *args: str) -> None:
+    """Run Python in a process of its own, as the only rank of a launch."""
+    rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    answer = subprocess.run(
+        [sys.executable, "-c", script, *args],
+        env={**environment(), **rank, "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert answer.returncode == 0, answer.stderr
+
+
+@needs_deepspeed
+def test_a_model_trained_under_stage_3_can_be_freed():
+    alone(STAGE_3_TWICE)
+
+
+STAGE_0_IN_BF16 = """
+import copy, sys
+from pathlib import Path
+from types import SimpleNamespace
+import deepspeed, torch
+from dataflex_pipeline.training.sharded import save_adam_states
+
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 1))
+model[0].bias.requires_grad_(False)
+named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+settings = {"train_micro_batch_size_per_gpu": 4, "bf16": {"enabled": True}, "zero_optimization": {"stage": 0}}
+optimizer = torch.optim.AdamW(named, lr=1e-3)
+engine, wrapped, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+plain, rows = copy.deepcopy(model), torch.randn(4, 8, dtype=torch.bfloat16)
+plain(rows).square().mean().backward()
+engine.backward(engine(rows).square().mean())
+engine.step()
+trainer = SimpleNamespace(
+    optimizer=SimpleNamespace(optimizer=wrapped, param_groups=wrapped.param_groups),
+    model=model,
+    state=SimpleNamespace(global_step=1),
+    args=SimpleNamespace(should_save=True),
+)
+folder = Path(sys.argv[1])
+save_adam_states(trainer, folder)
+gradients = {name: p.grad.float() for name, p in plain.named_parameters() if p.grad is not None}
+torch.save(gradients, folder / "grads")
+"""
+
+
+@needs_deepspeed
+def test_stage_0_in_bf16_gives_the_states_of_the_fp32_copies(tmp_path):
+    """As on a GPU: DeepSpeed then steps on copies of the weights. After one step m = (1 - b1) g."""
+    alone(STAGE_0_IN_BF16, str(tmp_path))
+    gradients, states = torch.load(tmp_path / "grads", weights_only=True), adam_states(tmp_path)
+    assert gradients.keys() == states.keys() == {"0.weight", "1.weight", "1.bias"}
+    for name, gradient in gradients.items():
+        assert states[name].exp_avg.dtype == torch.float32
+        torch.testing.assert_close(states[name].exp_avg, 0.1 * gradient, rtol=1e-5, atol=0)
+        torch.testing.assert_close(states[name].exp_avg_sq, 0.001 * gradient.square(), rtol=1e-5, atol=0)
 
 
 PLAIN = ("optimizer.pt", "adapter_model.safetensors")

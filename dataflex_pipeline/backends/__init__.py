@@ -2,7 +2,7 @@
 
 A backend is a context manager: entering loads, leaving frees the accelerator's memory before the next phase
 loads its own model. Backends hold no state between calls that could change an answer: the same input gives
-the same output whatever was asked before, in whatever batch.
+the same output whatever was asked before, and in whatever batch up to the rounding of the model's precision.
 """
 
 from __future__ import annotations

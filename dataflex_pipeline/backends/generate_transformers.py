@@ -5,7 +5,8 @@ but the ``top_k`` likeliest are taken out, then all that the likeliest tokens of
 need; temperature 0 takes the likeliest token. What is left is drawn by inverting its distribution function at
 a uniform number in [0, 1). Sample s takes its t-th number from the Philox stream keyed with its own seed, so
 a completion depends on its prompt and seed only, not on its batch, its place there, or the device. (Another
-batch moves logits by rounding, about 1e-6, and so a token with about that probability.)
+batch moves logits by rounding, about 1e-6 in fp32 and 1e-2 in bf16, and so a token with about that
+probability.)
 """
 
 from __future__ import annotations

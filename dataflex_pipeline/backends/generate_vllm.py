@@ -2,7 +2,8 @@
 
 Every sample is a request of its own with its own seed (children of one request would get seed, seed + 1 ...,
 which neighbouring seeds share). With one seed the engine draws the same tokens whatever the order, the batch
-and the process; its numbers are other ones than those of the transformers generator.
+and the process, as far as the batch does not move its logits: on a CPU it was not seen to; on a GPU vLLM
+promises it only with VLLM_BATCH_INVARIANT=1. Its numbers are other ones than the transformers generator's.
 """
 
 from __future__ import annotations

@@ -109,6 +109,9 @@ def _torch() -> Iterator[Finding]:
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             yield _gpu(number)
+        if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+            advice = "Install gcc or clang: Triton compiles a GPU's training kernels on the spot."
+            yield Finding("compiler", "warning", "no C compiler on PATH", advice)
         return
     if torch.backends.mps.is_available():
         yield Finding(

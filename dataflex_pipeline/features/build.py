@@ -8,7 +8,8 @@ is the same however many there are.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -22,7 +23,7 @@ from dataflex_pipeline import launch
 from dataflex_pipeline.api import Feature, FeatureInput, Need, Progress, Silent
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import dump_config
-from dataflex_pipeline.errors import DataError, RunError
+from dataflex_pipeline.errors import DataError, RunError, UserError
 from dataflex_pipeline.features.plan import FeaturePlan, from_plain, make_feature, plan_feature, to_plain
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import MANIFEST, PartedTable, PartsWriter
@@ -116,12 +117,28 @@ def _compute(
         return
     read = _part_reader(given, plan.feature, plan.rows_per_part)
     n_rows = given.table.n_rows
-    with plan.feature.open(given, progress) as compute:
+    with _memory_told(plan.need), plan.feature.open(given, progress) as compute:
         progress.start(f"{plan.need.feature} of the {plan.need.split}", n_rows, "rows", n_rows - missing)
         for number in chain([first], pending):
             rows = read(number)
             writer.write(number, compute(rows))
             progress.advance(count(rows.num_rows))
+
+
+@contextmanager
+def _memory_told(need: Need) -> Iterator[None]:
+    """Say which settings an accelerator's memory depends on, where it is too small."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"The memory is too small for {need.feature} of the {need.split}: {str(error).splitlines()[0]}",
+            "A batch holds its activations, and gradients also the inputs of every trained layer in fp32.",
+            "Lower score_batch_tokens and run the same command (finished parts are kept); for gradients, "
+            "gradient_checkpointing: true keeps less.",
+        ) from error
 
 
 def _compute_together(

@@ -24,8 +24,8 @@ from dataflex_pipeline.seeds import derive_seed
 
 CACHE_BYTES = 1 << 30
 """Buckets and signs are kept up to this; those of further parameters are made anew for every batch."""
-SIGN_ELEMENTS = 1 << 20
-"""Elements of the dense sign matrix that exist at a time."""
+SIGN_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Elements of the dense sign matrix that exist at a time: few for a CPU's cache, many for a GPU's cores."""
 CACHED_ELEMENTS = 1 << 18
 """Elements that a CPU works on at a time (1 MiB)."""
 COORDINATES = 1 << 24
@@ -191,7 +191,7 @@ class Rademacher:
 
     def add(self, name: str, block: torch.Tensor, into: torch.Tensor) -> None:
         """Add the projection of ``block`` [b, numel] to ``into`` [b, K]."""
-        step = max(1, SIGN_ELEMENTS // self.dim)
+        step = max(1, SIGN_ELEMENTS.get(block.device.type, SIGN_ELEMENTS["cpu"]) // self.dim)
         for first in range(0, block.shape[1], step):
             part = block[:, first : first + step]
             signs = self.signs(name, first, part.shape[1], block.device)

@@ -207,7 +207,9 @@ def attach_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
         raise _no_weights(folder, f"{ADAPTER_WEIGHTS} with its {ADAPTER_CONFIG}", "lora")
     with explained(str(folder), "adapter"):
-        return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+        # Left to itself, peft puts the adapter on the first GPU there is, whatever the base is on.
+        device = str(next(base.parameters()).device)
+        return PeftModel.from_pretrained(base, str(folder), is_trainable=True, torch_device=device)
 
 
 def _no_weights(folder: Path, wanted: str, kind: str) -> CorruptError:

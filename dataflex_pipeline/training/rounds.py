@@ -143,6 +143,7 @@ def _train(job: _Job, start: Start, arguments: SFTConfig) -> None:
     from torch import OutOfMemoryError
 
     from dataflex_pipeline.training.conductor import Conductor
+    from dataflex_pipeline.training.sharded import release
 
     plan, config = job.plan, job.config
     conductor = Conductor(config, plan, start.course, start.log, job.rule, job.progress)
@@ -162,6 +163,8 @@ def _train(job: _Job, start: Start, arguments: SFTConfig) -> None:
     finally:
         job.progress.finish()
         _forget_deepspeed(config)
+    if trainer.is_deepspeed_enabled:
+        release(trainer.model_wrapped)
 
 
 def _free_memory() -> None:

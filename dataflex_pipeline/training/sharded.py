@@ -39,10 +39,12 @@ def save_adam_states(trainer: WeightedTrainer, folder: Path) -> None:
 def _gathered(trainer: WeightedTrainer) -> Iterator[tuple[str, AdamState]]:
     optimizer: Any = trainer.optimizer
     groups = {name: group for group in optimizer.param_groups for name in group["param_names"]}
+    copies = _fp32_copies(optimizer)
     for name, parameter in trainer.model.named_parameters():
         if not parameter.requires_grad:
             continue
-        exp_avg, exp_avg_sq = (_whole(optimizer, name, parameter, key) for key in MOMENTS)
+        stepped = copies.get(parameter, parameter)
+        exp_avg, exp_avg_sq = (_whole(optimizer, name, stepped, key) for key in MOMENTS)
         group = groups[name]
         yield (
             name,
@@ -56,6 +58,15 @@ def _gathered(trainer: WeightedTrainer) -> Iterator[tuple[str, AdamState]]:
                 weight_decay=float(group["weight_decay"]),
             ),
         )
+
+
+def _fp32_copies(optimizer: Any) -> dict[Parameter, Parameter]:
+    """Return the fp32 copies of bf16 weights that the optimizer steps on under ZeRO stage 0; else nothing."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not (hasattr(inner, "fp16_groups") and hasattr(inner, "fp32_groups")):
+        return {}
+    pairs = zip(inner.fp16_groups, inner.fp32_groups, strict=True)
+    return {weight: copy for group in pairs for weight, copy in zip(*group, strict=True)}
 
 
 def _whole(optimizer: Any, name: str, parameter: Parameter, key: str) -> Tensor:
@@ -72,6 +83,16 @@ def _whole(optimizer: Any, name: str, parameter: Parameter, key: str) -> Tensor:
         )
     whole: Tensor = found.detach().float().cpu()
     return whole
+
+
+def release(engine: Any) -> None:
+    """Take apart DeepSpeed's engine, which is not used any more, so that its memory can be given back.
+
+    Under ZeRO-3 a list of DeepSpeed's module keeps every model that was ever trained, with its fp32 weights
+    and Adam's states: each round would leave one more set of them on the GPU.
+    """
+    engine.destroy()
+    importlib.import_module("deepspeed.runtime.zero.parameter_offload").FWD_MODULE_STACK.clear()
 
 
 @dataclass(frozen=True)
