@@ -109,6 +109,28 @@ def allowed(logits, temperature, top_k, top_p):
     return weights / weights.sum()
 
 
+@pytest.mark.parametrize(
+    ("tokens", "batch", "most"), [(1, None, 1), (60, None, 5), (16384, None, 64), (1, 3, 3)]
+)
+def test_long_completions_are_drawn_fewer_at_a_time(policy, monkeypatch, tokens, batch, most):
+    prompts, sizes, drawn = prompts_of(70), [], TransformersGenerator._batch
+
+    def noted(self, some, places):
+        sizes.append((len(some), len(some) * (max(len(prompt.token_ids) for prompt in some) + 10)))
+        return drawn(self, some, places)
+
+    expected = draw(policy, prompts)
+    monkeypatch.setattr(TransformersGenerator, "_batch", noted)
+    config = make_config(policy[0], score_batch_tokens=tokens)
+    with TransformersGenerator(config, policy[1], settings_for(policy, batch=batch)) as generator:
+        found = generator.generate(prompts)
+    assert [each.token_ids for each in found] == [each.token_ids for each in expected]
+    assert max(size for size, _ in sizes) == most
+    assert sum(size for size, _ in sizes) == 70
+    if batch is None and tokens > 20:
+        assert all(total <= tokens for _, total in sizes)
+
+
 class TestDrawing:
     @pytest.mark.parametrize(
         ("temperature", "top_k", "top_p"), [(1, 0, 1), (0.7, 0, 0.8), (0.7, 5, 1), (2, 9, 0.5)]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
 
 BATCH = 64
-"""Completions drawn at the same time where nothing is said."""
+"""Completions drawn at the same time where nothing is said; fewer where they are long."""
 END_WINDOW = 16
 """Tokens beyond those of the end text that are looked at for it: it may be written in other tokens."""
 
@@ -82,18 +82,28 @@ class TransformersGenerator:
         """Return one completion per prompt, in order; prompts of similar length are drawn together."""
         import torch
 
-        size = self._settings.batch or BATCH
         order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].token_ids))
         done: list[_Sample] = []
         with torch.inference_mode():
-            for start in range(0, len(order), size):
-                places = order[start : start + size]
+            while len(done) < len(order):
+                size = self._size(len(prompts[order[len(done)]].token_ids))
+                places = order[len(done) : len(done) + size]
                 done += self._batch([prompts[place] for place in places], places)
         done.sort(key=lambda sample: sample.place)
         return [
             Completion(each.token_ids, self._settings.text(each.token_ids), each.finish, each.logprob)  # type: ignore[arg-type]
             for each in done
         ]
+
+    def _size(self, longest: int) -> int:
+        """Return how many completions to draw at the same time, the longest prompt having so many tokens.
+
+        What is not set is bounded by ``score_batch_tokens``, since the key-value cache grows with the tokens.
+        """
+        if self._settings.batch:
+            return self._settings.batch
+        room = self._config.score_batch_tokens // max(1, longest + self._settings.room(longest))
+        return max(1, min(BATCH, room))
 
     def _batch(self, prompts: Sequence[Prompt], places: Sequence[int]) -> list[_Sample]:
         """Draw one batch to the end; finished samples leave it as they finish."""

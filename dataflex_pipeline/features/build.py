@@ -136,8 +136,8 @@ def _memory_told(need: Need) -> Iterator[None]:
         raise UserError(
             f"The memory is too small for {need.feature} of the {need.split}: {str(error).splitlines()[0]}",
             "A batch holds its activations, and gradients also the inputs of every trained layer in fp32.",
-            "Lower score_batch_tokens and run the same command (finished parts are kept); for gradients, "
-            "gradient_checkpointing: true keeps less.",
+            "Lower score_batch_tokens (for generations generation_batch_size, where it is set) and run the "
+            "same command: finished parts are kept. For gradients, gradient_checkpointing: true keeps less.",
         ) from error
 
 

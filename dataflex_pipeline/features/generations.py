@@ -100,7 +100,8 @@ class Generations(api.Feature):
             None,
             ge=1,
             exclude=True,
-            description="completions drawn at the same time; by default the generator's",
+            description="completions drawn at the same time; by default the generator's (transformers: 64, "
+            "fewer where score_batch_tokens holds fewer)",
         )
         generation_gpu_memory_utilization: float = Field(
             0.9, gt=0, le=1, exclude=True, description="share of a GPU's memory that vLLM takes"
