@@ -3,12 +3,12 @@
     python benchmarks/tables.py --rows 20000000 --json tables.json
 
 Makes a pool (of row ids only), a score table and a probability table of that many rows in a temporary folder
-(about 63 bytes of disk per row), then runs every measurement in a process of its own: reading ``row`` and
-``probability`` with pyarrow (``iter_batches``, as it comes and without read-ahead), reading ``row_id`` too,
-making the file of the pool's row ids (once per run, 16 bytes per row), a draw by probability without
-replacement, a top-k, and writing the probabilities from the scores. Seconds are the fastest of the
-repetitions; importing is not in them. MiB are what the process needed at its peak beyond its state after
-importing.
+(about 100 bytes of disk per row, with what the measurements write), then runs every measurement in a process
+of its own: reading ``row`` and ``probability`` with pyarrow (``iter_batches``, as it comes and without
+read-ahead), reading ``row_id`` too, making the file of the pool's row ids (once per run, 16 bytes per row), a
+draw by probability without replacement, a top-k, and writing the probabilities from the scores. Seconds are
+the fastest of the repetitions; importing is not in them. MiB are what the process needed at its peak beyond
+its state after importing.
 """
 
 from __future__ import annotations

@@ -70,7 +70,6 @@ def trained():
     engine.step()
     return engine, weakref.ref(model), weakref.ref(next(model.parameters()))
 
-kept, *_ = trained()  # without releasing it
 for _ in range(2):
     engine, model, parameter = trained()
     release(engine)

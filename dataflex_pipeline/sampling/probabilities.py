@@ -83,6 +83,7 @@ def write_probabilities(
     summary = _Tally(n_valid)
     entries = dict(notes or {})
     with table_writer(final, PROBABILITIES, ingredients, entries) as write:
+        # row_id takes most of the reading, so it has a thread of its own.
         for block, ids in zip_blocks((scores, names), (scores, ["row_id"]), threads=True):
             weights, _ = _weights(block, weigh)
             write(_lines(block, ids, weights / total))
