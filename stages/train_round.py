@@ -73,6 +73,7 @@ def step_range(context: Context, number: int) -> tuple[int, int]:
 def wanted_checkpoint(context: Context, number: int, index_fingerprint: str) -> dict[str, Any]:
     """Return what a round's checkpoint is made from."""
     before = context.run.round(number - 1).checkpoint if number else None
+    config = context.config.model_copy(update={"attn_implementation": attention_kernel(context.config)})
     evaluates = has_target(context) and context.given.eval_strategy != "no"
     return {
         "output": "checkpoint",
@@ -84,7 +85,7 @@ def wanted_checkpoint(context: Context, number: int, index_fingerprint: str) -> 
         "pool": open_split(context, "pool").fingerprint,
         "target": open_split(context, "target").fingerprint if evaluates else None,
         "global_batch": context.global_batch,
-        "training": _training_settings(context.config),
+        "training": _training_settings(config),
     }
 
 
@@ -98,12 +99,9 @@ def _training_settings(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {name: getattr(config, name) for name in TRAINING_KEYS}
     if config.eval_strategy == "steps":
         settings["eval_steps"] = config.eval_steps or config.logging_steps
-    for name, value in (
-        ("attn_implementation", attention_kernel(config)),
-        ("router_aux_loss_coef", config.router_aux_loss_coef),
-    ):
-        if value is not None:
-            settings[name] = value
+    for name in ("attn_implementation", "router_aux_loss_coef"):
+        if getattr(config, name) is not None:
+            settings[name] = getattr(config, name)
     return settings
 
 
