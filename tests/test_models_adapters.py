@@ -6,7 +6,7 @@ import pytest
 from tiny_training import make_config, make_model
 
 from dataflex_pipeline.errors import ConfigError, CorruptError
-from dataflex_pipeline.models.adapters import target_modules, wrap_for_training
+from dataflex_pipeline.models.adapters import wrap_for_training
 from dataflex_pipeline.models.base import load_base, load_for_scoring
 
 BODY = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataflex_pipeline.errors import ConfigError, did_you_mean
+from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.models.attached import ADAPTER_CONFIG, adapted_layers, put_on
 from dataflex_pipeline.models.base import adapter_folder, attach_adapter
+from dataflex_pipeline.models.targets import find_targets, head_error, read_past
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -13,14 +18,19 @@ if TYPE_CHECKING:
 
     from dataflex_pipeline.config.fields import Config
 
+Say = Callable[[str], None]
 
-def wrap_for_training(config: Config, model: PreTrainedModel, seed: int) -> PreTrainedModel | PeftModel:
+
+def wrap_for_training(
+    config: Config, model: PreTrainedModel, seed: int, say: Say = lambda line: None
+) -> PreTrainedModel | PeftModel:
     """Make a freshly loaded base model trainable as ``finetuning_type`` says.
 
     Args:
         config: LoRA rank, alpha, dropout and targets, or the adapter to start from.
         model: from `load_base`; changed in place.
         seed: of the adapter's random initialisation, in [0, 2**64).
+        say: is told what ``lora_target: all`` leaves out, and what is odd about a given adapter.
 
     Raises:
         ConfigError: unknown target modules, a target on the output head, an unusable given adapter.
@@ -28,10 +38,8 @@ def wrap_for_training(config: Config, model: PreTrainedModel, seed: int) -> PreT
     if config.finetuning_type == "full":
         return _trainable_whole(config, model)
     if config.adapter_name_or_path is not None:
-        wrapped = attach_adapter(model, adapter_folder(config.adapter_name_or_path))
-        _refuse_adapted_head(wrapped, config.adapter_name_or_path)
-        return wrapped
-    return _fresh_lora(config, model, seed)
+        return _given_lora(config.adapter_name_or_path, model, say)
+    return _fresh_lora(config, model, seed, say)
 
 
 def _trainable_whole(config: Config, model: PreTrainedModel) -> PreTrainedModel:
@@ -46,83 +54,51 @@ def _trainable_whole(config: Config, model: PreTrainedModel) -> PreTrainedModel:
     return model.float().requires_grad_(True)
 
 
-def _fresh_lora(config: Config, model: PreTrainedModel, seed: int) -> PeftModel:
+def _fresh_lora(config: Config, model: PreTrainedModel, seed: int, say: Say) -> PeftModel:
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
 
-    targets = target_modules(config.lora_target, model)
+    targets = find_targets(config.lora_target, model)
+    if targets.notice is not None:
+        say(targets.notice)
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha or 2 * config.lora_rank,
         lora_dropout=config.lora_dropout,
-        target_modules=targets,
+        target_modules=list(targets.names),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=model.name_or_path,  # peft warns about any other spelling of the folder
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets.layers),
+        base_model_name_or_path=model.name_or_path
+        or None,  # peft warns about any other spelling of the folder
     )
     torch.manual_seed(seed)
-    return get_peft_model(model, lora)
+    return put_on(model, lora, targets, say)
 
 
-def linear_modules(model: PreTrainedModel) -> dict[str, bool]:
-    """Return the full name of every linear layer, and whether it is the output head."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    return {
-        name: module is head
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D)
-    }
-
-
-def target_modules(setting: str, model: PreTrainedModel) -> list[str]:
-    """Return the module names that LoRA goes on, sorted, so that saved adapters are byte-equal.
-
-    Args:
-        setting: ``all``, or comma-separated names; a name matches a module whose full name ends with it.
-        model: the base model.
-
-    Raises:
-        ConfigError: a name matches no linear layer, or matches the output head.
-    """
-    linear = linear_modules(model)
-    body = _body_names(linear)
-    names = [name.strip() for name in setting.split(",") if name.strip()]
-    if names == ["all"] or not names:
-        return body
-    for name in names:
-        matched = [full for full in linear if full == name or full.endswith(f".{name}")]
-        if not matched:
-            raise ConfigError(
-                f"lora_target names '{name}', and the model has no linear layer of that name."
-                f"{did_you_mean(name, body)}",
-                f"Its linear layers are called {', '.join(body)}.",
-                "Set lora_target: all, or comma-separated names of those.",
-            )
-        if any(linear[full] for full in matched):
-            raise _head_error(f"lora_target names '{name}', the model's output head.")
-    return sorted(set(names))
+def _given_lora(name: str, model: PreTrainedModel, say: Say) -> PeftModel:
+    folder = adapter_folder(name)
+    unseen = read_past(model)
+    made_for = json.loads((folder / ADAPTER_CONFIG).read_bytes()).get("base_model_name_or_path")
+    if made_for and Path(made_for).name != Path(model.name_or_path).name:
+        say(
+            f"the adapter in {name} says that it was made for {made_for}, and the model here is "
+            f"{model.name_or_path}"
+        )
+    wrapped = attach_adapter(model, folder, say)
+    adapted = adapted_layers(wrapped)
+    if _is_adapted(wrapped.get_output_embeddings()):
+        raise head_error(f"The adapter in {name} changes the model's output head.")
+    useless = sorted(unseen & adapted)
+    if useless:
+        say(
+            f"the adapter in {name} is on {len(useless)} layers ({useless[0]}, ...) whose weights the model "
+            "reads past the layer: there it has no effect and is not trained"
+        )
+    return wrapped
 
 
-def _body_names(linear: dict[str, bool]) -> list[str]:
-    short = {name.rpartition(".")[2] for name, is_head in linear.items() if not is_head}
-    if any(is_head and name.rpartition(".")[2] in short for name, is_head in linear.items()):
-        return sorted(name for name, is_head in linear.items() if not is_head)
-    return sorted(short)
-
-
-def _head_error(what: str) -> ConfigError:
-    return ConfigError(
-        what,
-        "The training loss multiplies the hidden states by the head's own weight, so an adapter there "
-        "would be ignored and never trained.",
-        "Take it out; lora_target: all means every linear layer but the head.",
-    )
-
-
-def _refuse_adapted_head(model: PeftModel, name: str) -> None:
+def _is_adapted(module: object) -> bool:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
-        raise _head_error(f"The adapter in {name} changes the model's output head.")
+    return isinstance(module, BaseTunerLayer)

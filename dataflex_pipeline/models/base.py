@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline.errors import ConfigError, CorruptError, UserError
+from dataflex_pipeline.models.attached import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from dataflex_pipeline.models.source import check_model_folder, explained, load_arguments, local_folder
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dataflex_pipeline.config.fields import Config
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def resolve_device(setting: str) -> str:
@@ -200,16 +198,21 @@ def load_full(config: Config, checkpoint: Path, device: str) -> PreTrainedModel:
     )
 
 
-def attach_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """Put the adapter of a folder on a freshly loaded base; its parameters require a gradient."""
-    from peft import PeftModel
+def attach_adapter(
+    base: PreTrainedModel, folder: Path, say: Callable[[str], None] = lambda line: None
+) -> PeftModel:
+    """Put the adapter of a folder on a freshly loaded base; its parameters require a gradient.
 
+    Args:
+        base: from `load_base`. folder: of a LoRA adapter. say: is told what peft warns of.
+
+    Raises:
+        CorruptError: the folder has no adapter. UserError: its tensors are not those that its configuration
+            means on this base, or it is not a LoRA adapter that is scored and trained right here.
+    """
     if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
         raise _no_weights(folder, f"{ADAPTER_WEIGHTS} with its {ADAPTER_CONFIG}", "lora")
-    with explained(str(folder), "adapter"):
-        # Left to itself, peft puts the adapter on the first GPU there is, whatever the base is on.
-        device = str(next(base.parameters()).device)
-        return PeftModel.from_pretrained(base, str(folder), is_trainable=True, torch_device=device)
+    return read_adapter(base, folder, say)
 
 
 def _no_weights(folder: Path, wanted: str, kind: str) -> CorruptError:
