@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.models.attached import ADAPTER_CONFIG, adapted_layers, put_on
-from dataflex_pipeline.models.base import adapter_folder, attach_adapter
+from dataflex_pipeline.models.attached import adapted_layers, put_on
+from dataflex_pipeline.models.base import ADAPTER_CONFIG, adapter_folder, attach_adapter
 from dataflex_pipeline.models.targets import find_targets, head_error, read_past
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.models.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dataflex_pipeline.models.source import explained
 from dataflex_pipeline.models.targets import Targets, is_linear, matching
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
     Say = Callable[[str], None]
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """What peft writes before the name of a layer."""
 SHOWN = 3
@@ -53,7 +52,6 @@ KNOWN = frozenset(
         "alpha_pattern",
         "use_rslora",
         "use_dora",
-        "lora_bias",
     }
     | {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters"}
     | {"fan_in_fan_out", "bias", "init_lora_weights"}
@@ -78,8 +76,8 @@ def put_on(model: PreTrainedModel, lora: LoraConfig, targets: Targets, say: Say)
     if found != targets.layers:
         odd = sorted(found ^ targets.layers)
         raise UserError(
-            f"LoRA was to go on {len(targets.layers)} layers, and peft put it on {len(found)}: {odd[0]} is one "
-            "that only one of the two has.",
+            f"LoRA was to go on {len(targets.layers)} layers and peft put it on {len(found)}: {odd[0]} is in "
+            "one of the two only.",
             "Other layers would be trained than the settings say.",
             "Name the layers in lora_target, or use the versions of peft and transformers in run.yaml.",
         )
@@ -189,7 +187,8 @@ def _check_tensors(
         if shapes[name] != tuple(tensor.shape):
             raise _unfit(
                 folder,
-                f"{name} is {_shape(shapes[name])} in the file and {_shape(tuple(tensor.shape))} on this model",
+                f"{name.removeprefix(PREFIX)} is {_shape(shapes[name])} in the file and "
+                f"{_shape(tuple(tensor.shape))} on this model",
                 "It was made for another base model, or with another rank than its configuration says.",
             )
 
@@ -266,14 +265,14 @@ def _on_a_layer(base: PreTrainedModel, tensor: str) -> bool:
 
 
 def _weights_as_layers(config: LoraConfig, base: PreTrainedModel) -> None:
-    """Name the linear layers among ``target_parameters`` by their modules: the same adapter, computed faster."""
-    owners = {
-        name.removesuffix(".weight") for name in config.target_parameters or () if name.endswith(".weight")
-    }
-    layers = {name for name in owners if is_linear(dict(base.named_modules()).get(name))}
+    """Name linear layers among ``target_parameters`` by their modules: the same adapter, computed faster."""
+    weights = {
+        f"{name}.weight": name for name, module in base.named_modules() if is_linear(module)
+    }  # full name of the weight -> of the layer
+    layers = {weights[name] for name in config.target_parameters or () if name in weights}
     if layers and not isinstance(config.target_modules, str):
         config.target_modules = set(config.target_modules or ()) | layers
-        rest = sorted(set(config.target_parameters) - {f"{name}.weight" for name in layers})
+        rest = [name for name in config.target_parameters if name not in weights]
         config.target_parameters = rest or None
 
 

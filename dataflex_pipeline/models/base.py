@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline.errors import ConfigError, CorruptError, UserError
-from dataflex_pipeline.models.attached import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from dataflex_pipeline.models.source import check_model_folder, explained, load_arguments, local_folder
 
 if TYPE_CHECKING:
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dataflex_pipeline.config.fields import Config
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def resolve_device(setting: str) -> str:
@@ -210,6 +212,8 @@ def attach_adapter(
         CorruptError: the folder has no adapter. UserError: its tensors are not those that its configuration
             means on this base, or it is not a LoRA adapter that is scored and trained right here.
     """
+    from dataflex_pipeline.models.attached import read_adapter
+
     if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
         raise _no_weights(folder, f"{ADAPTER_WEIGHTS} with its {ADAPTER_CONFIG}", "lora")
     return read_adapter(base, folder, say)

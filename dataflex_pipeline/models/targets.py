@@ -18,7 +18,6 @@ What is left out, and why, is one line in the output.
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 import textwrap
 from collections.abc import Iterable
@@ -171,14 +170,11 @@ def _maps_like_one(module: Any) -> bool:
 def read_past(model: PreTrainedModel) -> set[str]:
     """Return the full names of the linear layers whose weight is read by the module around them."""
     modules = dict(model.named_modules())
-    return {
-        name
-        for name, module in modules.items()
-        if is_linear(module) and _short(name) in _weights_read(type(modules[name.rpartition(".")[0]]))
-    }
+    owners = {name: type(modules[name.rpartition(".")[0]]) for name in linear_modules(model)}
+    weights = {kind: _weights_read(kind) for kind in set(owners.values())}
+    return {name for name, kind in owners.items() if _short(name) in weights[kind]}
 
 
-@functools.cache
 def _weights_read(kind: type) -> frozenset[str]:
     """Return the names x for which a class of modules computes with ``self.x.weight`` outside of set-up."""
     try:
