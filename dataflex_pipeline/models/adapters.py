@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.models.attached import adapted_layers, put_on
-from dataflex_pipeline.models.base import ADAPTER_CONFIG, adapter_folder, attach_adapter
+from dataflex_pipeline.models.attached import adapted_layers, put_on, read_configuration
+from dataflex_pipeline.models.base import adapter_folder, attach_adapter
 from dataflex_pipeline.models.targets import find_targets, head_error, read_past
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def _fresh_lora(config: Config, model: PreTrainedModel, seed: int, say: Say) -> 
 def _given_lora(name: str, model: PreTrainedModel, say: Say) -> PeftModel:
     folder = adapter_folder(name)
     unseen = read_past(model)
-    made_for = json.loads((folder / ADAPTER_CONFIG).read_bytes()).get("base_model_name_or_path")
+    made_for = read_configuration(folder).get("base_model_name_or_path")
     if made_for and Path(made_for).name != Path(model.name_or_path).name:
         say(
             f"the adapter in {name} says that it was made for {made_for}, and the model here is "

@@ -105,7 +105,7 @@ def read_adapter(base: PreTrainedModel, folder: Path, say: Say) -> PeftModel:
     from peft import LoraConfig, get_peft_model
     from safetensors import safe_open
 
-    _check_configuration(folder)
+    read_configuration(folder)
     with explained(str(folder), "adapter"), safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     as_named = all(_on_a_layer(base, name) for name in shapes)
@@ -128,7 +128,12 @@ def read_adapter(base: PreTrainedModel, folder: Path, say: Say) -> PeftModel:
     return model
 
 
-def _check_configuration(folder: Path) -> None:
+def read_configuration(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a folder's adapter, which is one that is scored and trained right here.
+
+    Raises:
+        UserError: it is damaged, no LoRA adapter, or sets something that is not followed here.
+    """
     path = folder / ADAPTER_CONFIG
     try:
         found = json.loads(path.read_bytes())
@@ -136,8 +141,8 @@ def _check_configuration(folder: Path) -> None:
         raise _unusable(
             folder, f"its {ADAPTER_CONFIG} is no JSON ({error})", "It was cut off or edited."
         ) from error
-    if not isinstance(found, dict) or found.get("peft_type") != "LORA":
-        kind = found.get("peft_type") if isinstance(found, dict) else None
+    kind = found.get("peft_type") if isinstance(found, dict) else None
+    if kind != "LORA":
         raise _unusable(
             folder,
             f"it is of the kind {kind}" if kind else f"its {ADAPTER_CONFIG} names no peft_type",
@@ -154,6 +159,7 @@ def _check_configuration(folder: Path) -> None:
             "That changes what the adapter computes, or the base model under it, in a way that scoring, "
             "training and export here do not follow.",
         )
+    return dict(found)
 
 
 def _is_set(key: str, value: Any) -> bool:
