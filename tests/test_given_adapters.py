@@ -207,8 +207,8 @@ def test_an_adapter_where_it_has_no_effect_is_said(tmp_path):
         make_config(tmp_path, adapter_name_or_path=str(tmp_path)), family("jamba"), 0, said.append
     )
     assert said == [
-        f"the adapter in {tmp_path} is on 1 layers (model.layers.0.mamba.dt_proj, ...) whose weights the model "
-        "reads past the layer: there it has no effect and is not trained"
+        f"the adapter in {tmp_path} is on 1 layers (model.layers.0.mamba.dt_proj, ...) whose weights the "
+        "model reads past the layer: there it has no effect and is not trained"
     ]
 
 
