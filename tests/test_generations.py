@@ -175,6 +175,11 @@ class TestDrawing:
         square = ((counts - expected)[expected > 0] ** 2 / expected[expected > 0]).sum()
         assert abs(square - degrees) < 4 * np.sqrt(2 * degrees)
 
+    @pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-8])
+    def test_a_temperature_near_0_draws_what_0_takes(self, policy, temperature):
+        prompts = prompts_of(7, seed=1)
+        assert same(draw(policy, prompts, temperature=temperature), draw(policy, prompts, temperature=0))
+
     def test_temperature_0_is_greedy_generate_of_transformers(self, policy, loaded):
         import torch
 

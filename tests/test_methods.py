@@ -93,6 +93,42 @@ class TestLoss:
         assert found.tolist() == pytest.approx([1 / 8, 1 / 8, 1 / 8, 5 / 8])
         assert said == ["loss bands (nats per token): low <= 1.7500 < medium <= 3.2500 < high"]
 
+    @pytest.mark.parametrize("temperature", [1e-310, 1e-9, 1e-4, 0.001, 0.005])
+    @pytest.mark.parametrize("weight", [0.2, 5.0, 1e300])
+    def test_a_temperature_near_0_leaves_the_heaviest(self, temperature, weight):
+        found, _ = probabilities(
+            "loss", [1.0, 2.0, 3.0, 4.0], quantiles=[0.25, 0.75], temperature=temperature, focus_weight=weight
+        )
+        ratio = 0.2 ** (1 / temperature)  # of a light row to a heavy one; at most 1e-139
+        expected = [0, 0, 0, 1] if weight > 1 else [1 / 3, 1 / 3, 1 / 3, ratio / 3]
+        assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-130)
+
+    @pytest.mark.parametrize("temperature", [1e-310, 0.001, 1.0, 1e300, math.inf])
+    @pytest.mark.parametrize(("focus", "words"), [("high", "no row is"), ("low", "all rows are")])
+    @pytest.mark.parametrize("weight", [1e-300, 5.0, 1e300])
+    def test_a_band_with_no_row_or_all_is_uniform_and_said(self, temperature, focus, words, weight):
+        found, said = probabilities(
+            "loss", [2.5, 2.5, None, 2.5], focus=focus, temperature=temperature, focus_weight=weight
+        )
+        assert found.tolist() == [1 / 3, 1 / 3, 0.0, 1 / 3]
+        assert said[1:] == [f"{words} in the band in focus ({focus}): every row weighs alike"]
+
+    def test_ordinary_numbers_are_the_plain_powers_bit_for_bit(self):
+        params = {"quantiles": [0.25, 0.75], "temperature": 0.3, "focus_weight": 7.0}
+        method = build_method("loss", method_class("loss"), params, "a test")
+        scores = Scores([1.0, 2.0, 3.0, 4.0])
+        fitted = method.fit(scores, selection()[0])
+        found = np.concatenate([method.weigh(block, fitted) for block in scores.blocks()])
+        assert found.tolist() == np.power(np.array([1.0, 1.0, 1.0, 7.0]) + 1e-12, 1.0 / 0.3).tolist()
+
+    @pytest.mark.parametrize(
+        ("name", "key", "value"),
+        [("loss", "focus_weight", math.inf), ("delta_loss", "base_weight", math.inf)],
+    )
+    def test_weights_are_finite(self, name, key, value):
+        with pytest.raises(ConfigError, match="finite"):
+            build_method(name, method_class(name), {key: value}, "a test")
+
     def test_defaults_are_the_guides(self):
         params = method_class("loss").Params()
         assert (params.focus, params.focus_weight, params.quantiles) == ("high", 5.0, (0.33, 0.66))
@@ -230,3 +266,28 @@ class TestErrors:
             method_class("gone", tmp_path / "gone.py")
         with pytest.raises(ConfigError, match="cannot be imported"):
             method_class("gone", module="gone_module")
+
+
+class TestSoftmax:
+    """The draw of less, nice and near: exp(score / (largest |score| x temperature))."""
+
+    @pytest.mark.parametrize("name", ["less", "near", "nice"])
+    @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-17, 0.1, 1.0, 1e300, math.inf])
+    @pytest.mark.parametrize("scale", [0.0, 1e-300, 1.0, 1e300])
+    def test_extreme_temperatures_and_scores(self, name, temperature, scale):
+        shares = [-1.0, 0.5, 1.0, 1.0]
+        values = [scale * share for share in shares] + [None]
+        with np.errstate(divide="raise", invalid="raise", over="raise"):
+            found, _ = probabilities(name, values, temperature=temperature)
+        steps = [(share - 1) / temperature if scale else 0.0 for share in shares]
+        weights = [math.exp(step) if step > -700 else 0.0 for step in steps]
+        expected = [*(weight / math.fsum(weights) for weight in weights), 0.0]
+        assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+    def test_ordinary_numbers_are_the_plain_exponentials_bit_for_bit(self):
+        values = [0.1, 0.7, -0.3, 0.65]
+        method = build_method("near", method_class("near"), {"temperature": 0.3}, "a test")
+        scores = Scores(values)
+        fitted = method.fit(scores, selection()[0])
+        found = np.concatenate([method.weigh(block, fitted) for block in scores.blocks()])
+        assert found.tolist() == np.exp((np.array(values) - 0.7) / (0.7 * 0.3)).tolist()

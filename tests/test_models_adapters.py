@@ -6,8 +6,9 @@ import pytest
 from tiny_training import make_config, make_model
 
 from dataflex_pipeline.errors import ConfigError, CorruptError
-from dataflex_pipeline.models.adapters import target_modules, wrap_for_training
+from dataflex_pipeline.models.adapters import wrap_for_training
 from dataflex_pipeline.models.base import load_base, load_for_scoring
+from dataflex_pipeline.models.targets import find_targets
 
 BODY = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
@@ -19,19 +20,19 @@ def model(tmp_path_factory):
 
 def test_all_means_every_linear_layer_but_the_head(model):
     base = load_base(make_config(model), "cpu")
-    assert target_modules("all", base) == BODY
-    assert target_modules("v_proj, q_proj", base) == ["q_proj", "v_proj"]
-    assert target_modules("self_attn.q_proj", base) == ["self_attn.q_proj"]
+    assert find_targets("all", base).names == tuple(BODY)
+    assert find_targets("v_proj, q_proj", base).names == ("q_proj", "v_proj")
+    assert find_targets("self_attn.q_proj", base).names == ("self_attn.q_proj",)
 
 
 def test_bad_targets_are_refused(model):
     base = load_base(make_config(model), "cpu")
     with pytest.raises(ConfigError, match=r"names 'q_prj'.* Did you mean 'q_proj'\?\nIts linear layers are"):
-        target_modules("q_prj", base)
+        find_targets("q_prj", base)
     with pytest.raises(
         ConfigError, match=r"lm_head', the model's output head.\nThe training loss multiplies"
     ):
-        target_modules("q_proj,lm_head", base)
+        find_targets("q_proj,lm_head", base)
 
 
 def test_fresh_adapter_changes_nothing_and_only_it_is_trained(model):

@@ -165,6 +165,30 @@ def test_density_is_brute_force(rng, sigma, K, monkeypatch):
     assert np.allclose(kernel_sums(grouped, sigma, K, places=some).rho, rho[some], rtol=1e-5)
 
 
+def test_with_fewer_vectors_than_kde_k_the_density_is_the_mean_over_all_of_them(rng):
+    pool = unit(rng.standard_normal((30, 6)))
+    pool[10:] = pool[10]
+    x = pool.astype(np.float64)
+    kernel = np.exp(-((x[:, None] - x[None]) ** 2).sum(-1) / (2 * 0.75**2))
+    for K in (30, 31, 1000):
+        sums = kernel_sums(Grouped.whole(pool), 0.75, K, gaussian=True)
+        assert np.abs(sums.density - kernel.mean(1)).max() < 1e-6
+    alike = kernel_sums(Grouped.whole(pool[10:]), 0.75, 1000, gaussian=True)
+    assert np.abs(alike.density - 1).max() < 1e-6
+
+
+@pytest.mark.parametrize("sigma", [1e-5, 1e-4, 1e3, 1e99, 1e100, 1e200, 1.7e308])
+def test_kernels_of_extreme_widths(rng, sigma):
+    pool = unit(rng.standard_normal((40, 6)))
+    pool[5:9] = pool[5]
+    copies = np.ones(40) + 3.0 * np.isin(np.arange(40), range(5, 9))
+    for K in (3, 40):
+        sums = kernel_sums(Grouped.whole(pool), sigma, K, gaussian=True)
+        near = np.minimum(copies, K) if sigma < 1 else np.full(40, K)
+        assert np.abs(sums.rho - near).max() < 1e-4
+        assert np.abs(sums.density - near / K).max() < 1e-4
+
+
 @pytest.mark.parametrize("sigma", [0.3, 0.75])
 def test_density_through_cells_counts_what_the_cells_hold(rng, sigma):
     pool = clustered(rng, 1500, unit(rng.standard_normal((12, 16))))

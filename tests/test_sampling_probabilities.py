@@ -46,6 +46,20 @@ def test_batches_of_the_score_table_do_not_change_the_bytes(tmp_path):
     assert math.fsum(p) == pytest.approx(1, abs=1e-14)
 
 
+@pytest.mark.parametrize("unit", [1e308, 1e-300, 5e-324])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_weights_whose_sum_leaves_the_range_of_a_float(tmp_path, unit, batch):
+    scores = scores_of([1.0, 0.0, 1.0, 0.0], valid=[True, True, True, False], batch=batch)
+
+    def heavy(block):
+        invalid = ~block.column("valid").to_numpy(zero_copy_only=False)
+        return unit * (block.column("score").to_numpy() + invalid)
+
+    summary = write_probabilities(scores, heavy, tmp_path / "p", {})
+    assert pq.read_table(tmp_path / "p").column("probability").to_pylist() == [0.5, 0.0, 0.5, 0.0]
+    assert (summary.n_positive, summary.effective_sample_size) == (2, 2.0)
+
+
 def test_weights_of_invalid_rows_do_not_count(tmp_path):
     scores = scores_of([1.0, 1.0, 1.0], valid=[True, False, True])
     summary = write_probabilities(scores, lambda block: np.array([1.0, np.inf, 3.0]), tmp_path / "p", {})

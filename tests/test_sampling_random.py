@@ -110,6 +110,27 @@ def test_importance_weights_with_replacement_are_unbiased():
     assert abs(np.mean(estimates) - x.mean()) < 4 * np.std(estimates) / np.sqrt(len(estimates))
 
 
+def test_importance_weights_of_mean_one_are_right_only_as_the_selection_grows():
+    """One row weighs 1 whatever it is, so its loss estimates that of the draw; many estimate the pool's."""
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.1, 2.0, 400)
+    x = rng.random(400) + p  # rows that are drawn more often have more loss
+    p /= p.sum()
+
+    def estimates(n, seeds):
+        for seed in range(seeds):
+            index = drawn_rows(p, n, seed, replacement=True, weights="importance").index
+            weight = index.column("weight").to_numpy().astype(np.float64)
+            yield np.mean(weight * x[index.column("row").to_numpy()])
+
+    single = np.array(list(estimates(1, 3000)))
+    assert abs(single.mean() - p @ x) < 4 * single.std() / 3000**0.5
+    assert p @ x - x.mean() > 0.2
+    assert abs(np.mean(list(estimates(20_000, 3))) - x.mean()) < 0.02
+    flat = drawn_rows(p, 7, 1, replacement=True, weights="importance").index.column("weight").to_numpy()
+    assert np.mean(3.5 * flat.astype(np.float64)) == pytest.approx(3.5, rel=1e-7)  # equal losses: exact
+
+
 @pytest.mark.parametrize("replacement", [False, True])
 def test_importance_column_is_the_formula_made_mean_one(replacement):
     p = np.arange(1, 101) / 5050

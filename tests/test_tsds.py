@@ -134,6 +134,25 @@ def test_by_hand():
     assert found.tolist() == [[0.5, 0, 0], [0.5, 0, 0]]
 
 
+@pytest.mark.parametrize("C", [5e-324, 1e-300, 1.0, 1e308])
+def test_alpha_at_its_ends_and_extreme_scales(C):
+    """1 stops at the first visit, near the target; 0 at the last, spread out; a small C helps alpha."""
+    distances = np.array([[0.1, 0.2, 0.6], [0.0, 0.5, 0.5]])
+    inverse, counts = np.ones((2, 3)), np.array([3, 3])
+    with np.errstate(divide="raise", invalid="raise", over="raise"):
+        near, nearest = closed_form(distances, inverse, counts, 1.0, C)
+        spread, everywhere = closed_form(distances, inverse, counts, 0.0, C)
+        between, _ = closed_form(distances, inverse, counts, 0.5, C)
+    assert (near.level, near.reached) == (1.0, True)
+    assert nearest.tolist() == [[0.5, 0, 0], [0.5, 0, 0]]
+    assert (spread.level, spread.reached) == (2.0, False)
+    assert everywhere.tolist() == [[0.25, 0.25, 0.0], [0.25, 0.25, 0.0]]
+    assert (between.level, between.reached) == ((1.0, True) if C < 0.1 else (2.0, False))
+    # a target whose neighbours are all alike adds 0, and 0 x infinity is no number
+    alike = closed_form(np.zeros((1, 3)), np.ones((1, 3)), np.array([3]), 0.5, C)
+    assert (alike[0].level, alike[0].reached) == (2.0, False)
+
+
 def test_one_neighbour_gets_all():
     stop, found = closed_form(np.array([[0.3], [0.4]]), np.ones((2, 1)) / 5, np.array([1, 1]), 0.6, 5.0)
     assert found.tolist() == [[0.5], [0.5]]
@@ -331,6 +350,7 @@ def test_another_alpha_or_sigma_searches_nothing_anew():
         ("search", "fast", "'auto', 'exact' or 'ivf'"),
         ("assignment", "mix", "'transport' or 'score'"),
         ("sigma", float("nan"), "finite"),
+        ("sigma", 1e-6, "below what distances of embeddings in float32 can tell"),
         ("C", float("inf"), "finite"),
     ],
 )

@@ -390,6 +390,9 @@ class TestWithoutAnEngine:
         assert made["lora_target_modules"] == ["q_proj", "up_proj"]
         assert made["max_lora_rank"] == 16
         assert "lora_target_modules" not in options(r=8, target_modules=".*proj")
+        weights = ["model.layers.0.mlp.gate_proj.weight", "mlp.experts.down_proj"]
+        made = options(r=8, target_modules=["q_proj"], target_parameters=weights)
+        assert made["lora_target_modules"] == ["gate_proj", "q_proj"]
         assert options(r=300, target_modules=[])["max_lora_rank"] == 320
 
     def test_importing_the_generators_costs_no_torch(self):

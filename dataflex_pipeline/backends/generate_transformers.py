@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 BATCH = 64
 """Completions drawn at the same time where nothing is said; fewer where they are long."""
+COLD, COLDEST = 1e-6, 1e-30
+"""Below the first temperature the largest logit is taken off before the division, which could be infinite in
+float32; below the second all that is not the largest is gone anyway."""
 END_WINDOW = 16
 """Tokens beyond those of the end text that are looked at for it: it may be written in other tokens."""
 
@@ -158,7 +161,7 @@ class TransformersGenerator:
             drawn = logits.argmax(dim=1)
         else:
             numbers = [sample.uniforms[len(sample.token_ids)] for sample in alive]
-            weights = cut_weights(logits / settings.temperature, settings.top_k, settings.top_p)
+            weights = cut_weights(cooled(logits, settings.temperature), settings.top_k, settings.top_p)
             drawn = invert(weights, torch.tensor(numbers, dtype=torch.float64, device=logits.device))
         logprobs = torch.log_softmax(logits, dim=1).gather(1, drawn[:, None])[:, 0]
         for sample, token, logprob in zip(alive, drawn.tolist(), logprobs.tolist(), strict=True):
@@ -194,6 +197,13 @@ def left_padded(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
         ids[row, longest - len(prompt.token_ids) :] = prompt.token_ids
         mask[row, longest - len(prompt.token_ids) :] = 1
     return ids, mask
+
+
+def cooled(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the logits over a temperature above 0; only their differences mean anything. [B, V]"""
+    if temperature >= COLD:
+        return logits / temperature
+    return (logits - logits.max(dim=1, keepdim=True).values) / max(temperature, COLDEST)
 
 
 def cut_weights(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:

@@ -154,6 +154,9 @@ def lora_options(adapter: str) -> dict[str, Any]:
     modules = config["target_modules"]
     chosen: dict[str, Any] = {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(config["r"])}
     if isinstance(modules, list):
+        # Layers that share a name with a mixture's experts are saved by their weight (models/attached.py).
+        weights = [name for name in config.get("target_parameters") or () if name.endswith(".weight")]
+        modules = modules + [name.removesuffix(".weight") for name in weights]
         chosen["lora_target_modules"] = sorted({name.rpartition(".")[2] for name in modules} - {"lm_head"})
     return chosen
 

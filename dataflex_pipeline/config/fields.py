@@ -50,7 +50,10 @@ class Config(BaseModel):
     lora_alpha: int | None = key(None, "LoRA alpha; by default twice the rank", "run", "model", ge=1)
     lora_dropout: float = key(0.0, "dropout inside LoRA during training", "run", "model", ge=0.0, lt=1.0)
     lora_target: str = key(
-        "all", "all (every linear layer but the head), or comma-separated module names", "run", "model"
+        "all",
+        "all (every linear layer but the head that an adapter can go on), or comma-separated module names",
+        "run",
+        "model",
     )
     bf16: bool = key(
         False, "load and train in bfloat16; on a CPU this becomes fp32, and says so", "run", "model"

@@ -156,7 +156,8 @@ class GradientCapture:
         try:
             losses = self._tapped_losses(ids, labels, attention)
             self._in_backward = True
-            torch.autograd.backward(losses.sum())
+            if losses.requires_grad:  # not where all parameters go the slow way
+                torch.autograd.backward(losses.sum())
             for name in list(self._pending):  # a use whose output led nowhere never delivers
                 self._give(name)
         finally:
@@ -273,6 +274,8 @@ class GradientCapture:
         pair = ids[labelled], labels[labelled], attention[labelled]
         comparison = Comparison()
         fast = {name: p for name, p in self.parameters.items() if name not in self.slow}
+        if not fast:
+            return
         row_gradients(self.row_losses, fast, alone(*pair, 0), comparison.expect)
         self._capture(*pair, comparison)
         wrong = [name for name in comparison.different(rounding(self._model)) if name not in self.slow]

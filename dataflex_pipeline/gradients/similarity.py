@@ -114,7 +114,8 @@ class Softmax:
     """Sampling weights exp(score / (largest |score| x temperature)), the largest weight being 1.
 
     Attributes:
-        largest: the largest score. scale: largest |score| x temperature.
+        largest: the largest score. scale: largest |score| x temperature; 0 where that is too small for a
+            float, and only the largest score has a weight.
     """
 
     largest: float
@@ -130,7 +131,10 @@ class Softmax:
     def weigh(self, block: pa.RecordBatch) -> np.ndarray:
         """Return the weights of a block of the score table. [rows]"""
         scores = block.column("score").to_numpy(zero_copy_only=False)
-        weights: np.ndarray = np.exp((scores - self.largest) / self.scale)
+        if self.scale == 0:
+            return np.where(np.isnan(scores), np.nan, scores == self.largest)
+        with np.errstate(over="ignore", under="ignore"):
+            weights: np.ndarray = np.exp((scores - self.largest) / self.scale)
         return weights
 
 

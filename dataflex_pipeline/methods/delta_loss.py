@@ -77,7 +77,9 @@ class DeltaLoss(api.Method):
 
         window_size: float = Field(0.2, gt=0, le=1, description="share of the valid rows in the window")
         schedule: Literal["sigmoid", "centered"] = Field("sigmoid", description="how the window moves")
-        base_weight: float = Field(0.025, ge=0, description="weight of a row outside; inside it is 1")
+        base_weight: float = Field(
+            0.025, ge=0, allow_inf_nan=False, description="weight of a row outside; inside it is 1"
+        )
         replacement: bool = Field(False, description="draw with replacement")
 
     def needs(self, selection: api.Selection) -> Mapping[str, api.Need]:

@@ -6,12 +6,17 @@ band ``focus_weight``, and is drawn with probability
 
     p_i = (w_i + eps)^(1/T) / sum_j (w_j + eps)^(1/T),    eps = 1e-12
 
+Where the powers would leave the range of a float (a temperature T near 0), w + eps is divided by the largest
+that occurs first, which p does not notice.
+
 Source: DataFlex (OpenDCAI), guide of the Loss Selector, section 1.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,9 +25,30 @@ from pydantic import Field, field_validator
 
 from dataflex_pipeline import api
 from dataflex_pipeline.schemas import column
-from dataflex_pipeline.store.ranks import column_values, quantiles
+from dataflex_pipeline.store.ranks import Values, column_values, quantiles
 
 EPSILON = 1e-12
+BANDS = ("low", "medium", "high")
+ORDINARY = 300.0
+"""Powers of e up to here, and down to the inverse, are taken as they are: sums of them stay finite."""
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Where the bands are and what the largest weight is.
+
+    Attributes:
+        thresholds: where the bands meet, nats per token.
+        unit: what w + eps is divided by: 1, or the largest that occurs.
+    """
+
+    thresholds: tuple[float, float]
+    unit: float
+
+    def of(self, loss: np.ndarray) -> np.ndarray:
+        """Return each loss's band: 0 where l <= q1, 1 where l <= q2, 2 above."""
+        band: np.ndarray = np.searchsorted(np.array(self.thresholds), loss, side="left")
+        return band
 
 
 class Loss(api.Method):
@@ -39,7 +65,9 @@ class Loss(api.Method):
         """Parameters of loss."""
 
         focus: Literal["low", "medium", "high"] = Field("high", description="the band drawn more often")
-        focus_weight: float = Field(5.0, gt=0, description="weight of a row of that band; others weigh 1")
+        focus_weight: float = Field(
+            5.0, gt=0, allow_inf_nan=False, description="weight of a row of that band; others weigh 1"
+        )
         quantiles: tuple[float, float] = Field((0.33, 0.66), description="where the bands meet, in [0, 1]")
         temperature: float = Field(1.0, gt=0, description="above 1 flattens the weights, below sharpens")
         replacement: bool = Field(False, description="draw with replacement")
@@ -60,17 +88,31 @@ class Loss(api.Method):
         loss = block.column("now", "loss")
         return {"score": loss, "loss": loss, "n_tokens": block.column("now", "n_tokens")}
 
-    def fit(self, scores: api.BlockTable, selection: api.Selection) -> tuple[float, float]:
-        """Return the two thresholds (nats per token)."""
-        low, high = quantiles(column_values(scores, "score"), self.params.quantiles)
+    def fit(self, scores: api.BlockTable, selection: api.Selection) -> Bands:
+        """Return the two thresholds, and the largest weight where powers of it need one."""
+        values = column_values(scores, "score")
+        low, high = quantiles(values, self.params.quantiles)
         selection.say(f"loss bands (nats per token): low <= {low:.4f} < medium <= {high:.4f} < high")
-        return low, high
+        bands = Bands((low, high), 1.0)
+        inside, outside = self._sizes(values, bands)
+        if not inside or not outside:
+            where = "no row is" if not inside else "all rows are"
+            selection.say(f"{where} in the band in focus ({self.params.focus}): every row weighs alike")
+        weights = [self.params.focus_weight + EPSILON] * (inside > 0) + [1 + EPSILON] * (outside > 0)
+        steep = max(abs(math.log(weight)) for weight in weights) / self.params.temperature
+        return bands if steep <= ORDINARY else Bands((low, high), max(weights))
 
-    def weigh(self, block: pa.RecordBatch, fitted: tuple[float, float]) -> np.ndarray:
-        """Return (w + eps)^(1/T)."""
+    def _sizes(self, values: Values, bands: Bands) -> tuple[int, int]:
+        """Return how many rows are in the band in focus and how many are not."""
+        focus = BANDS.index(self.params.focus)
+        counts = [(np.count_nonzero(bands.of(numbers) == focus), len(numbers)) for _, numbers in values()]
+        inside = int(sum(found for found, _ in counts))
+        return inside, sum(size for _, size in counts) - inside
+
+    def weigh(self, block: pa.RecordBatch, fitted: Bands) -> np.ndarray:
+        """Return ((w + eps) / unit)^(1/T)."""
         loss = block.column("score").to_numpy(zero_copy_only=False)
-        band = np.searchsorted(np.array(fitted), loss, side="left")  # 0: l <= q1, 1: l <= q2, 2: above
-        focus = ("low", "medium", "high").index(self.params.focus)
-        weight = np.where(band == focus, self.params.focus_weight, 1.0)
-        flattened: np.ndarray = np.power(weight + EPSILON, 1.0 / self.params.temperature)
+        weight = np.where(fitted.of(loss) == BANDS.index(self.params.focus), self.params.focus_weight, 1.0)
+        with np.errstate(over="ignore", under="ignore"):  # over: of rows that are not valid
+            flattened: np.ndarray = np.power((weight + EPSILON) / fitted.unit, 1.0 / self.params.temperature)
         return flattened

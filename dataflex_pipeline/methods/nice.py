@@ -13,7 +13,8 @@ prompt ``mc_samples`` times, each answer gets a reward, and
 and scaled to length 1. A target row whose weights are all 0 has no signal: its cosines are 0, it counts in
 the mean, and how many there are is said; if no row has a signal, that is an error.
 
-``accumulate: true`` adds the rounds up as LESS does, each weighed by its mean learning rate. Answers drawn at
+No learning rate takes part: it would be one factor for all rows. ``accumulate: true`` adds the rounds up as
+LESS does, each weighed by its mean learning rate. Answers drawn at
 a ``generation_temperature`` other than 1, or from a part of the distribution (``top_p``, ``top_k``), come
 from another distribution than the one that is differentiated: g is then a biased estimate of the gradient of
 the expected reward. The default 0.7 is the guide's; 1 with nothing cut off is unbiased.

@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dataflex_pipeline import api
 from dataflex_pipeline.features.embedding_params import EmbeddingParams, embedding_needs
@@ -42,6 +42,8 @@ from dataflex_pipeline.neighbours.spread import Crowd, Spread, say_search, sprea
 from dataflex_pipeline.neighbours.vectors import gather_vectors
 from dataflex_pipeline.schemas import column
 
+NARROWEST = 1e-5
+"""Kernel sums of a narrower kernel are rounding: d^2 is known within about 1e-16, d^2/sigma^2 within 1e-6."""
 GUIDE_COLUMNS = (
     column(
         "density", pa.float64(), "mean of exp(-d^2/(2 sigma^2)) over the kde_K nearest rows; null off support"
@@ -119,6 +121,16 @@ class Tsds(api.Method):
         save_probs_path: str | None = Field(
             None, exclude=True, description="write the finished probabilities to this .npy file too"
         )
+
+        @field_validator("sigma")
+        @classmethod
+        def _can_be_told(cls, value: float) -> float:
+            if 0 < value < NARROWEST:
+                raise ValueError(
+                    f"a width below {NARROWEST:g} is below what distances of embeddings in float32 can tell; "
+                    "0 makes every density 1"
+                )
+            return value
 
         @model_validator(mode="after")
         def _has_a_width(self) -> Tsds.Params:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataflex_pipeline.errors import ConfigError, did_you_mean
+from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.models.attached import adapted_layers, put_on, read_configuration
 from dataflex_pipeline.models.base import adapter_folder, attach_adapter, load_base, load_full
 from dataflex_pipeline.models.source import quiet
+from dataflex_pipeline.models.targets import find_targets, head_error, read_past
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
     from peft import PeftModel
     from transformers import PreTrainedModel
 
     from dataflex_pipeline.config.fields import Config
+    from dataflex_pipeline.models.targets import Targets
+
+Say = Callable[[str], None]
 
 
 def load_for_training(
-    config: Config, checkpoint: Path | None, device: str, seed: int, say: Callable[[str], None] = quiet
+    config: Config, checkpoint: Path | None, device: str, seed: int, say: Say = quiet
 ) -> PreTrainedModel | PeftModel:
     """Load the model as of a checkpoint, with what is trained trainable.
 
@@ -41,18 +45,25 @@ def load_for_training(
         # bf16 then means autocast around the forward pass.
         if checkpoint is not None:
             return load_full(config, checkpoint, device, "float32").requires_grad_(True)
-        return wrap_for_training(config, load_base(config, device, "float32", say), seed)
+        return wrap_for_training(config, load_base(config, device, "float32", say), seed, say)
     base = load_base(config, device, say=say)
-    return wrap_for_training(config, base, seed) if checkpoint is None else attach_adapter(base, checkpoint)
+    if checkpoint is None:
+        return wrap_for_training(config, base, seed, say)
+    if config.adapter_name_or_path is None:
+        _announced_targets(config, base, say)  # said of every round, wherever it goes on from
+    return attach_adapter(base, checkpoint, say)
 
 
-def wrap_for_training(config: Config, model: PreTrainedModel, seed: int) -> PreTrainedModel | PeftModel:
+def wrap_for_training(
+    config: Config, model: PreTrainedModel, seed: int, say: Say = quiet
+) -> PreTrainedModel | PeftModel:
     """Make a freshly loaded base model trainable as ``finetuning_type`` says.
 
     Args:
         config: LoRA rank, alpha, dropout and targets, or the adapter to start from.
         model: from `load_base`; changed in place.
         seed: of the adapter's random initialisation, in [0, 2**64).
+        say: is told what ``lora_target: all`` leaves out, and what is odd about a given adapter.
 
     Raises:
         ConfigError: unknown target modules, a target on the output head, an unusable given adapter.
@@ -60,10 +71,8 @@ def wrap_for_training(config: Config, model: PreTrainedModel, seed: int) -> PreT
     if config.finetuning_type == "full":
         return _trainable_whole(config, model)
     if config.adapter_name_or_path is not None:
-        wrapped = attach_adapter(model, adapter_folder(config.adapter_name_or_path))
-        _refuse_adapted_head(wrapped, config.adapter_name_or_path)
-        return wrapped
-    return _fresh_lora(config, model, seed)
+        return _given_lora(config.adapter_name_or_path, model, say)
+    return _fresh_lora(config, model, seed, say)
 
 
 def _trainable_whole(config: Config, model: PreTrainedModel) -> PreTrainedModel:
@@ -76,83 +85,56 @@ def _trainable_whole(config: Config, model: PreTrainedModel) -> PreTrainedModel:
     return model.float().requires_grad_(True)
 
 
-def _fresh_lora(config: Config, model: PreTrainedModel, seed: int) -> PeftModel:
+def _fresh_lora(config: Config, model: PreTrainedModel, seed: int, say: Say) -> PeftModel:
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
 
-    targets = target_modules(config.lora_target, model)
+    targets = _announced_targets(config, model, say)
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha or 2 * config.lora_rank,
         lora_dropout=config.lora_dropout,
-        target_modules=targets,
+        target_modules=list(targets.names),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=model.name_or_path,  # peft warns about any other spelling of the folder
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets.layers),
+        # peft warns about any other spelling of the folder
+        base_model_name_or_path=model.name_or_path or None,
     )
     torch.manual_seed(seed)
-    return get_peft_model(model, lora)
+    return put_on(model, lora, targets, say)
 
 
-def linear_modules(model: PreTrainedModel) -> dict[str, bool]:
-    """Return the full name of every linear layer, and whether it is the output head."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    return {
-        name: module is head
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D)
-    }
+def _announced_targets(config: Config, model: PreTrainedModel, say: Say) -> Targets:
+    targets = find_targets(config.lora_target, model)
+    if targets.notice is not None:
+        say(targets.notice)
+    return targets
 
 
-def target_modules(setting: str, model: PreTrainedModel) -> list[str]:
-    """Return the module names that LoRA goes on, sorted, so that saved adapters are byte-equal.
-
-    Args:
-        setting: ``all``, or comma-separated names; a name matches a module whose full name ends with it.
-        model: the base model.
-
-    Raises:
-        ConfigError: a name matches no linear layer, or matches the output head.
-    """
-    linear = linear_modules(model)
-    body = _body_names(linear)
-    names = [name.strip() for name in setting.split(",") if name.strip()]
-    if names == ["all"] or not names:
-        return body
-    for name in names:
-        matched = [full for full in linear if full == name or full.endswith(f".{name}")]
-        if not matched:
-            raise ConfigError(
-                f"lora_target names '{name}', and the model has no linear layer of that name."
-                f"{did_you_mean(name, body)}",
-                f"Its linear layers are called {', '.join(body)}.",
-                "Set lora_target: all, or comma-separated names of those.",
-            )
-        if any(linear[full] for full in matched):
-            raise _head_error(f"lora_target names '{name}', the model's output head.")
-    return sorted(set(names))
+def _given_lora(name: str, model: PreTrainedModel, say: Say) -> PeftModel:
+    folder = adapter_folder(name)
+    unseen = read_past(model)
+    made_for = read_configuration(folder).get("base_model_name_or_path")
+    if made_for and Path(made_for).name != Path(model.name_or_path).name:
+        say(
+            f"the adapter in {name} says that it was made for {made_for}, and the model here is "
+            f"{model.name_or_path}"
+        )
+    wrapped = attach_adapter(model, folder, say)
+    adapted = adapted_layers(wrapped)
+    if _is_adapted(wrapped.get_output_embeddings()):
+        raise head_error(f"The adapter in {name} changes the model's output head.")
+    useless = sorted(unseen & adapted)
+    if useless:
+        say(
+            f"the adapter in {name} is on {len(useless)} layers ({useless[0]}, ...) whose weights the model "
+            "reads past the layer: there it has no effect and is not trained"
+        )
+    return wrapped
 
 
-def _body_names(linear: dict[str, bool]) -> list[str]:
-    short = {name.rpartition(".")[2] for name, is_head in linear.items() if not is_head}
-    if any(is_head and name.rpartition(".")[2] in short for name, is_head in linear.items()):
-        return sorted(name for name, is_head in linear.items() if not is_head)
-    return sorted(short)
-
-
-def _head_error(what: str) -> ConfigError:
-    return ConfigError(
-        what,
-        "The training loss multiplies the hidden states by the head's own weight, so an adapter there "
-        "would be ignored and never trained.",
-        "Take it out; lora_target: all means every linear layer but the head.",
-    )
-
-
-def _refuse_adapted_head(model: PeftModel, name: str) -> None:
+def _is_adapted(module: object) -> bool:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
-        raise _head_error(f"The adapter in {name} changes the model's output head.")
+    return isinstance(module, BaseTunerLayer)

@@ -256,16 +256,21 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def attach_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """Put the adapter of a folder on a freshly loaded base; its parameters require a gradient."""
-    from peft import PeftModel
+def attach_adapter(base: PreTrainedModel, folder: Path, say: Callable[[str], None] = quiet) -> PeftModel:
+    """Put the adapter of a folder on a freshly loaded base; its parameters require a gradient.
+
+    Args:
+        base: from `load_base`. folder: of a LoRA adapter. say: is told what peft warns of.
+
+    Raises:
+        CorruptError: the folder has no adapter. UserError: its tensors are not those that its configuration
+            means on this base, or it is not a LoRA adapter that is scored and trained right here.
+    """
+    from dataflex_pipeline.models.attached import read_adapter
 
     if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
         raise _no_weights(folder, f"{ADAPTER_WEIGHTS} with its {ADAPTER_CONFIG}", "lora")
-    with explained(str(folder), "adapter"):
-        # Left to itself, peft puts the adapter on the first GPU there is, whatever the base is on.
-        device = str(next(base.parameters()).device)
-        return PeftModel.from_pretrained(base, str(folder), is_trainable=True, torch_device=device)
+    return read_adapter(base, folder, say)
 
 
 def _no_weights(folder: Path, wanted: str, kind: str) -> CorruptError:

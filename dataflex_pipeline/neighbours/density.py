@@ -3,6 +3,9 @@
     rho_i     = sum over the K nearest j of max(0, 1 - d_ij^2 / sigma^2)          (TSDS)
     density_i = 1/K sum over the K nearest j of exp(-d_ij^2 / (2 sigma^2))        (the guide's column)
 
+K is ``kde_K``, or the number of vectors where that is smaller: the density is then the mean over all of them,
+and 1 for vectors that are all alike, however large ``kde_K`` is.
+
 With t_ij = 1 - d_ij^2 / sigma^2, nearest means largest t. Published code searches the K nearest of every
 vector and then drops those beyond sigma. Here the t of a chunk of vectors come out of matrix products, tile
 by tile, and are summed as they come; for rho, the K largest are picked out only where more than K of them
@@ -32,6 +35,8 @@ TILE = 2048
 """Vectors that others are compared with at a time."""
 COLUMNS = 32
 """Columns moved at a time when vectors are put in the order of their cells."""
+FLAT = 1e100
+"""From this sigma on the kernel is 1 for all distances, and sigma^2 would leave the range of a float."""
 WIDE = 0.5
 """From this sigma on float32 products do: sums agree with float64 within 6e-7, and within 2e-5 at 0.3."""
 
@@ -105,7 +110,8 @@ def kernel_sums(
     """Return rho, and the Gaussian density, of vectors among all of ``grouped``.
 
     Args:
-        grouped: the vectors. sigma: width of the kernel, positive. K: nearest vectors that count.
+        grouped: the vectors. sigma: width of the kernel, positive.
+        K: nearest vectors that count; all of them where there are fewer.
         gaussian: whether the Gaussian density is wanted too.
         places: which vectors, in the order of ``grouped``, rising; by default all. [n]
         done: is called with the number of vectors after each chunk.
@@ -131,7 +137,7 @@ class _Kernel:
     def __init__(self, grouped: Grouped, sigma: float, K: int, gaussian: bool) -> None:
         self.grouped, self.K, self.gaussian = grouped, K, gaussian
         self.number: type[np.floating[Any]] = np.float32 if sigma >= WIDE else np.float64
-        self.scale = 1 / sigma**2
+        self.scale = 1 / sigma**2 if sigma < FLAT else 0.0
         self.sizes = np.diff(grouped.starts)
         self.squares = (self.scale * grouped.squares).astype(self.number)  # |x|^2 / sigma^2 [S]
         self.room = np.empty(0, dtype=self.number)  # t of a chunk; kept, since new memory costs more than t

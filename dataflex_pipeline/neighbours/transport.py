@@ -35,6 +35,7 @@ import numpy as np
 
 DIGITS = 4
 BITS = 16
+LARGEST = float(np.finfo(float).max)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ def find_stop(blocks: Blocks, alpha: float, C: float) -> Stop:
     M = sum(len(block.counts) for block in blocks())
 
     def met(total: np.ndarray) -> np.ndarray:
-        return alpha / C * total >= (1 - alpha) * M
+        ratio = min(alpha / C, LARGEST)  # a tiny C must not make it infinite: infinity x 0 is no number
+        with np.errstate(over="ignore"):
+            found: np.ndarray = ratio * total >= (1 - alpha) * M
+        return found
 
     prefix, before, reached = 0, 0.0, True  # leading digits of s; increments of all smaller levels
     for digit in range(DIGITS):

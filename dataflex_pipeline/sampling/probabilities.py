@@ -24,6 +24,8 @@ TOLERANCE = 1e-6
 ROUNDING = 1e-13
 """A sum this near to 1 is 1 but for rounding: dividing by it would only move last digits, and probabilities
 that were saved would not come back as they are."""
+SMALLEST_TOTAL = 1e-290
+"""Weights that sum to less have lost digits, or would in the division."""
 CHECKED_ROWS = 1 << 20
 """Rows of a file that are looked at at a time."""
 
@@ -56,6 +58,8 @@ def write_probabilities(
 ) -> ProbabilitySummary:
     """Write p = w / sum of w for every row of the pool.
 
+    A sum beyond the range of a float, or too small to divide by, is taken of w / (largest w) instead.
+
     Args:
         scores: ``row``, ``row_id``, ``valid`` and whatever ``weigh`` looks at.
         weigh: gets a block of the score table (all columns but ``row_id``, consecutive rows) and returns the
@@ -69,13 +73,12 @@ def write_probabilities(
         DataError: no row has a weight above 0.
         DataflexError: ``weigh`` returned another number of weights, or one that is negative or not finite.
     """
-    sums, n_valid = [], 0
     names = [name for name in scores.schema.names if name != "row_id"]
-    for (block,) in zip_blocks((scores, names), threads=True):
-        weights, valid = _weights(block, weigh)
-        sums.append(float(weights.sum()))
-        n_valid += int(np.count_nonzero(valid))
-    total = math.fsum(sums)
+    total, largest, n_valid = _total(scores, names, weigh, 1.0)
+    unit = 1.0
+    if largest > 0 and not SMALLEST_TOTAL <= total < math.inf:
+        unit = largest
+        total, _, _ = _total(scores, names, weigh, unit)
     if not 0 < total < math.inf:
         raise _no_total(total, n_valid)
     if abs(total - 1) <= ROUNDING:
@@ -85,11 +88,30 @@ def write_probabilities(
     with table_writer(final, PROBABILITIES, ingredients, entries) as write:
         # row_id takes most of the reading, so it has a thread of its own.
         for block, ids in zip_blocks((scores, names), (scores, ["row_id"]), threads=True):
-            weights, _ = _weights(block, weigh)
-            write(_lines(block, ids, weights / total))
-            summary.add(weights / total)
+            p = _weights(block, weigh)[0] / unit / total
+            write(_lines(block, ids, p))
+            summary.add(p)
         entries |= summary.notes()
     return summary.result()
+
+
+def _total(scores: BlockTable, names: list[str], weigh: Weigh, unit: float) -> tuple[float, float, int]:
+    """Return the sum of w / unit, the largest w, and how many rows are valid."""
+    sums, largest, n_valid = [], 0.0, 0
+    for (block,) in zip_blocks((scores, names), threads=True):
+        weights, valid = _weights(block, weigh)
+        with np.errstate(over="ignore"):
+            sums.append(float((weights / unit).sum()))
+        largest = max(largest, float(weights.max(initial=0.0)))
+        n_valid += int(np.count_nonzero(valid))
+    return (math.inf if math.inf in sums else _exact_sum(sums)), largest, n_valid
+
+
+def _exact_sum(sums: list[float]) -> float:
+    try:
+        return math.fsum(sums)
+    except OverflowError:  # every block's sum is a float, and that of all is not
+        return math.inf
 
 
 def import_probabilities(

@@ -9,6 +9,11 @@ row i is in when its key E_i/p_i lies below tau, the smallest key left out, and 
 when every row was drawn (tau infinite). See Duffield, Lund and Thorup, "Priority sampling for estimation of
 arbitrary subset sums", JACM 54, 2007, for thresholds of this kind. ``probability``: proportional to p.
 
+Importance weights divided by their mean, which is drawn too, are self-normalised (Hajek's estimator): the
+weighted mean loss of a selection of n rows estimates the pool's with a bias of order 1/n, right only as n
+grows, where the weights before the division are unbiased at any n. In return a loss that is the same for all
+rows is estimated exactly, and the size of a step does not depend on the draw.
+
 Under quotas the weights have mean 1 within each quota: they undo (or follow) the probabilities among the
 rows of one source and leave the share of the source as it was set.
 """
