@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.models.attached import adapted_layers, put_on, read_configuration
-from dataflex_pipeline.models.base import adapter_folder, attach_adapter
+from dataflex_pipeline.models.base import adapter_folder, attach_adapter, load_base, load_full
+from dataflex_pipeline.models.source import quiet
 from dataflex_pipeline.models.targets import find_targets, head_error, read_past
 
 if TYPE_CHECKING:
@@ -20,8 +21,38 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
+def load_for_training(
+    config: Config, checkpoint: Path | None, device: str, seed: int, say: Say = quiet
+) -> PreTrainedModel | PeftModel:
+    """Load the model as of a checkpoint, with what is trained trainable.
+
+    The weights are loaded as scoring loads them. The trainer's own way goes by the names that parameters have
+    in the live model; some families are saved under others, and theirs would stay the base model's.
+
+    Args:
+        config: the run's configuration.
+        checkpoint: of the step before; None: nothing was trained yet.
+        device: from `resolve_device`.
+        seed: of a fresh adapter's random initialisation, in [0, 2**64).
+        say: told what has to be said about the weights.
+
+    Raises:
+        UserError: what `load_base`, `load_full` and `wrap_for_training` refuse.
+    """
+    if config.finetuning_type == "full":
+        # AdamW steps are far below the resolution of bfloat16 near a weight: master weights stay in fp32 and
+        # bf16 then means autocast around the forward pass.
+        if checkpoint is not None:
+            return load_full(config, checkpoint, device, "float32").requires_grad_(True)
+        return wrap_for_training(config, load_base(config, device, "float32", say), seed, say)
+    base = load_base(config, device, say=say)
+    if checkpoint is None:
+        return wrap_for_training(config, base, seed, say)
+    return attach_adapter(base, checkpoint, say)
+
+
 def wrap_for_training(
-    config: Config, model: PreTrainedModel, seed: int, say: Say = lambda line: None
+    config: Config, model: PreTrainedModel, seed: int, say: Say = quiet
 ) -> PreTrainedModel | PeftModel:
     """Make a freshly loaded base model trainable as ``finetuning_type`` says.
 
@@ -48,8 +79,6 @@ def _trainable_whole(config: Config, model: PreTrainedModel) -> PreTrainedModel:
             "Training all weights has no adapter to start from.",
             "Merge the adapter into the model first (dataflex export) and use the result as the model.",
         )
-    # AdamW steps are far below the resolution of bfloat16 near a weight: master weights stay in fp32 and
-    # bf16 then means autocast around the forward pass.
     return model.float().requires_grad_(True)
 
 
