@@ -126,6 +126,7 @@ def _split(context: Context, split: Split) -> tuple[list[Finding], pa.Table, lis
     rows = RowMaker(settings, scan, chat, split).table(0, list(scan.rows()))
     found = check_rows(rows, chat, settings.cutoff_len, mask_history=settings.mask_history)
     named = [dataclasses.replace(each, check=f"{split} {each.check}") for each in found]
+    named += [Finding(f"{split} data", "warning", line, "", "configuration") for line in scan.notices]
     notices = [Finding("template", "warning", line, "", "configuration") for line in chat.notices()]
     return named + (notices if split == "pool" else []), rows, example(rows, chat.tokenizer)
 

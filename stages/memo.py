@@ -23,7 +23,7 @@ from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.store.atomic import read_json, write_json
 from dataflex_pipeline.store.fingerprint import digest, file_digest, file_state
 
-VERSION = 2
+VERSION = 3
 """Raised when the file is laid out differently."""
 
 
@@ -78,6 +78,8 @@ class Memo:
                 each["rows"],
                 each["digest"],
                 tuple((name, *state) for name, *state in each["stamps"]),
+                tuple(each["notices"]),
+                each["passed_over"],
             )
             for source, each in zip(sources, known["sources"], strict=True)
         ]
@@ -97,6 +99,8 @@ class Memo:
                     "rows": each.n_rows,
                     "digest": each.digest,
                     "stamps": [list(stamp) for stamp in each.stamps],
+                    "notices": list(each.notices),
+                    "passed_over": dict(each.passed_over),
                 }
                 for each in scan.sources
             ],

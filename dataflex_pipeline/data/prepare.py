@@ -34,7 +34,7 @@ PART_ROWS = 4096
 CHUNK_ROWS = 512
 MIN_ROWS_PER_WORKER = 8192
 """A process takes seconds to start; fewer rows than this are tokenised sooner without it."""
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 """Raised whenever the same settings would make other rows."""
 
 Chunk = tuple[int, list[tuple[int, Row]]]
@@ -99,6 +99,8 @@ def prepare(
         CorruptError: a part on disk is truncated or foreign.
     """
     chat = ChatFormat.load(tokenizer_folder, settings.template, trust_remote_code)
+    for line in scan.notices:
+        progress.say(line)
     chat.announce(progress)
     made_from = ingredients(settings, scan, tokenizer_digest, split)
     writer = PartsWriter(folder, prepared_schema(scan, split), made_from)
@@ -116,8 +118,9 @@ def prepare(
         shutil.rmtree(folder)
         raise _nothing_valid(settings, tally)
     _tell(progress, split, settings, tally)
-    summary = {**tally.summary(), "template": settings.template, "notices": chat.notices()}
-    return writer.finish(part_count(scan), summary)
+    notices = [*scan.notices, *chat.notices()]
+    summary = tally.summary() | {"template": settings.template, "passed_over": scan.passed_over}
+    return writer.finish(part_count(scan), summary | {"notices": notices})
 
 
 def part_count(scan: Scan) -> int:

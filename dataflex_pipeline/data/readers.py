@@ -140,3 +140,9 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".ipc": read_arrow,
 }
 """Reader of each file extension."""
+_COLUMNAR = frozenset({read_parquet, read_arrow})
+
+
+def is_columnar(path: Path) -> bool:
+    """Whether a file holds its rows as columns, so that an object there has the keys of all the others."""
+    return READERS.get(path.suffix.lower()) in _COLUMNAR

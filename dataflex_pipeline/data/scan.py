@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from dataflex_pipeline.api import Progress, Silent
@@ -29,6 +29,8 @@ class ScannedSource:
         source: where the rows are. layout: how to read them.
         n_rows: rows. digest: blake2b-128 (hex) of all rows in order.
         stamps: path and `file_state` of each of its files.
+        notices: what of its entry, folder or columns is passed over or read otherwise, one sentence each.
+        passed_over: column that other tools give a meaning to and that is not used -> rows that fill it.
     """
 
     source: Source
@@ -36,6 +38,8 @@ class ScannedSource:
     n_rows: int
     digest: str
     stamps: tuple[Stamp, ...]
+    notices: tuple[str, ...] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows again, for the second pass.
@@ -71,6 +75,16 @@ class Scan:
     def n_rows(self) -> int:
         """Rows over all sources."""
         return sum(scanned.n_rows for scanned in self.sources)
+
+    @property
+    def notices(self) -> list[str]:
+        """What a user should know about the sources, one line each."""
+        return [line for scanned in self.sources for line in scanned.notices]
+
+    @property
+    def passed_over(self) -> dict[str, dict[str, int]]:
+        """Source -> column that is not used -> rows that fill it; only sources that have such columns."""
+        return {each.source.name: dict(each.passed_over) for each in self.sources if each.passed_over}
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Yield (number of the source, row) over all sources in order."""
@@ -128,7 +142,7 @@ def _scan_one(source: Source, seen: ColumnTypes, report: Progress) -> ScannedSou
         )
     _check_columns(source, seen)
     layout = detect_layout(source, seen.samples)
-    return ScannedSource(source, layout, count, hasher.hexdigest(), stamps)
+    return ScannedSource(source, layout, count, hasher.hexdigest(), stamps, source.notices)
 
 
 def _stamps(source: Source) -> tuple[Stamp, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline.data.hub import HubName, read_hub
-from dataflex_pipeline.data.readers import READERS, read_rows
+from dataflex_pipeline.data.readers import READERS, is_columnar, read_rows
 from dataflex_pipeline.data.settings import DataSettings, Row
 from dataflex_pipeline.errors import DataError, did_you_mean
 
@@ -42,6 +42,7 @@ class Source:
         files: its files in order; empty for a hub data set. hub: where it is on the hub.
         limit: only the first so many rows; None for all.
         formatting: 'alpaca' or 'sharegpt' where declared. columns, tags: declared roles.
+        notices: what of an entry or a folder is not used or read otherwise, one plain sentence each.
     """
 
     name: str
@@ -52,6 +53,12 @@ class Source:
     formatting: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+    @property
+    def columnar(self) -> bool:
+        """Whether rows come from columnar files, which fill every object with the keys of all the others."""
+        return self.hub is not None or any(is_columnar(path) for path in self.files)
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows in order, up to the limit."""
