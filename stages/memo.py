@@ -74,7 +74,7 @@ class Memo:
         scanned = [
             ScannedSource(
                 source,
-                Layout(each["kind"], each["columns"], each["tags"]),
+                Layout.from_plain(each["layout"]),
                 each["rows"],
                 each["digest"],
                 tuple((name, *state) for name, *state in each["stamps"]),
@@ -93,9 +93,7 @@ class Memo:
             "originals": [[each.name, each.kind] for each in scan.columns],
             "sources": [
                 {
-                    "kind": each.layout.kind,
-                    "columns": dict(each.layout.columns),
-                    "tags": dict(each.layout.tags),
+                    "layout": each.layout.as_plain(),
                     "rows": each.n_rows,
                     "digest": each.digest,
                     "stamps": [list(stamp) for stamp in each.stamps],
@@ -125,8 +123,8 @@ def sources_key(settings: DataSettings, sources: tuple[Source, ...]) -> str:
 
 
 def _declared(source: Source) -> Mapping[str, Any]:
-    declared = asdict(source)
-    return {**declared, "files": [str(path) for path in source.files]}
+    of_split = {name: [str(path) for path in files] for name, files in source.of_split.items()}
+    return {**asdict(source), "files": [str(path) for path in source.files], "of_split": of_split}
 
 
 def _source_state(source: Source) -> Any:

@@ -39,6 +39,7 @@ def data_settings(context: Context, split: Split) -> DataSettings:
         tags=config.data_tags,
         default_system=config.default_system,
         group_column=config.eval_group_column if split == "target" else None,
+        seed=config.seed,
         workers=config.preprocessing_num_workers or min(os.cpu_count() or 1, MAX_WORKERS),
     )
 

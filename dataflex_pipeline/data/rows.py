@@ -76,7 +76,7 @@ class RowMaker:
         return self._assemble(start, names, drafts, [row for _, row in rows])
 
     def _draft(self, number: int, row: Row) -> Draft:
-        layout = self.scan.sources[number].layout
+        layout = self.scan.sources[number].layout.of(row)
         draft = Draft(content_hash(row), self.scan.sources[number].source.name)
         try:
             own = to_conversation(row, layout)

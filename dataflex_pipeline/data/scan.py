@@ -11,6 +11,7 @@ from dataflex_pipeline.api import Progress, Silent
 from dataflex_pipeline.data.columns import ColumnTypes, OriginalColumn
 from dataflex_pipeline.data.conversation import canonical_json
 from dataflex_pipeline.data.layout import Layout, detect_layout
+from dataflex_pipeline.data.passed_over import Together, passed_over
 from dataflex_pipeline.data.settings import DataSettings, Row
 from dataflex_pipeline.data.sources import Source, resolve_sources
 from dataflex_pipeline.errors import DataError, did_you_mean
@@ -125,9 +126,11 @@ def scan_sources(
 def _scan_one(source: Source, seen: ColumnTypes, report: Progress) -> ScannedSource:
     stamps = _stamps(source)
     hasher = hashlib.blake2b(digest_size=16)
+    together = Together(source)
     count = 0
     for row in source.rows():
         seen.see(row)
+        together.see(row)
         hasher.update(canonical_json(row).encode("ascii") + b"\n")
         count += 1
         if count % _REPORT_EVERY == 0:
@@ -142,7 +145,9 @@ def _scan_one(source: Source, seen: ColumnTypes, report: Progress) -> ScannedSou
         )
     _check_columns(source, seen)
     layout = detect_layout(source, seen.samples)
-    return ScannedSource(source, layout, count, hasher.hexdigest(), stamps, source.notices)
+    over = passed_over(source, layout, seen, together)
+    notices = (*source.notices, *source.late_notices(), *over.notices)
+    return ScannedSource(source, layout, count, hasher.hexdigest(), stamps, notices, over.rows)
 
 
 def _stamps(source: Source) -> tuple[Stamp, ...]:
@@ -175,9 +180,7 @@ def describe(scan: Scan) -> list[dict[str, Any]]:
             "name": each.source.name,
             "rows": each.n_rows,
             "digest": each.digest,
-            "format": each.layout.kind,
-            "columns": dict(each.layout.columns),
-            "tags": dict(each.layout.tags) if each.layout.kind != "alpaca" else {},
+            **each.layout.as_plain(),
         }
         for each in scan.sources
     ]
