@@ -49,7 +49,7 @@ COLUMN_ROLES = (
 )
 _DEFAULT_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 _REQUIRED = ("prompt", "response", "messages")
-_FOUND_BY_NAME = ("history", "system", "tools")
+FOUND_BY_NAME = ("history", "system", "tools")
 _BESIDE = ("kto_tag", *MEDIA_ROLES)
 Kind = Literal["alpaca", "conversation", "prompt_completion"]
 
@@ -61,12 +61,14 @@ class Layout:
     Attributes:
         kind: the format. columns: role -> column name, only of columns that are there.
         tags: keys and role names of conversations, all seven.
+        beside: role -> column name, of declared columns beside the conversation: kto_tag and media.
         others: how to read rows that fill the columns of another format and not those of this one.
     """
 
     kind: Kind
     columns: Mapping[str, str]
     tags: Mapping[str, str] = field(default_factory=lambda: dict(OPENAI_TAGS))
+    beside: Mapping[str, str] = field(default_factory=dict)
     others: tuple[Layout, ...] = ()
 
     def of(self, row: Row) -> Layout:
@@ -74,7 +76,7 @@ class Layout:
         fitting = (each for each in (self, *self.others) if each.is_filled(row)) if self.others else ()
         return next(iter(fitting), self)
 
-    def is_filled(self, row: Row) -> bool:
+    def is_filled(self, row: Mapping[str, Any]) -> bool:
         """Whether a row fills the columns that make this format."""
         if self.kind == "conversation":
             return is_filled(row.get(self.columns["messages"]))
@@ -88,15 +90,17 @@ class Layout:
 
     def as_plain(self) -> dict[str, Any]:
         """Return it as plain values, for a file or a fingerprint."""
-        made = {"format": self.kind, "columns": dict(self.columns)}
+        made: dict[str, Any] = {"format": self.kind, "columns": dict(self.columns)}
         made["tags"] = dict(self.tags) if self.kind != "alpaca" else {}
+        made |= {"beside": dict(self.beside)} if self.beside else {}
         return made | ({"others": [each.as_plain() for each in self.others]} if self.others else {})
 
     @classmethod
     def from_plain(cls, made: Mapping[str, Any]) -> Layout:
         """Return the layout that `as_plain` wrote."""
         others = tuple(map(cls.from_plain, made.get("others", ())))
-        return cls(made["format"], made["columns"], made["tags"] or dict(OPENAI_TAGS), others)
+        tags = made["tags"] or dict(OPENAI_TAGS)
+        return cls(made["format"], made["columns"], tags, made.get("beside", {}), others)
 
 
 def detect_layout(source: Source, samples: Mapping[str, Any]) -> Layout:
@@ -113,6 +117,13 @@ def detect_layout(source: Source, samples: Mapping[str, Any]) -> Layout:
         DataError: no format fits the columns, or a declared column is not there.
     """
     _check_declared(source, samples)
+    found = _detect(source, samples)
+    named = {role: name for role, name in source.columns.items() if role in _BESIDE and name in samples}
+    others = tuple(replace(each, beside=named) for each in found.others)
+    return replace(found, beside=named, others=others)
+
+
+def _detect(source: Source, samples: Mapping[str, Any]) -> Layout:
     declared = dict(source.columns)
     if source.formatting in ("sharegpt", "openai") or "messages" in declared:
         name = declared.get("messages") or _default_messages(source, samples)
@@ -161,14 +172,14 @@ def _present(source: Source, samples: Mapping[str, Any], columns: Mapping[str, s
             role: name for role, name in columns.items() if role in source.columns or role in _REQUIRED
         }
     else:
-        columns = {**{role: role for role in _FOUND_BY_NAME}, **columns}
-    return {role: name for role, name in columns.items() if name in samples}
+        columns = {**{role: role for role in FOUND_BY_NAME}, **columns}
+    return {role: name for role, name in columns.items() if name in samples and role not in _BESIDE}
 
 
 def _conversation(source: Source, samples: Mapping[str, Any], name: str) -> Layout:
     tags = {**_guess_tags(samples[name]), **source.tags}
     columns = _present(source, samples, {**source.columns, "messages": name})
-    known = ("messages", "system", "tools", *_BESIDE)
+    known = ("messages", "system", "tools")
     return Layout("conversation", {role: each for role, each in columns.items() if role in known}, tags)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataflex_pipeline.data.columns import ColumnTypes, is_filled, turns_of
-from dataflex_pipeline.data.layout import MEDIA_ROLES, Layout, lists_columns
+from dataflex_pipeline.data.layout import FOUND_BY_NAME, MEDIA_ROLES, Layout, lists_columns
 from dataflex_pipeline.data.settings import Row
 from dataflex_pipeline.data.sources import Source
 from dataflex_pipeline.errors import did_you_mean
@@ -20,18 +20,17 @@ from dataflex_pipeline.errors import did_you_mean
 _WEIGHT = "the row's weight in the loss; here weights come from the selection"
 _MASK = "which tokens carry loss; here these are the assistant's"
 _TOKENS = "a row that is tokenised already; here rows are tokenised from their text"
-_PAIR = "one of two answers of a preference pair"
 _SYSTEM = "the system prompt"
 _REASONING = "the reasoning before the answer"
 _TOOLS = "definitions of tools that the answer may call"
 _PROMPT, _ANSWER, _TURNS = "the prompt, or a part of it", "the answer", "the turns of a conversation"
 
 MEANINGS: Mapping[str, str] = {
-    **dict.fromkeys(("weight", "weights", "sample_weight", "loss_weight", "loss_scale"), _WEIGHT),
+    **dict.fromkeys(("weights", "sample_weight", "loss_weight", "loss_scale"), _WEIGHT),
     **dict.fromkeys(("loss_mask", "completion_mask", "assistant_masks", "assistant_mask"), _MASK),
     **dict.fromkeys(("input_ids", "labels", "attention_mask", "position_ids", "token_type_ids"), _TOKENS),
     **dict.fromkeys(("prompt_ids", "completion_ids"), _TOKENS),
-    **dict.fromkeys(("chosen", "rejected", "rejected_response", "rejected_messages"), _PAIR),
+    "chosen": "the better answer of a preference pair",
     **dict.fromkeys(("system", "system_prompt", "system_message"), _SYSTEM),
     **dict.fromkeys(("reasoning", "reasoning_content", "thinking", "thought"), _REASONING),
     **dict.fromkeys(("tools", "functions", "available_tools"), _TOOLS),
@@ -46,8 +45,9 @@ MEANINGS: Mapping[str, str] = {
     "trainable": "whether the row is trained on",
     "objects": "places in images",
 }
-"""Columns by name: what they are to other tools."""
+"""Columns by name: what they are to other tools. Others are noted on each row that fills them."""
 
+_NOTED_IN_ALPACA = {"reasoning", "reasoning_content", "thinking"}
 _FORMS = (("messages",), ("conversations",), ("instruction", "output"), ("prompt", "completion"))
 
 
@@ -97,7 +97,7 @@ def passed_over(source: Source, layout: Layout, seen: ColumnTypes, together: Tog
     """
     rows: dict[str, int] = {}
     lines = [
-        *_declared(source, seen),
+        *_declared(source, layout, seen),
         *_unread(source, layout, seen, rows),
         *_double(layout, together, rows),
     ]
@@ -113,7 +113,11 @@ def _columns(names: Mapping[str, Any]) -> str:
     return f"the column {quoted} holds" if len(names) == 1 else f"the columns {quoted} hold"
 
 
-def _declared(source: Source, seen: ColumnTypes) -> Iterator[str]:
+def _declared(source: Source, layout: Layout, seen: ColumnTypes) -> Iterator[str]:
+    if source.formatting is not None and not lists_columns(source):
+        for role in FOUND_BY_NAME:
+            if role not in source.columns and role in layout.columns and seen.filled[role]:
+                yield f"its entry lists no columns; the column '{role}' is read as what it is named"
     for role, name in source.columns.items():
         if name not in seen.kinds:
             near = did_you_mean(name, seen.kinds)
@@ -123,7 +127,8 @@ def _declared(source: Source, seen: ColumnTypes) -> Iterator[str]:
 
 
 def _unread(source: Source, layout: Layout, seen: ColumnTypes, rows: dict[str, int]) -> Iterator[str]:
-    read = {name for each in layout.all for name in each.columns.values()}
+    read = {name for each in layout.all for name in (*each.columns.values(), *each.beside.values())}
+    read |= _NOTED_IN_ALPACA if layout.kind != "conversation" else {"functions"}
     for name in seen.kinds:
         meaning = MEANINGS.get(name.lower())
         if name in read or meaning is None or not seen.filled[name]:
