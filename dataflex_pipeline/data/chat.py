@@ -19,7 +19,6 @@ row invalid, what it leaves out of answers without labels is noted.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,9 +49,9 @@ _UNSTABLE_HISTORY = (
     "(labels on the last response only) or choose a named template"
 )
 _LAST_UNTRAINED = (
-    "the last answer is marked as not to be trained on, and with mask_history: true no other one carries labels"
+    "the last answer is marked as not to be trained on, and with mask_history: true no other one is"
 )
-_RESULT_ORDER = "results of tool calls are written in the order of their calls, which the template gives no ids"
+_RESULT_ORDER = "results of tool calls are written in the order of their calls, since the template has no ids"
 _UNSTABLE_PROMPT = (
     "the chat template begins a response otherwise than its generation prompt does; choose a named template"
 )
@@ -129,6 +128,10 @@ class ChatFormat:
         marker = (self.named.stop if self.named else None) or self.tokenizer.eos_token
         return self._pieces.ids(marker) if marker else []
 
+    def token_text(self, number: int) -> str:
+        """Return how the tokenizer writes a token."""
+        return str(self.tokenizer.convert_ids_to_tokens(number))
+
     def notices(self) -> list[str]:
         """Return what a user should know about this tokenizer with this template, one line each."""
         lines = []
@@ -183,8 +186,8 @@ class ChatFormat:
         ending = self._probe()[1].partition(_ANSWER)[2]
         written = f"only {ending!r}" if ending else "nothing"
         return (
-            f"the chat template writes {written} after an answer, so that no end token is learnt and the model "
-            "does not learn to stop; choose the named template of the model's family (dataflex methods "
+            f"the chat template writes {written} after an answer, so that no end token is learnt and the "
+            "model does not learn to stop; choose the named template of the model's family (dataflex methods "
             "--templates lists them)"
         )
 
@@ -194,8 +197,8 @@ class ChatFormat:
         header = response.partition(_ANSWER)[0]
         if header.strip() and before == self.render([Message("user", _QUESTION)]):
             yield (
-                f"the chat template does not read add_generation_prompt: {header!r} before each answer carries "
-                "labels like the answer itself; choose the named template of the model's family (dataflex "
+                f"the chat template does not read add_generation_prompt: {header!r} before each answer "
+                "carries labels like the answer itself; choose the named template of the model's family (dataflex "
                 "methods --templates lists them)"
             )
 
@@ -301,7 +304,11 @@ class ChatFormat:
         if missing_from(answer, response) is None:
             return
         before = self._write(conversation, number)
-        reason = missing_from(answer, whole[len(os.path.commonprefix([before, whole])) :])
+        shared = next(
+            (place for place, pair in enumerate(zip(before, whole, strict=False)) if pair[0] != pair[1]),
+            min(len(before), len(whole)),
+        )
+        reason = missing_from(answer, whole[shared:])
         if reason is not None:
             raise RowError(reason)
 

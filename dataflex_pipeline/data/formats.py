@@ -28,7 +28,6 @@ from dataflex_pipeline.data.row_fields import notes_on_columns, refuse_by_column
 from dataflex_pipeline.data.settings import Row
 from dataflex_pipeline.data.text_files import kind_name
 
-
 DEVELOPER = "a turn of role developer is read as the system prompt"
 
 

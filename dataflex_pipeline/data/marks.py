@@ -25,6 +25,8 @@ _MEDIA = ("audio", "audios", "image", "images", "video", "videos", "input_audio"
 _YES = {"true": True, "yes": True, "1": True, "1.0": True}
 _NO = {"false": False, "no": False, "0": False, "0.0": False}
 
+UNTRAINED = "is not trained on"
+"""How a note on a turn without labels ends."""
 NOTHING_TRAINED = "every answer is marked as not to be trained on, so there is nothing to learn"
 
 
@@ -60,7 +62,7 @@ def trained_mark(turn: Mapping[str, Any], role: str, own: Iterable[str]) -> tupl
         return True, ()
     key, value = next(iter(given.items()))
     shown = str(value).lower() if isinstance(value, (bool, str)) else "0"
-    return False, (f"a turn marked {key} {shown} is not trained on",)
+    return False, (f"a turn marked {key} {shown} {UNTRAINED}",)
 
 
 def _read_mark(key: str, value: Any) -> bool:

@@ -21,6 +21,7 @@ from dataflex_pipeline.errors import DataError, did_you_mean
 
 INFO_FILE = "dataset_info.json"
 _METADATA_FILES = frozenset({INFO_FILE, "state.json", "dataset_dict.json"})
+_COLUMNAR = frozenset({".parquet", ".arrow", ".feather", ".ipc"})
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _ENTRY_KEYS = frozenset(
     {"file_name", "hf_hub_url", "subset", "split", "folder", "num_samples", "formatting", "columns", "tags"}
@@ -52,6 +53,11 @@ class Source:
     formatting: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def columnar(self) -> bool:
+        """Whether its rows come from Parquet, Arrow or the hub, where null members may be padding."""
+        return self.hub is not None or any(path.suffix.lower() in _COLUMNAR for path in self.files)
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows in order, up to the limit."""
