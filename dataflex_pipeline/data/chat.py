@@ -48,9 +48,7 @@ _UNSTABLE_HISTORY = (
     "the chat template writes earlier turns otherwise once later ones follow; set mask_history: true "
     "(labels on the last response only) or choose a named template"
 )
-_LAST_UNTRAINED = (
-    "the last answer is marked as not to be trained on, and with mask_history: true no other one is"
-)
+_LAST_UNTRAINED = "the last answer is marked as not to be trained on, and with mask_history no other one is"
 _RESULT_ORDER = "results of tool calls are written in the order of their calls, since the template has no ids"
 _UNSTABLE_PROMPT = (
     "the chat template begins a response otherwise than its generation prompt does; choose a named template"
@@ -198,8 +196,8 @@ class ChatFormat:
         if header.strip() and before == self.render([Message("user", _QUESTION)]):
             yield (
                 f"the chat template does not read add_generation_prompt: {header!r} before each answer "
-                "carries labels like the answer itself; choose the named template of the model's family (dataflex "
-                "methods --templates lists them)"
+                "carries labels like the answer itself; choose the named template of the model's family "
+                "(dataflex methods --templates lists them)"
             )
 
     @cached_property

@@ -113,10 +113,10 @@ class TokenLimits:
         longest, largest = summary.get("longest", 0), summary.get("largest_token", -1)
         if self.hard and self.positions is not None and longest > self.positions:
             raise DataError(
-                f"cutoff_len lets a row of the {what} have {longest} tokens, and the model has {self.positions} "
-                "positions.",
+                f"cutoff_len lets a row of the {what} have {longest} tokens, and the model has "
+                f"{self.positions} positions.",
                 "Each position has a vector of its own, and there is none for the tokens beyond.",
-                f"Set cutoff_len={self.positions} (or less): what is over is cut off. Or use a model with more.",
+                f"Set cutoff_len={self.positions} (or less), which cuts rows off, or use a model with more.",
             )
         if self.vocabulary is not None and largest >= self.vocabulary:
             raise DataError(
@@ -133,8 +133,8 @@ class TokenLimits:
         if self.hard or self.positions is None or longest <= self.positions:
             return []
         return [
-            f"the longest row of the {what} has {longest} tokens, and the model was made for {self.positions} "
-            f"(max_position_embeddings): set cutoff_len={self.positions}, or expect worse losses beyond"
+            f"the longest row of the {what} has {longest} tokens, and the model was made for "
+            f"{self.positions} (max_position_embeddings): set cutoff_len={self.positions}, or expect worse losses beyond"
         ]
 
 

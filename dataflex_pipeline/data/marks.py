@@ -1,8 +1,8 @@
 """What other tools write on a turn beside its role and text, and what becomes of it here.
 
 - ``weight`` (OpenAI, mistral-finetune), ``loss`` and ``loss_scale`` (ms-swift, AgentInstruct), ``train`` and
-  ``training`` (axolotl), ``trainable``: 0 or false on an assistant turn takes its labels away. Nothing between
-  0 and 1 can be honoured, nor can 1 or true on another speaker's turn: such rows are refused.
+  ``training`` (axolotl), ``trainable``: 0 or false on an assistant turn takes its labels away. Nothing
+  between 0 and 1 can be honoured, nor 1 or true on another speaker's turn: such rows are refused.
 - ``reasoning_content``, ``reasoning``, ``thinking``: an assistant's thoughts, given to the chat template.
 - ``name``: who speaks, given to the chat template.
 - images, sound and moving pictures in a turn: refused.
@@ -53,7 +53,7 @@ def trained_mark(turn: Mapping[str, Any], role: str, own: Iterable[str]) -> tupl
         wanted = [key for key, trained in read.items() if trained]
         if wanted:
             raise RowError(
-                f"a {role} turn is marked to be trained on ({wanted[0]}), and only answers are; remove the mark"
+                f"a {role} turn is marked to be trained on ({wanted[0]}), and only answers are; remove it"
             )
         return True, ()
     if len(set(read.values())) > 1:
@@ -73,8 +73,8 @@ def _read_mark(key: str, value: Any) -> bool:
         return known[value.strip().lower()]
     if isinstance(value, (int, float)) or (isinstance(value, str) and _is_number(value)):
         raise RowError(
-            f"{key} of a turn is neither 0 nor 1, and a turn is trained on whole or not at all; make it one of "
-            "the two, or remove it"
+            f"{key} of a turn is neither 0 nor 1, and a turn is trained on whole or not at all; make it one "
+            "of the two, or remove it"
         )
     raise RowError(f"{key} of a turn is {kind_name(value)}, not a number or true or false")
 

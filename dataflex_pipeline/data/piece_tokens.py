@@ -147,7 +147,7 @@ class PieceTokenizer:
 
 
 def _bare_before(texts: Sequence[str], place: int) -> str:
-    """Return the last piece before a place that is not white space only, without the white space at its end."""
+    """Return the last piece before a place that is more than white space, without that at its end."""
     return next((bare for text in reversed(texts[:place]) if (bare := text.rstrip(_WHITE))), "")
 
 

@@ -98,8 +98,8 @@ def prepare(
 
     Raises:
         ConfigError: no tokenizer, no template, or an unknown one; nothing is written then.
-        DataError: no row can be used, or one has more positions or other tokens than the model (the unfinished
-            table is removed), or a source changed meanwhile.
+        DataError: no row can be used, or the model has not its positions or tokens (the unfinished table is
+            removed), or a source changed meanwhile.
         CorruptError: a part on disk is truncated or foreign.
     """
     chat = ChatFormat.load(tokenizer_folder, settings.template, trust_remote_code)

@@ -63,8 +63,8 @@ def refuse_by_columns(row: Row, layout: Layout, messages: Sequence[Message]) -> 
     for key in ("kto_tag", "label"):
         if key in beside and not _is_good(key, beside[key], layout):
             raise RowError(
-                f"{key} is false: the answer is marked as a bad one, and would be trained on like a good one; "
-                "leave such rows out, or rename the column if it means something else"
+                f"{key} is false: the answer is marked as a bad one, and would be trained on like a good "
+                "one; leave such rows out, or rename the column if it means something else"
             )
     for key in _MEDIA:
         if _filled(beside.get(key)):
@@ -120,10 +120,13 @@ def template_variables(row: Row, layout: Layout, columnar: bool) -> dict[str, An
     if clashing:
         raise RowError(f"{VARIABLES} holds {clashing[0]}, which the pipeline sets itself; remove it there")
     documents = beside.get("documents")
-    if "documents" not in value and isinstance(documents, list) and documents:
-        if all(isinstance(each, dict) for each in documents):
-            value = {**value, "documents": without_nulls(documents) if columnar else documents}
+    if "documents" not in value and documents and _are_objects(documents):
+        value = {**value, "documents": without_nulls(documents) if columnar else documents}
     return dict(value)
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
 def _beside(row: Row, layout: Layout) -> Mapping[str, Any]:

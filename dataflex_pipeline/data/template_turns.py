@@ -1,4 +1,4 @@
-"""Turns as a chat template takes them: only what its text reads, tools and calls in the form that it knows."""
+"""Turns as a chat template takes them: what its text reads, tools and calls in the form that it knows."""
 
 from __future__ import annotations
 
