@@ -285,7 +285,7 @@ class ChatFormat:
             if not whole.startswith(before):
                 raise RowError(_UNSTABLE_HISTORY)
         check_prompts(turns, whole)
-        check_tools(conversation.tools, whole)
+        check_tools(conversation.tools, pieces[0].text)
         pieces.append(Piece(whole[written:], False))
         notes = tuple(dict.fromkeys(self._notes(conversation, learnt, whole)))
         return Cut(tuple(piece for piece in pieces if piece.text), notes)

@@ -134,7 +134,8 @@ class TokenLimits:
             return []
         return [
             f"the longest row of the {what} has {longest} tokens, and the model was made for "
-            f"{self.positions} (max_position_embeddings): set cutoff_len={self.positions}, or expect worse losses beyond"
+            f"{self.positions} (max_position_embeddings): set cutoff_len={self.positions}, or expect worse "
+            "losses beyond"
         ]
 
 

@@ -91,7 +91,7 @@ def check_prompts(messages: Sequence[Message], text: str) -> None:
 
 
 def check_tools(tools: Sequence[Mapping[str, Any]], text: str) -> None:
-    """Check that every tool is named in a row's text.
+    """Check that every tool is named in the text before the first answer that is learnt.
 
     Raises:
         RowError: the template left one out.
