@@ -81,35 +81,36 @@ def held(path: Path, given: str, split: str | None) -> Held:
 
 def _folder(path: Path, files: tuple[Path, ...], given: str, split: str | None) -> Held:
     names = {file: split_by_name(file.name) for file in files}
-    kinds = set(names.values()) - {None}
     beside = _beside(path, files, given)
     if split is None:
-        if "train" in kinds and len(kinds) > 1:
-            chosen = tuple(file for file in files if names[file] == "train")
-            left = [file.name for file in files if file not in chosen]
-            notice = (
-                f"data set '{given}': of the folder {path} only the train split is read "
-                f"({listed(chosen)}); not read: {shortened(left)}. "
-                f"Another split is named by `split` in an entry of {INFO_FILE}"
-            )
-            return Held(chosen, notices=(notice, *beside))
-        odd = [file for file, kind in names.items() if kind not in (None, "train")]
-        notice = (
-            f"data set '{given}': {listed(odd)} in {path} is read together with the other files, though by "
-            f"name it is a split of its own. A single split is named by `split` in an entry of {INFO_FILE}"
-        )
-        return Held(files, notices=(notice, *beside) if len(odd) > 0 and len(files) > len(odd) else beside)
+        return _with_notices(*_by_default(path, names, given), beside)
     of_split: dict[str, tuple[Path, ...]] = {}
     for file, kind in names.items():
         shard = _SHARD.match(file.name)
-        for name in {kind or "train", shard.group(1) if shard else "", file.stem} - {""}:
+        implied = kind or ("" if "train" in names.values() else "train")
+        for name in {implied, shard.group(1) if shard else "", file.stem} - {""}:
             of_split[name] = (*of_split.get(name, ()), file)
     found = _chosen(of_split, given, split, path)
-    plain = [file for file in files if names[file] is None and file not in found.files]
-    left_out = _not_read(
-        given, path, [file.name for file in plain], "they are of another split than " + split
-    )
-    return _with_notices(found, left_out, beside)
+    plain = [file.name for file in files if names[file] is None and file not in found.files]
+    return _with_notices(found, _not_read(given, path, plain, "their names tell no split"), beside)
+
+
+def _by_default(path: Path, names: Mapping[Path, str | None], given: str) -> tuple[Held, list[str]]:
+    """Return the files to read where no split is named: train's beside others, else all; and what to say."""
+    how = f"`split` in an entry of {INFO_FILE}"
+    held_out = [file for file, kind in names.items() if kind not in (None, "train")]
+    if held_out and "train" in names.values():
+        chosen = tuple(file for file, kind in names.items() if kind == "train")
+        return Held(chosen), [
+            f"data set '{given}': of the folder {path} only the train split is read ({listed(chosen)}); not read: "
+            f"{listed([file for file in names if file not in chosen])}. Another split is named by {how}"
+        ]
+    if held_out and len(held_out) < len(names):
+        return Held(tuple(names)), [
+            f"data set '{given}': {listed(held_out)} in {path} is read together with the other files, though by "
+            f"name it is a split of its own. A single split is named by {how}"
+        ]
+    return Held(tuple(names)), []
 
 
 def split_by_name(name: str) -> str | None:
