@@ -98,10 +98,16 @@ def json_or_self(value: Any) -> Any:
 
 
 def _is_telling(value: Any) -> bool:
-    """Whether a value shows what its column holds: a list has to have an object in it."""
+    """Whether a value shows what its column holds: of a list only a turn shows which keys turns have."""
     if isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("[")):
-        return turns_of(value) != []
+        turns = turns_of(value)
+        return turns is None or any(speaks(turn) for turn in turns)
     return is_filled(value)
+
+
+def speaks(turn: Mapping[str, Any]) -> bool:
+    """Whether an object says who speaks, in one of the two usual ways."""
+    return turn.get("role") is not None or turn.get("from") is not None
 
 
 @dataclass

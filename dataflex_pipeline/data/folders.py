@@ -102,13 +102,14 @@ def _by_default(path: Path, names: Mapping[Path, str | None], given: str) -> tup
     if held_out and "train" in names.values():
         chosen = tuple(file for file, kind in names.items() if kind == "train")
         return Held(chosen), [
-            f"data set '{given}': of the folder {path} only the train split is read ({listed(chosen)}); not read: "
-            f"{listed([file for file in names if file not in chosen])}. Another split is named by {how}"
+            f"data set '{given}': of the folder {path} only the train split is read ({listed(chosen)}); "
+            f"not read: {listed([file for file in names if file not in chosen])}. Another split is named by "
+            f"{how}"
         ]
-    if held_out and len(held_out) < len(names):
+    if held_out and len(set(names.values())) > 1:
         return Held(tuple(names)), [
-            f"data set '{given}': {listed(held_out)} in {path} is read together with the other files, though by "
-            f"name it is a split of its own. A single split is named by {how}"
+            f"data set '{given}': {listed(held_out)} in {path} is read together with the other files, though "
+            f"by name it is a split of its own. A single split is named by {how}"
         ]
     return Held(tuple(names)), []
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from dataflex_pipeline.data.columns import is_filled, turns_of
+from dataflex_pipeline.data.columns import is_filled, speaks, turns_of
 from dataflex_pipeline.data.columns import json_or_self as json_or_self
 from dataflex_pipeline.data.settings import Row
 from dataflex_pipeline.data.sources import Source
@@ -185,8 +185,8 @@ def _conversation(source: Source, samples: Mapping[str, Any], name: str) -> Layo
 
 def _guess_tags(sample: Any) -> dict[str, str]:
     turns = turns_of(sample) or []
-    told = next((turn for turn in turns if "role" in turn or "from" in turn), {})
-    return dict(OPENAI_TAGS if "role" in told and "from" not in told else SHAREGPT_TAGS)
+    told = next((turn for turn in turns if speaks(turn)), {})
+    return dict(SHAREGPT_TAGS if told.get("role") is None or told.get("from") is not None else OPENAI_TAGS)
 
 
 def _check_declared(source: Source, samples: Mapping[str, Any]) -> None:
