@@ -220,6 +220,37 @@ def test_what_looks_like_data_and_is_not_read_is_named(tmp_path):
     assert f"for example {folder / 'more' / 'deep'}" in caught.value.fix
 
 
+def test_a_compressed_copy_beside_its_file_is_not_read_twice(tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for name, rows in (("a.jsonl", alpaca_rows(2)), ("b.jsonl", alpaca_rows(3)[2:])):
+        write_jsonl(folder / name, rows)
+        (folder / f"{name}.gz").write_bytes(gzip.compress(text_of(rows)))
+    (folder / "b.jsonl").unlink()
+    (folder / "b.jsonl.xz").write_bytes(lzma.compress(text_of(alpaca_rows(3)[2:])))
+    found = scan(tmp_path, "many")
+    assert outputs(found) == answers(0, 3)
+    assert found.notices == [
+        f"data set 'many': not read in {folder}: a.jsonl.gz, b.jsonl.xz (by name it holds the rows of a file "
+        "that is read)"
+    ]
+
+
+def test_copies_in_another_form_and_parts_that_are_not_there_are_said(tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", alpaca_rows(1))
+    (folder / "a.json").write_text(json.dumps(alpaca_rows(1)))
+    write_jsonl(folder / "train-00001-of-00003.jsonl", alpaca_rows(2)[1:])
+    found = scan(tmp_path, "many")
+    assert found.n_rows == 3
+    assert found.notices == [
+        "data set 'many': a.json, a.jsonl have one name but for the extension, and all are read: are "
+        "they copies?",
+        "data set 'many': 1 of the 3 files of train are there (train-...-of-00003); the rest is not read",
+    ]
+
+
 # Splits
 
 

@@ -83,7 +83,8 @@ def is_filled(value: Any) -> bool:
 
 def turns_of(value: Any) -> list[Mapping[str, Any]] | None:
     """Return the objects of a list, or of one in JSON text (how CSV holds lists); None for anything else."""
-    value = json_or_self(value)
+    if isinstance(value, str):
+        value = json_or_self(value) if value.lstrip().startswith("[") else None
     return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else None
 
 
@@ -99,10 +100,8 @@ def json_or_self(value: Any) -> Any:
 
 def _is_telling(value: Any) -> bool:
     """Whether a value shows what its column holds: of a list only a turn shows which keys turns have."""
-    if isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("[")):
-        turns = turns_of(value)
-        return turns is None or any(speaks(turn) for turn in turns)
-    return is_filled(value)
+    turns = turns_of(value)
+    return is_filled(value) if turns is None else any(map(speaks, turns))
 
 
 def speaks(turn: Mapping[str, Any]) -> bool:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,9 @@ _WORDS = {
     "validation": "validation|valid|val|dev",
     "test": "test|testing|eval|evaluation",
 }
-_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.")
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.")
 _SPLIT_NAME = re.compile(r"\s*(\w+(?:\.\w+)*)")
-_MOST = 6
+_MOST, _MOST_INSIDE = 6, 20_000
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def _folder(path: Path, files: tuple[Path, ...], given: str, split: str | None) 
     names = {file: split_by_name(file.name) for file in files}
     beside = _beside(path, files, given)
     if split is None:
-        return _with_notices(*_by_default(path, names, given), beside)
+        chosen, notices = _by_default(path, names, given)
+        return _with_notices(chosen, notices, _doubts(chosen.files, given), beside)
     of_split: dict[str, tuple[Path, ...]] = {}
     for file, kind in names.items():
         shard = _SHARD.match(file.name)
@@ -92,7 +95,30 @@ def _folder(path: Path, files: tuple[Path, ...], given: str, split: str | None) 
             of_split[name] = (*of_split.get(name, ()), file)
     found = _chosen(of_split, given, split, path)
     plain = [file.name for file in files if names[file] is None and file not in found.files]
-    return _with_notices(found, _not_read(given, path, plain, "their names tell no split"), beside)
+    left_out = _not_read(given, path, plain, "their names tell no split")
+    return _with_notices(found, left_out, _doubts(found.files, given), beside)
+
+
+def _doubts(files: Sequence[Path], given: str) -> list[str]:
+    """Say which of the files may hold the same rows, and of which numbered parts some are not there."""
+    same: dict[str, list[str]] = {}
+    parts: dict[tuple[str, int], int] = Counter()
+    for file in files:
+        same.setdefault(Path(_unpacked(file)).stem, []).append(file.name)
+        shard = _SHARD.match(file.name)
+        if shard is not None:
+            parts[shard.group(1), int(shard.group(2))] += 1
+    lines = [
+        f"{shortened(names)} have one name but for the extension, and all are read: are they copies?"
+        for names in same.values()
+        if len(names) > 1
+    ]
+    lines += [
+        f"{found} of the {whole} files of {name} are there ({name}-...-of-{whole:05d}); the rest is not read"
+        for (name, whole), found in parts.items()
+        if found < whole
+    ]
+    return [f"data set '{given}': {line}" for line in lines]
 
 
 def _by_default(path: Path, names: Mapping[Path, str | None], given: str) -> tuple[Held, list[str]]:
@@ -239,13 +265,21 @@ def _data_files(folder: Path) -> tuple[Path, ...]:
     saved = _saved(folder)
     if saved is not None:
         return saved[1]
-    files = (path for path in _visible(folder) if path.is_file() and is_data(path))
-    return tuple(path for path in files if path.name not in _METADATA_FILES)
+    named = [path for path in _visible(folder) if path.is_file() and is_data(path)]
+    files = [path for path in named if path.name not in _METADATA_FILES]
+    first = {_unpacked(path): path for path in reversed(files)}  # a.jsonl comes before a.jsonl.gz
+    return tuple(path for path in files if first[_unpacked(path)] == path)
+
+
+def _unpacked(path: Path) -> str:
+    """Return the name that a file has without compression."""
+    return path.stem if path.suffix.lower() in COMPRESSIONS else path.name
 
 
 def _beside(folder: Path, files: Sequence[Path], given: str) -> tuple[str, ...]:
     """Say what else is in the folder and looks like data."""
-    caches, others, folders = [], [], []
+    caches, others, folders, copies = [], [], [], []
+    names = {_unpacked(file) for file in _data_files(folder)}
     for entry in _visible(folder):
         if entry.is_dir():
             folders += [f"{entry.name}/"] if _inside(entry) else []
@@ -253,19 +287,22 @@ def _beside(folder: Path, files: Sequence[Path], given: str) -> tuple[str, ...]:
             continue
         elif (folder / STATE_FILE).is_file():
             caches.append(entry.name)
+        elif is_data(entry) and _unpacked(entry) in names:
+            copies.append(entry.name)
         else:
             others.append(entry.name)
     kinds = f"no data in a form that is read ({', '.join(READERS)}; text also with {', '.join(COMPRESSIONS)})"
     return (
         *_not_read(given, folder, caches, f"{STATE_FILE} does not name them"),
+        *_not_read(given, folder, copies, "by name it holds the rows of a file that is read"),
         *_not_read(given, folder, others, kinds),
         *_not_read(given, folder, folders, "folders inside a folder are not searched"),
     )
 
 
 def _inside(folder: Path) -> bool:
-    """Whether there are data files somewhere below a folder."""
-    return any(path.is_file() and is_data(path) for path in folder.rglob("*"))
+    """Whether there are data files somewhere below a folder; of a very large one only a part is looked at."""
+    return any(is_data(path) and path.is_file() for path in islice(folder.rglob("*"), _MOST_INSIDE))
 
 
 def _not_read(given: str, folder: Path, names: Sequence[str], why: str) -> tuple[str, ...]:
