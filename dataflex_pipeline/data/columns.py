@@ -135,10 +135,10 @@ class ColumnTypes:
             if name not in self._telling:
                 self._sample(name, value)
             kinds.add(_kind_of(value))
-            if is_filled(value):
+            if value or is_filled(value):
                 self.filled[name] += 1
-                if isinstance(value, float) and not math.isfinite(value):
-                    self.odd[name] = None
+            if value.__class__ is float and not math.isfinite(value):
+                self.odd[name] = None
 
     def _sample(self, name: str, value: Any) -> None:
         telling = _is_telling(value)

@@ -49,6 +49,8 @@ MEANINGS: Mapping[str, str] = {
 
 _NOTED_IN_ALPACA = {"reasoning", "reasoning_content", "thinking"}
 _FORMS = (("messages",), ("conversations",), ("instruction", "output"), ("prompt", "completion"))
+_Plan = tuple[tuple[tuple[str, ...], ...], str, tuple[str, ...]]
+_MOST_PLANS = 10_000
 
 
 @dataclass
@@ -63,17 +65,31 @@ class Together:
     source: Source
     forms: Counter[tuple[str, ...]] = field(default_factory=Counter)
     systems: Counter[str] = field(default_factory=Counter)
+    _of_keys: dict[tuple[str, ...], _Plan] = field(default_factory=dict)
 
     def see(self, row: Row) -> None:
         """Take note of one row."""
-        filled = tuple(form[-1] for form in _FORMS if all(is_filled(row.get(name)) for name in form))
-        if len(filled) > 1:
-            self.forms[filled] += 1
-        columns = self.source.columns
-        if is_filled(row.get(columns.get("system", "system"))):
-            for name in {columns.get("messages", "messages"), "messages", "conversations", "prompt"}:
-                if _begins_with_system(row.get(name)):
+        keys = tuple(row)
+        forms, system, turns = self._of_keys.get(keys) or self._plan(keys)
+        if len(forms) > 1:
+            filled = tuple(form[-1] for form in forms if all(is_filled(row[name]) for name in form))
+            if len(filled) > 1:
+                self.forms[filled] += 1
+        if turns and is_filled(row[system]):
+            for name in turns:
+                if _begins_with_system(row[name]):
                     self.systems[name] += 1
+
+    def _plan(self, keys: tuple[str, ...]) -> _Plan:
+        """Return what rows with some keys may fill: formats, a system column, columns of turns."""
+        columns = self.source.columns
+        system = columns.get("system", "system")
+        turns = {columns.get("messages", "messages"), "messages", "conversations", "prompt"}
+        forms = tuple(form for form in _FORMS if set(form) <= set(keys))
+        plan = (forms, system, tuple(sorted(turns & set(keys))) if system in keys else ())
+        if len(self._of_keys) < _MOST_PLANS:
+            self._of_keys[keys] = plan
+        return plan
 
 
 def _begins_with_system(value: Any) -> bool:
