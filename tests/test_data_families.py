@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,13 @@ USER, BOT, TOOL, SYSTEM = "user", "assistant", "tool", "system"
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 WEATHER_JSON = json.dumps(WEATHER)
 CALLS = tuple({"name": "weather", "arguments": {"city": city}} for city in ("Bern", "Rome"))
-TALK = (
+QUIET = (
     Message(USER, "Weather?"),
-    Message(BOT, json.dumps(CALLS), CALLS, reasoning="Ask twice."),
+    Message(BOT, json.dumps(CALLS), CALLS),
     Message(TOOL, "7"),
     Message(TOOL, "8"),
-    Message(BOT, "7 and 8.", reasoning="Easy."),
+    Message(BOT, "7 and 8."),
 )
-QUIET = tuple(Message(each.role, each.content, each.calls) for each in TALK)
 QWEN_TOOLS = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
@@ -40,6 +40,12 @@ QWEN_RESULTS = (
 )
 
 
+def talk() -> tuple[Message, ...]:
+    """The same with what the assistant thought."""
+    asks = replace(QUIET[1], reasoning="Ask twice.")
+    return (QUIET[0], asks, *QUIET[2:4], replace(QUIET[4], reasoning="Easy."))
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return byte_tokenizer(tmp_path_factory.mktemp("bytes"))
@@ -52,7 +58,7 @@ def written(tokenizer, name: str, conversation: Conversation) -> tuple[str, list
 
 def test_qwen3_writes_reasoning_tools_and_results(tokenizer):
     text, labelled = written(
-        tokenizer, "qwen3", Conversation((Message(SYSTEM, "Be kind."), *TALK), (WEATHER,))
+        tokenizer, "qwen3", Conversation((Message(SYSTEM, "Be kind."), *talk()), (WEATHER,))
     )
     calling = f"<think>\nAsk twice.\n</think>\n\n{QWEN_CALLS}<|im_end|>"
     answer = "<think>\nEasy.\n</think>\n\n7 and 8.<|im_end|>"
@@ -75,7 +81,7 @@ def test_qwen3_nothink_writes_tools_and_no_block_of_reasoning(tokenizer):
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_nothink"])
 def test_words_before_a_call_stand_on_a_line_of_their_own(tokenizer, name):
-    turns = (Message(USER, "Q"), Message(BOT, "", CALLS, "Let me see."), *TALK[2:4], Message(BOT, "A"))
+    turns = (Message(USER, "Q"), Message(BOT, "", CALLS, "Let me see."), *QUIET[2:4], Message(BOT, "A"))
     _, labelled = written(tokenizer, name, Conversation(turns, (WEATHER,)))
     assert labelled[0].endswith(f"Let me see.\n{QWEN_CALLS}<|im_end|>")
 
@@ -103,7 +109,7 @@ def test_qwen3_equals_the_templates_that_trl_carries(tmp_path, tokenizer, name, 
     own = byte_tokenizer(tmp_path, chat_template=path.read_text(encoding="utf-8"))
     theirs, ours = ChatFormat(own, None), ChatFormat(tokenizer, named_template(name))
     turns = (Message(SYSTEM, "Be kind."), Message(USER, "Hi"))
-    calls = Conversation(QUIET if name == "qwen3_nothink" else TALK, (WEATHER,))
+    calls = Conversation(QUIET if name == "qwen3_nothink" else talk(), (WEATHER,))
     for row in (Conversation((*turns, Message(BOT, "Hello!"))), calls):
         assert ours.pieces(row) == theirs.pieces(row)
     if name == "qwen3":
@@ -163,8 +169,8 @@ ENDLESS = (
 )
 HEADER = (
     "the chat template does not read add_generation_prompt: '<|assistant|>' before each answer carries "
-    "labels like the answer itself; choose the named template of the model's family (dataflex methods --templates "
-    "lists them)"
+    "labels like the answer itself; choose the named template of the model's family (dataflex methods "
+    "--templates lists them)"
 )
 PLAIN_ROW = chat(("u", "Q", {}), ("a", "A", {}))
 
