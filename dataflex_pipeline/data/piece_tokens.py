@@ -46,9 +46,14 @@ class PieceTokenizer:
         added = tokenizer.added_tokens_decoder
         special = [number for number, token in added.items() if token.special]
         self.special_ids = frozenset([*special, *tokenizer.all_special_ids])
-        self._added = _longest_first(token.content for token in added.values())
-        self._right_strips = _longest_first(token.content for token in added.values() if token.rstrip)
-        self._left_strips = _longest_first(token.content for token in added.values() if token.lstrip)
+        # Some tokenizers know a token at the start of a text only (its spelling is normalised with a space).
+        behind = self._batch([f"a{token.content}" for token in added.values()])
+        known = [
+            token for (number, token), ids in zip(added.items(), behind, strict=True) if ids[-1:] == [number]
+        ]
+        self._added = _longest_first(token.content for token in known)
+        self._right_strips = _longest_first(token.content for token in known if token.rstrip)
+        self._left_strips = _longest_first(token.content for token in known if token.lstrip)
 
     def ids(self, text: str) -> list[int]:
         """Return a text's token ids, special tokens only where the text spells them."""
