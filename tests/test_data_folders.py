@@ -251,6 +251,21 @@ def test_copies_in_another_form_and_parts_that_are_not_there_are_said(tmp_path):
     ]
 
 
+def test_columnar_files_beside_text_are_said(tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", alpaca_rows(1))
+    pq.write_table(pa.Table.from_pylist(alpaca_rows(2)[1:]), folder / "b.parquet")
+    found = scan(tmp_path, "many")
+    assert outputs(found) == answers(0, 2)
+    assert found.sources[0].source.columnar
+    assert found.notices == [
+        "data set 'many': Parquet or Arrow lies beside text files; null members are taken for padding in all "
+        "of them, as columnar files need it"
+    ]
+    assert not scan(tmp_path, str(folder / "a.jsonl")).sources[0].source.columnar
+
+
 # Splits
 
 

@@ -171,12 +171,17 @@ def _resolve(given: str, settings: DataSettings, entries: Mapping[str, dict[str,
 
 def _of_files(source: Source, path: Path, split: str | None) -> Source:
     found = held(path, source.given, split)
+    kinds = {is_columnar(file) for file in found.files}
+    mixed = (
+        f"data set '{source.given}': Parquet or Arrow lies beside text files; null members are taken for "
+        "padding in all of them, as columnar files need it",
+    )
     return replace(
         source,
         files=found.files,
         split=found.split,
         of_split=found.of_split,
-        notices=(*source.notices, *found.notices),
+        notices=(*source.notices, *found.notices, *(mixed if len(kinds) > 1 else ())),
     )
 
 
