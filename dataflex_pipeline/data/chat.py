@@ -32,7 +32,13 @@ from dataflex_pipeline.data.marks import NOTHING_TRAINED
 from dataflex_pipeline.data.piece_tokens import PieceTokenizer
 from dataflex_pipeline.data.template_turns import Reads, as_dicts, reordered, with_tools_text
 from dataflex_pipeline.data.templates import TEMPLATES, NamedTemplate, named_template
-from dataflex_pipeline.data.written import check_prompts, check_tools, missing_from, notes_on_history
+from dataflex_pipeline.data.written import (
+    check_prompts,
+    check_tools,
+    check_unicode,
+    missing_from,
+    notes_on_history,
+)
 from dataflex_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -284,6 +290,7 @@ class ChatFormat:
             whole, before = self._write(conversation, len(turns)), whole
             if not whole.startswith(before):
                 raise RowError(_UNSTABLE_HISTORY)
+        check_unicode(whole)
         check_prompts(turns, whole)
         check_tools(conversation.tools, pieces[0].text)
         pieces.append(Piece(whole[written:], False))
@@ -321,7 +328,8 @@ class ChatFormat:
             yield "name of a turn is not written by the chat template"
         for name in conversation.variables:
             if not reads.variable(name):
-                yield f"{name} of chat_template_kwargs is not read by the chat template"
+                shown = name.encode("ascii", "backslashreplace").decode()
+                yield f"{shown} of chat_template_kwargs is not read by the chat template"
 
     def _length_with_marker(self, response: str, content: str) -> int:
         """Return how much of a response is learnt: all but the white space behind its end-of-turn marker."""
