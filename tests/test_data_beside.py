@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from data_fixtures import PLAIN, chat, learnt, rows_of, stretches
 
@@ -90,11 +92,13 @@ def test_media_in_a_turn_refuse_the_row(tmp_path):
 
 
 def test_columns_without_a_use_are_noted(tmp_path):
-    beside = {"weight": 0.3, "image": "cat.jpg", "parallel_tool_calls": False}
+    beside = {"weight": 0.3, "image": "cat.jpg", "parallel_tool_calls": False, "labels": [1], "mask": "Bot"}
     _table, [row], _ = rows_of(tmp_path, [{**PLAIN, **beside}])
     assert row["valid"]
     assert row["note"].split("; ") == [
         "column image is not used: only text is trained on",
+        "column labels is not used: rows are tokenised and labelled here",
+        "column mask is not used: answers are what is trained on",
         "column weight is not used: what a row weighs is up to the method",
         "parallel_tool_calls is not used: it has no meaning in training",
     ]
@@ -123,6 +127,25 @@ def test_chat_template_kwargs_of_a_row_reach_the_template(tmp_path):
     assert [row["note"] for row in rows] == [None] * 5 + [
         "temper of chat_template_kwargs is not read by the chat template"
     ]
+
+
+def test_half_a_surrogate_pair_in_a_variable_or_a_tool_refuses_the_row(tmp_path):
+    template = (
+        "{{ mood | default('') }}{% for t in tools or [] %}{{ t.function }}{% endfor %}"
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    tool = {"name": "w", "description": "\ud800"}
+    data = [
+        {**PLAIN, "chat_template_kwargs": '{"mood": "\\ud800"}'},
+        {**PLAIN, "chat_template_kwargs": '{"\\ud800": 1}'},
+        {**PLAIN, "tools": json.dumps([tool])},
+        PLAIN,
+    ]
+    _, rows, _ = rows_of(tmp_path, data, template)
+    told = "a text is not valid Unicode (it holds half of a surrogate pair)"
+    assert [row["reason"] for row in rows] == [told, None, None, None]
+    assert rows[1]["note"] == "\\ud800 of chat_template_kwargs is not read by the chat template"
 
 
 def test_chat_template_kwargs_may_not_take_the_place_of_ours(tmp_path):

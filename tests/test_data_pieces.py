@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataflex_pipeline.data.chat import ChatFormat
-from dataflex_pipeline.data.conversation import Conversation, Message
+from dataflex_pipeline.data.conversation import Conversation, Message, RowError
 from dataflex_pipeline.data.templates import named_template
 
 MARKS = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "</s>")
@@ -118,3 +118,34 @@ def test_any_text_has_the_ids_of_the_whole(kind, flags, words, name):
     pieces, ids, labels = cut(ChatFormat(tokenizer, named_template(name)), turns)
     assert ids == tokenizer("".join(piece.text for piece in pieces), add_special_tokens=False)["input_ids"]
     assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
+
+
+PHI3_OWN = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+"""The shape of Phi-3's own template: the end of text stands behind the last turn only."""
+
+
+def test_an_end_of_text_behind_the_last_turn_only_is_learnt_there_only():
+    tokenizer = tokenizer_of("bytes", rstrip=True, normalized=False)
+    tokenizer.chat_template = PHI3_OWN
+    pieces, ids, labels = cut(ChatFormat(tokenizer, None), [*TURNS[:3], Message("assistant", "Five.")])
+    assert [piece.text for piece in pieces if piece.labelled] == ["Four.<|end|>", "Five.<|end|>\n</s>"]
+    turns = [
+        {"role": turn.role, "content": turn.content} for turn in (*TURNS[:3], Message("assistant", "Five."))
+    ]
+    assert ids == tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    learnt = [tokenizer.convert_ids_to_tokens(label) for label in labels if label != -100]
+    assert learnt == ["F", "o", "u", "r", ".", "<|end|>", "F", "i", "v", "e", ".", "<|end|>", "</s>"]
+    [last] = [
+        piece for piece in ChatFormat(tokenizer, None).pieces(Conversation(TURNS[:2])) if piece.labelled
+    ]
+    assert last.text == "Four.<|end|>\n</s>"
+
+
+def test_an_end_that_only_the_last_turn_has_is_no_end_of_the_others():
+    tokenizer = tokenizer_of("bytes")
+    tokenizer.chat_template = PHI3_OWN.replace("<|end|>", "")
+    with pytest.raises(RowError, match="writes earlier turns otherwise once later ones follow"):
+        ChatFormat(tokenizer, None).pieces(Conversation(TURNS))

@@ -32,7 +32,13 @@ from dataflex_pipeline.data.marks import NOTHING_TRAINED
 from dataflex_pipeline.data.piece_tokens import PieceTokenizer
 from dataflex_pipeline.data.template_turns import Reads, as_dicts, reordered, with_tools_text
 from dataflex_pipeline.data.templates import TEMPLATES, NamedTemplate, named_template
-from dataflex_pipeline.data.written import check_prompts, check_tools, missing_from, notes_on_history
+from dataflex_pipeline.data.written import (
+    check_prompts,
+    check_tools,
+    check_unicode,
+    missing_from,
+    notes_on_history,
+)
 from dataflex_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -271,7 +277,7 @@ class ChatFormat:
         for number in learnt:
             prompt = self._write(conversation, number, add_generation_prompt=True)
             if not prompt.startswith(whole):
-                raise RowError(_UNSTABLE_HISTORY)
+                written = self._close_earlier(pieces, whole, prompt)
             whole = self._write(conversation, number + 1)
             if not whole.startswith(prompt):
                 raise RowError(_UNSTABLE_PROMPT)
@@ -283,12 +289,35 @@ class ChatFormat:
         if learnt[-1] + 1 < len(turns):
             whole, before = self._write(conversation, len(turns)), whole
             if not whole.startswith(before):
-                raise RowError(_UNSTABLE_HISTORY)
+                written = self._close_earlier(pieces, before, whole)
+        check_unicode(whole)
         check_prompts(turns, whole)
         check_tools(conversation.tools, pieces[0].text)
         pieces.append(Piece(whole[written:], False))
         notes = tuple(dict.fromkeys(self._notes(conversation, learnt, whole)))
         return Cut(tuple(piece for piece in pieces if piece.text), notes)
+
+    def _close_earlier(self, pieces: list[Piece], whole: str, longer: str) -> int:
+        """Take the end of text off the last response, where the template writes it behind the last turn only.
+
+        Args:
+            pieces: so far; the last one is changed. whole: text up to the last response.
+            longer: text of more turns.
+
+        Returns:
+            Where the last piece ends now.
+
+        Raises:
+            RowError: the longer text differs otherwise, or no other token would end the response.
+        """
+        start = sum(len(piece.text) for piece in pieces[:-1])
+        shorter = whole.removesuffix(self.tokenizer.eos_token or "")
+        response = shorter[start:].rstrip()
+        closed = self._pieces.special_ids.intersection(self._pieces.ids(response)[-1:])
+        if shorter == whole or not longer.startswith(shorter) or not closed:
+            raise RowError(_UNSTABLE_HISTORY)
+        pieces[-1] = Piece(response, True)
+        return start + len(response)
 
     def _write(self, conversation: Conversation, count: int, add_generation_prompt: bool = False) -> str:
         """Return the text of the first turns of a conversation."""
@@ -321,7 +350,8 @@ class ChatFormat:
             yield "name of a turn is not written by the chat template"
         for name in conversation.variables:
             if not reads.variable(name):
-                yield f"{name} of chat_template_kwargs is not read by the chat template"
+                shown = name.encode("ascii", "backslashreplace").decode()
+                yield f"{shown} of chat_template_kwargs is not read by the chat template"
 
     def _length_with_marker(self, response: str, content: str) -> int:
         """Return how much of a response is learnt: all but the white space behind its end-of-turn marker."""

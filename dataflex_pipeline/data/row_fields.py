@@ -50,6 +50,7 @@ _ONE_MEDIUM = ("image", "video", "audio")
 _PLACEHOLDERS = ("<image>", "<video>", "<audio>")
 _REJECTED = ("rejected", "rejected_response", "rejected_messages")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_TOKENISED = ("input_ids", "labels", "completion_mask", "assistant_masks", "loss_mask")
 _TRUTHS = {"true": True, "false": False}
 
 
@@ -95,6 +96,12 @@ def notes_on_columns(row: Row, layout: Layout) -> Iterator[str]:
         for key in _THOUGHTS:
             if isinstance(beside.get(key), str) and beside[key]:
                 yield f"column {key} is not used: only the answer is trained on"
+    for key in _TOKENISED:
+        if isinstance(beside.get(key), list):
+            yield f"column {key} is not used: rows are tokenised and labelled here"
+    mask = beside.get("mask")
+    if layout.kind == "conversation" and isinstance(mask, str) and mask.lower() not in ("", "user", "human"):
+        yield "column mask is not used: answers are what is trained on"
     if beside.get("weight") is not None and str(beside["weight"]) not in ("1", "1.0"):
         yield "column weight is not used: what a row weighs is up to the method"
     if beside.get("parallel_tool_calls") is not None:

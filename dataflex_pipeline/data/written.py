@@ -76,6 +76,18 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
+def check_unicode(text: str) -> None:
+    """Check that a row's text can be tokenised.
+
+    Raises:
+        RowError: a call, a tool or a variable of the template brought half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowError("a text is not valid Unicode (it holds half of a surrogate pair)") from None
+
+
 def check_prompts(messages: Sequence[Message], text: str) -> None:
     """Check that every turn but the assistant's is in a row's text.
 
