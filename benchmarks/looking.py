@@ -62,6 +62,7 @@ def write_pool(folder: Path, rows: int) -> None:
             "n_response_tokens": length,
             "valid": pa.array(np.ones(n, bool)),
             "reason": pa.nulls(n, pa.string()),
+            "note": pa.nulls(n, pa.string()),
         }
         writer.write(number, pa.table(columns))
     writer.finish(n_parts, {"valid": rows})

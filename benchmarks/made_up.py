@@ -153,6 +153,7 @@ def random_rows(lengths: np.ndarray, vocabulary: int) -> pa.Table:
             "n_response_tokens": np.array([sum(label >= 0 for label in row) for row in labels], np.int32),
             "valid": np.ones(count, bool),
             "reason": pa.nulls(count, pa.string()),
+            "note": pa.nulls(count, pa.string()),
         },
         schema=PREPARED,
     )

@@ -17,6 +17,12 @@ ROW_ID = column("row_id", pa.string(), "content hash of the row (hex)", nullable
 VALID = column("valid", pa.bool_(), "whether the row can be used here", nullable=False)
 REASON = column("reason", pa.string(), "why the row is not valid; null where it is")
 
+NOTE = column(
+    "note",
+    pa.string(),
+    "what of this row was read otherwise than it is written, or passed over; null for nothing",
+)
+
 MESSAGE = pa.struct(
     [
         column("role", pa.string(), "system, user, assistant, tool"),
@@ -38,6 +44,7 @@ PREPARED = pa.schema(
         column("n_response_tokens", pa.int32(), "tokens that carry loss", nullable=False),
         VALID,
         REASON,
+        NOTE,
     ]
 )
 """Columns of every prepared data set; a target adds ``group``, and ``original_*`` columns follow."""

@@ -72,7 +72,8 @@ def _configuration(context: Context) -> tuple[list[Finding], list[dict[str, Any]
     def look(split: Split) -> list[Finding]:
         found, rows, stretches = _split(context, split)
         if split == "pool":
-            pool.append(rows)
+            beyond = any(each.check == "pool limits" for each in found)  # the model would fail on these rows
+            pool.extend([] if beyond else [rows])
             shown.extend(stretches)
         return found
 
@@ -111,11 +112,11 @@ def _needed(context: Context, name: str) -> list[Finding]:
 
 def _split(context: Context, split: Split) -> tuple[list[Finding], pa.Table, list[dict[str, Any]]]:
     """Prepare the first rows of the pool or the target, without writing, and check them."""
-    from dataflex_pipeline.checkup.rows import check_rows, example
+    from dataflex_pipeline.checkup.rows import check_limits, check_rows, example
     from dataflex_pipeline.data.chat import ChatFormat
     from dataflex_pipeline.data.rows import RowMaker
     from dataflex_pipeline.data.scan import scan_sources
-    from stages.prepare import data_settings
+    from stages.prepare import data_settings, token_limits
 
     settings = data_settings(context, split)
     most = min(SAMPLE, settings.max_samples or SAMPLE)
@@ -124,10 +125,16 @@ def _split(context: Context, split: Split) -> tuple[list[Finding], pa.Table, lis
     config = context.config
     chat = ChatFormat.load(config.model_name_or_path, config.template, config.trust_remote_code)
     rows = RowMaker(settings, scan, chat, split).table(0, list(scan.rows()))
+    limits = token_limits(context)
+    beyond = checked(
+        f"{split} limits", lambda: list(check_limits(rows, chat, limits, settings.cutoff_len, split))
+    )
     found = check_rows(rows, chat, settings.cutoff_len, mask_history=settings.mask_history)
     named = [dataclasses.replace(each, check=f"{split} {each.check}") for each in found]
+    named += [Finding(f"{split} data", "warning", line, "", "configuration") for line in scan.notices]
     notices = [Finding("template", "warning", line, "", "configuration") for line in chat.notices()]
-    return named + (notices if split == "pool" else []), rows, example(rows, chat.tokenizer)
+    findings = [*named, *beyond, *(notices if split == "pool" else [])]
+    return findings, rows, example(rows, chat.tokenizer)
 
 
 def _model(context: Context, rows: pa.Table) -> list[Finding]:

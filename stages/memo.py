@@ -23,7 +23,7 @@ from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.store.atomic import read_json, write_json
 from dataflex_pipeline.store.fingerprint import digest, file_digest, file_state
 
-VERSION = 2
+VERSION = 3
 """Raised when the file is laid out differently."""
 
 
@@ -74,10 +74,12 @@ class Memo:
         scanned = [
             ScannedSource(
                 source,
-                Layout(each["kind"], each["columns"], each["tags"]),
+                Layout.from_plain(each["layout"]),
                 each["rows"],
                 each["digest"],
                 tuple((name, *state) for name, *state in each["stamps"]),
+                tuple(each["notices"]),
+                each["passed_over"],
             )
             for source, each in zip(sources, known["sources"], strict=True)
         ]
@@ -91,12 +93,12 @@ class Memo:
             "originals": [[each.name, each.kind] for each in scan.columns],
             "sources": [
                 {
-                    "kind": each.layout.kind,
-                    "columns": dict(each.layout.columns),
-                    "tags": dict(each.layout.tags),
+                    "layout": each.layout.as_plain(),
                     "rows": each.n_rows,
                     "digest": each.digest,
                     "stamps": [list(stamp) for stamp in each.stamps],
+                    "notices": list(each.notices),
+                    "passed_over": dict(each.passed_over),
                 }
                 for each in scan.sources
             ],
@@ -121,8 +123,8 @@ def sources_key(settings: DataSettings, sources: tuple[Source, ...]) -> str:
 
 
 def _declared(source: Source) -> Mapping[str, Any]:
-    declared = asdict(source)
-    return {**declared, "files": [str(path) for path in source.files]}
+    of_split = {name: [str(path) for path in files] for name, files in source.of_split.items()}
+    return {**asdict(source), "files": [str(path) for path in source.files], "of_split": of_split}
 
 
 def _source_state(source: Source) -> Any:

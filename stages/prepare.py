@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline.api import Split
+from dataflex_pipeline.backends.generation_settings import model_settings
+from dataflex_pipeline.data.limits import TokenLimits
 from dataflex_pipeline.data.prepare import ingredients, prepare, worker_count
 from dataflex_pipeline.data.scan import Scan, scan_sources
 from dataflex_pipeline.data.settings import DataSettings
@@ -39,6 +41,7 @@ def data_settings(context: Context, split: Split) -> DataSettings:
         tags=config.data_tags,
         default_system=config.default_system,
         group_column=config.eval_group_column if split == "target" else None,
+        seed=config.seed,
         workers=config.preprocessing_num_workers or min(os.cpu_count() or 1, MAX_WORKERS),
     )
 
@@ -123,10 +126,16 @@ def prepare_split(context: Context, split: Split, source: Source) -> Outcome:
             split,
             context.progress,
             trust_remote_code=context.config.trust_remote_code,
+            limits=token_limits(context),
         )
         context.memo.save()
         context.run.note(stage=f"prepare {split}", seconds=time.monotonic() - began, rows=table.n_rows)
     return Outcome(split, folder, not current, time.monotonic() - began, describe(table))
+
+
+def token_limits(context: Context) -> TokenLimits:
+    """Return how many positions and tokens the run's model takes."""
+    return TokenLimits.of(model_settings(context.config))
 
 
 def describe(table: PartedTable) -> str:

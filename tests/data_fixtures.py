@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataflex_pipeline.data import DataSettings, prepare, scan_sources
 
 SPECIAL = ("<s>", "</s>", "<pad>")
 
@@ -59,3 +66,61 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
 
 def alpaca_rows(count: int) -> list[dict[str, str]]:
     return [{"instruction": f"question {n}", "input": "", "output": f"answer {n}"} for n in range(count)]
+
+
+CHATML = ("<|im_start|>", "<|im_end|>")
+
+
+def rows_of(folder: Path, data, template: str | None = "chatml", **more):
+    """Prepare rows (a template's name, or its text) and return the table, its rows and what was said."""
+    folder.mkdir(exist_ok=True)
+    own = template is not None and "{" in template
+    byte_tokenizer(folder / "tokenizer", template if own else None, extra=CHATML)
+    name = "pool.parquet" if isinstance(data, pa.Table) else "pool.jsonl"
+    if isinstance(data, pa.Table):
+        pq.write_table(data, folder / name)
+    else:
+        write_jsonl(folder / name, data)
+    wanted = DataSettings((name,), str(folder), None if own else template, 4096, None)
+    wanted = replace(wanted, **{key: value for key, value in more.items() if key != "limits"})
+    said = Lines()
+    limits = {"limits": more["limits"]} if "limits" in more else {}
+    table = prepare(
+        wanted, scan_sources(wanted), str(folder / "tokenizer"), "d", folder / "out", "pool", said, **limits
+    )
+    rows = pa.Table.from_batches(table.blocks(), table.schema).to_pylist()
+    return table, rows, said.said
+
+
+def stretches(row, folder: Path) -> list[tuple[str, bool]]:
+    """The text of a row, cut where labels begin and end."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    pairs = zip(row["input_ids"], row["labels"], strict=True)
+    assert all(label in (-100, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
+    return [
+        (tokenizer.decode([token for token, _ in stretch], clean_up_tokenization_spaces=False), learnt)
+        for learnt, stretch in groupby(pairs, key=lambda pair: pair[1] != -100)
+    ]
+
+
+def learnt(row, folder: Path) -> list[str]:
+    return [text for text, carries in stretches(row, folder) if carries]
+
+
+def chat(*turns, **beside):
+    names = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
+    return {
+        "messages": [{"role": names[who], "content": text, **more} for who, text, more in turns],
+        **beside,
+    }
+
+
+def two_answers(mark: dict) -> dict:
+    return chat(
+        ("u", "Capital of Peru?", {}), ("a", "Quito.", mark), ("u", "Sure?", {}), ("a", "Sorry: Lima.", {})
+    )
+
+
+PLAIN = two_answers({})

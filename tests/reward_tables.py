@@ -43,6 +43,7 @@ def make_target(folder: Path, prompts: list[str], references: list[str]) -> Part
             "n_response_tokens": 1,
             "valid": True,
             "reason": None,
+            "note": None,
             "group": "g",
         }
         for number, (prompt, reference) in enumerate(zip(prompts, references, strict=True))

@@ -149,6 +149,32 @@ PUBLISHED = {
         ["Hello!</s>", "Bye.</s>"],
     ),
 }
+GLM4_TURNS = "\nHi<|assistant|>\nHello!<|user|>\nBye?<|assistant|>\nBye.<|user|>"
+QWEN3_TURNS = CHATML_TURNS.replace(
+    "<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+PUBLISHED |= {
+    "glm4": (
+        "[gMASK]<sop><|user|>" + GLM4_TURNS,
+        "[gMASK]<sop><|system|>\nBe kind.<|user|>" + GLM4_TURNS,
+        ["\nHello!<|user|>", "\nBye.<|user|>"],
+    ),
+    "mistral_tekken": (
+        "<s>[INST]Hi[/INST]Hello!</s>[INST]Bye?[/INST]Bye.</s>",
+        "<s>[INST]Be kind.\n\nHi[/INST]Hello!</s>[INST]Bye?[/INST]Bye.</s>",
+        ["Hello!</s>", "Bye.</s>"],
+    ),
+    "qwen3": (
+        QWEN3_TURNS,
+        "<|im_start|>system\nBe kind.<|im_end|>\n" + QWEN3_TURNS,
+        ["<think>\n\n</think>\n\nHello!<|im_end|>", "<think>\n\n</think>\n\nBye.<|im_end|>"],
+    ),
+    "qwen3_nothink": (
+        CHATML_TURNS,
+        "<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML_TURNS,
+        ["Hello!<|im_end|>", "Bye.<|im_end|>"],
+    ),
+}
 PUBLISHED |= {"gemma2": PUBLISHED["gemma"], "gemma3": PUBLISHED["gemma"], "phi": PUBLISHED["phi3"]}
 
 
@@ -402,7 +428,9 @@ def test_any_text_comes_back_from_its_labels(tokenizer, name, words):
     learnt = tokenizer.decode(
         [label for label in labels if label != -100], clean_up_tokenization_spaces=False
     )
-    assert learnt.replace(" ", "") == f"{words[1]}{stop}{words[3]}{stop}".replace(" ", "")
+    lead = PUBLISHED[name][2][0].partition("Hello!")[0]
+    expected = f"{lead}{words[1]}{stop}{lead}{words[3]}{stop}"
+    assert learnt.replace(" ", "") == expected.replace(" ", "")
 
 
 def test_own_template_is_used_and_its_trailing_newline_is_not_learnt(tmp_path):

@@ -16,11 +16,11 @@ from dataflex_pipeline.data.sources import Source
 from dataflex_pipeline.errors import DataError
 
 
-def read(row, formatting=None, columns=None, tags=None):
+def read(row, formatting=None, columns=None, tags=None, columnar=False):
     source = Source("s", "s", formatting=formatting, columns=columns or {}, tags=tags or {})
     seen = ColumnTypes()
     seen.see(row)
-    return to_conversation(row, detect_layout(source, seen.samples))
+    return to_conversation(row, detect_layout(source, seen.samples), columnar)
 
 
 def turns(*args, **more):
@@ -137,7 +137,7 @@ def test_nulls_that_columnar_files_fill_in_are_no_arguments_but_spelt_nulls_are(
             {"role": "assistant", "content": None, "tool_calls": [filled]},
         ]
     }
-    assert read(row).messages[1].calls[0]["arguments"] == {"x": 1}
+    assert read(row, columnar=True).messages[1].calls[0]["arguments"] == {"x": 1}
     spelt = '{"name": "f", "arguments": {"x": null}}'
     call = read(said(("human", "Q"), ("function_call", spelt), ("observation", "7"), ("gpt", "A"))).messages[
         1

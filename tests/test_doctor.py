@@ -113,18 +113,65 @@ def test_a_template_that_begins_twice(own, here):
     assert found["pool beginning"]["advice"]
 
 
-def test_a_template_that_labels_the_wrong_words(own, here):
+def test_a_template_that_writes_other_words_than_the_assistants(own, here):
     path = here / "model" / "chat_template.jinja"
     found = findings(*own, "mask_history=true")
     assert found["pool labels"]["state"] == "ok"
     path.write_text(
-        "{%- for m in messages -%}{%- if m.role == 'assistant' -%}"
-        "{{- 'I say: ' + (m.content | upper) + eos_token -}}"
+        "{%- for m in messages -%}{%- if m.role == 'assistant' -%}{{- 'I say nothing' + eos_token -}}"
         "{%- else -%}{{- bos_token + m.content + m.content | upper -}}{%- endif -%}{%- endfor -%}"
     )
     found = findings(*own, code=2)
-    assert found["pool labels"]["state"] == "problem"
-    assert "rows other words carry loss than the assistant's" in found["pool labels"]["found"]
+    assert found["pool rows"]["state"] == "problem"
+    assert found["pool rows"]["found"] == (
+        "0 of the first 64 rows can be used; not usable: the chat template leaves out a part of an answer "
+        "that is to be learnt (such as what stands before </think>); choose a named template, or correct the "
+        "model's own"
+    )
+
+
+def test_what_rows_hold_besides_is_said_as_the_preparation_says_it(own, here):
+    """Turns without labels, a template that ignores the generation prompt, and a column of no use."""
+    turns = [("user", "Hi"), ("assistant", "No."), ("user", "Sure?"), ("assistant", "Yes.")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    messages[1]["weight"] = 0
+    rows = [{"messages": messages, "rejected": "x"}] * 70
+    (here / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = here / "model" / "chat_template.jinja"
+    path.write_text(
+        "{{- bos_token -}}{%- for m in messages -%}{{- 'Turn: ' + m.content + eos_token -}}{%- endfor -%}"
+    )
+    ran = dataflex("doctor", *own, "--json")
+    lines = [each for each in json.loads(ran.out)["findings"] if each["area"] == "configuration"]
+    said = {each["found"] for each in lines if each["state"] == "warning"}
+    assert {
+        "64 of the first 64 rows: a turn marked weight 0 is not trained on",
+        "64 of the first 64 rows: rejected, the worse answer of a preference pair, is not used",
+        "the chat template does not read add_generation_prompt: 'Turn: ' before each answer carries labels "
+        "like the answer itself; choose the named template of the model's family (dataflex methods "
+        "--templates lists them)",
+    } <= said
+    assert {each["check"]: each["state"] for each in lines}["pool labels"] == "ok"
+
+
+def test_rows_that_the_model_has_no_positions_or_tokens_for(own, here):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 1, "bos_token_id": 0, "eos_token_id": 1}
+    GPT2LMHeadModel(GPT2Config(vocab_size=4096, n_positions=16, **sizes)).save_pretrained(here / "model")
+    found = findings(*own, code=2)
+    assert found["pool limits"]["state"] == "problem"
+    assert "and the model has 16 positions." in found["pool limits"]["found"]
+    assert found["pool limits"]["advice"].startswith("Set cutoff_len=16 (or less)")
+    refused = dataflex("warmup", *own)
+    assert refused.code == 2
+    assert "and the model has 16 positions." in " ".join(refused.err.split())
+    GPT2LMHeadModel(GPT2Config(vocab_size=5, n_positions=4096, **sizes)).save_pretrained(here / "model")
+    found = findings(*own, code=2)
+    assert "and the model's embedding has 5 rows." in found["pool limits"]["found"]
+    refused = dataflex("warmup", *own)
+    assert refused.code == 2
+    assert "and the model's embedding has 5 rows." in " ".join(refused.err.split())
 
 
 def test_rows_without_an_end_and_rows_that_are_cut(own, here):

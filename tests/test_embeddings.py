@@ -75,6 +75,7 @@ def write_rows(folder, texts, valid=None, split="pool", part_rows=16):
             "n_response_tokens": [2] * n,
             "valid": valid,
             "reason": [None if ok else "made invalid" for ok in valid],
+            "note": [None] * n,
         },
         schema=PREPARED,
     )

@@ -50,6 +50,7 @@ def prepared(rows, valid=None):
             "n_response_tokens": [sum(label != -100 for label in labels[1:]) for _, labels in rows],
             "valid": valid,
             "reason": [None if ok else "made invalid" for ok in valid],
+            "note": [None] * len(rows),
         },
         schema=PREPARED,
     )

@@ -72,6 +72,7 @@ def make_pool(folder: Path, rows: int = 40, seed: int = 1, group: bool = False) 
         "n_response_tokens": [sum(t != -100 for t in x) for x in labels],
         "valid": [True] * rows,
         "reason": [None] * rows,
+        "note": [None] * rows,
     }
     schema = PREPARED.append(GROUP) if group else PREPARED
     if group:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from dataflex_pipeline.api import Split
 from dataflex_pipeline.checkup.findings import Finding
+from dataflex_pipeline.data.limits import TokenLimits
+from dataflex_pipeline.data.marks import UNTRAINED
 from dataflex_pipeline.data.piece_tokens import IGNORED
+from dataflex_pipeline.data.rows import NOTE_SEPARATOR, Tally
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,11 +32,12 @@ def check_rows(rows: pa.Table, chat: ChatFormat, cutoff_len: int, *, mask_histor
         rows: some prepared rows. chat: tokenizer and template that they were made with.
         cutoff_len: tokens kept of a row. mask_history: whether only the last turn carries loss.
     """
-    lines = rows.select(["row", "input_ids", "labels", "messages", "valid", "reason"]).to_pylist()
+    lines = rows.select(["row", "input_ids", "labels", "messages", "valid", "reason", "note"]).to_pylist()
     valid = [line for line in lines if line["valid"]]
     yield _usable(lines, valid)
     if not valid:
         return
+    yield from _notes(lines)
     yield check_begin([line["input_ids"] for line in valid], chat.tokenizer)
     whole = [line for line in valid if len(line["input_ids"]) < cutoff_len]
     yield _cut(len(valid), len(whole), cutoff_len)
@@ -51,6 +57,33 @@ def _usable(lines: Sequence[Mapping[str, Any]], valid: Sequence[Mapping[str, Any
         found += f"; not usable: {'; '.join(reasons[:3])}"
     advice = "Correct the data or the settings that the reasons name."
     return _finding("rows", bool(reasons), found, advice, "warning" if valid else "problem")
+
+
+def _notes(lines: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Yield one finding for each thing that rows have and that is passed over, or read otherwise."""
+    counts = Counter(note for line in lines if line["note"] for note in line["note"].split(NOTE_SEPARATOR))
+    for note, count in counts.most_common():
+        found = f"{count} of the first {len(lines)} rows: {note}"
+        yield _finding("notes", True, found, "Check that this is what you want.", "warning")
+
+
+def check_limits(
+    rows: pa.Table, chat: ChatFormat, limits: TokenLimits, cutoff_len: int, split: Split
+) -> Iterator[Finding]:
+    """Yield whether the model has positions and tokens enough for prepared rows.
+
+    Args:
+        rows: some prepared rows. chat: tokenizer that they were made with. limits: what the model takes.
+        cutoff_len: tokens kept of a row. split: pool or target.
+
+    Raises:
+        DataError: it has not.
+    """
+    tally = Tally()
+    tally.add(rows, cutoff_len)
+    limits.check(tally.summary(), split, chat.token_text)
+    for line in limits.notices(tally.summary(), split):
+        yield _finding("positions", True, line, "Set cutoff_len, or leave it.", "warning")
 
 
 def check_begin(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> Finding:
@@ -107,7 +140,8 @@ def check_labels(
 
     Args:
         lines: whole rows: row, input_ids, labels, messages. tokenizer: theirs.
-        mask_history: whether only the last turn carries loss. Rows with tools are passed over, since each
+        mask_history: whether only the last turn carries loss; of rows whose note tells of turns that are not
+            trained on, only some of the answers carry it. Rows with tools are passed over, since each
             family writes calls in its own way.
     """
     plain = [line for line in lines if all(turn["role"] != "tool" for turn in line["messages"])]
@@ -117,7 +151,7 @@ def check_labels(
         expected = [_squeezed(text) for text in (answers[-1:] if mask_history else answers)]
         labelled = [ids for ids, carries in spans(line["input_ids"], line["labels"]) if carries]
         decoded = [_squeezed(tokenizer.decode(ids)) for ids in labelled]
-        if len(decoded) != len(expected) or not all(map(str.__contains__, decoded, expected)):
+        if not _match(decoded, expected, some=UNTRAINED in (line.get("note") or "")):
             wrong.append(line["row"])
     if wrong:
         found = f"in {len(wrong)} of {len(plain)} rows other words carry loss than the assistant's"
@@ -128,6 +162,14 @@ def check_labels(
             "labels", True, found, advice, "problem" if 2 * len(wrong) > len(plain) else "warning"
         )
     return _finding("labels", False, f"in {len(plain)} rows the labels decode to the assistant's words", "")
+
+
+def _match(decoded: Sequence[str], expected: Sequence[str], *, some: bool) -> bool:
+    """Whether the labelled stretches are the expected answers: each one, or ``some`` of them in order."""
+    if not some:
+        return len(decoded) == len(expected) and all(map(str.__contains__, decoded, expected))
+    answers = iter(expected)
+    return bool(decoded) and all(any(answer in text for answer in answers) for text in decoded)
 
 
 def _squeezed(text: str) -> str:

@@ -11,22 +11,34 @@ marker, and carries one.
 Tools: a template that reads ``tools`` gets their definitions; for any other they stand in plain text
 at the end of the system prompt (see ``tools_text``). Likewise ``tool_calls``: a template that knows them
 writes calls in its family's form, with ids made here (call00000, call00001 ...); any other gets the call's
-JSON text as the content of the turn.
+JSON text as the content of the turn. Reasoning goes to a template under each name that it reads.
+
+All of a row has to be in its text: what a template leaves out of an answer that is to be learnt makes the
+row invalid, what it leaves out of answers without labels is noted.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline.api import Progress
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError
+from dataflex_pipeline.data.marks import NOTHING_TRAINED
 from dataflex_pipeline.data.piece_tokens import PieceTokenizer
+from dataflex_pipeline.data.template_turns import Reads, as_dicts, reordered, with_tools_text
 from dataflex_pipeline.data.templates import TEMPLATES, NamedTemplate, named_template
+from dataflex_pipeline.data.written import (
+    check_prompts,
+    check_tools,
+    check_unicode,
+    missing_from,
+    notes_on_history,
+)
 from dataflex_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,10 +47,15 @@ if TYPE_CHECKING:
 TODAY = datetime(2024, 7, 26, tzinfo=UTC)
 """The date that templates get when they ask for today's: rows must not depend on the day they are made."""
 
+_QUESTION, _ANSWER = "Zwq?", "Xkj"
+"""Texts that no template writes by itself."""
+
 _UNSTABLE_HISTORY = (
     "the chat template writes earlier turns otherwise once later ones follow; set mask_history: true "
     "(labels on the last response only) or choose a named template"
 )
+_LAST_UNTRAINED = "the last answer is marked as not to be trained on, and with mask_history no other one is"
+_RESULT_ORDER = "results of tool calls are written in the order of their calls, since the template has no ids"
 _UNSTABLE_PROMPT = (
     "the chat template begins a response otherwise than its generation prompt does; choose a named template"
 )
@@ -52,15 +69,12 @@ class Piece:
     labelled: bool
 
 
-def tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
-    """Return tool definitions in plain text, for templates that have no form of their own."""
-    lines = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
-    return (
-        "You can call these tools, each described by a JSON object:\n"
-        + "\n".join(lines)
-        + '\nTo call one, answer with {"name": <name of the tool>, "arguments": {<its arguments>}} '
-        "and nothing else."
-    )
+@dataclass(frozen=True)
+class Cut:
+    """A row's text in pieces, and what to note of how it was written."""
+
+    pieces: tuple[Piece, ...]
+    notes: tuple[str, ...] = ()
 
 
 class ChatFormat:
@@ -84,7 +98,8 @@ class ChatFormat:
                 f"Set template to one of {', '.join(TEMPLATES)}; the model's family, or plain for none.",
             )
         self._text = template.text if template else tokenizer.get_chat_template()
-        self._tools_text = template.text if template else self._own_with_tools()
+        self._reads = Reads.of(self._text)
+        self._reads_with_tools = Reads.of(template.text if template else self._own_with_tools())
         self._pieces = PieceTokenizer(tokenizer, one_bos=template is not None)
 
     @classmethod
@@ -117,6 +132,10 @@ class ChatFormat:
         marker = (self.named.stop if self.named else None) or self.tokenizer.eos_token
         return self._pieces.ids(marker) if marker else []
 
+    def token_text(self, number: int) -> str:
+        """Return how the tokenizer writes a token."""
+        return str(self.tokenizer.convert_ids_to_tokens(number))
+
     def notices(self) -> list[str]:
         """Return what a user should know about this tokenizer with this template, one line each."""
         lines = []
@@ -132,6 +151,9 @@ class ChatFormat:
                     f"template {self.named.name} ends responses with the end-of-sequence token, and the "
                     "tokenizer has none: the model does not learn to stop"
                 )
+        elif not self._stops():
+            lines.append(self._endless())
+        lines += self._header_notice()
         if re.search(r"strftime_now|date_string", self._text):
             lines.append(
                 f"the chat template writes today's date; {TODAY:%d %b %Y} stands in, so that rows made on "
@@ -144,108 +166,215 @@ class ChatFormat:
         for line in self.notices():
             progress.say(line)
 
+    def _probe(self) -> tuple[str, str]:
+        """Return the text before an answer to a question, and the answer's; both empty if it is refused."""
+        question, answer = Message("user", _QUESTION), Message("assistant", _ANSWER)
+        try:
+            before = self.render([question], add_generation_prompt=True)
+            whole = self.render([question, answer])
+        except RowError:  # rows that the template takes may look otherwise; each is told its own reason
+            return "", ""
+        return (before, whole[len(before) :]) if whole.startswith(before) else ("", "")
+
+    def _stops(self) -> bool:
+        """Whether the labels of an answer end with a token that stands for an end."""
+        _, response = self._probe()
+        ids = self._pieces.ids(response[: self._length_with_marker(response, _ANSWER)])
+        stop = self.stop_ids
+        if not response or (stop and ids[-len(stop) :] == stop):
+            return True
+        return bool(ids) and ids[-1] in self._pieces.special_ids
+
+    def _endless(self) -> str:
+        """Return the notice for a template that ends answers with no token of its own."""
+        ending = self._probe()[1].partition(_ANSWER)[2]
+        written = f"only {ending!r}" if ending else "nothing"
+        return (
+            f"the chat template writes {written} after an answer, so that no end token is learnt and the "
+            "model does not learn to stop; choose the named template of the model's family (dataflex methods "
+            "--templates lists them)"
+        )
+
+    def _header_notice(self) -> Iterator[str]:
+        """Yield a notice where the template ignores ``add_generation_prompt`` and has a header to write."""
+        before, response = self._probe()
+        header = response.partition(_ANSWER)[0]
+        if header.strip() and before == self.render([Message("user", _QUESTION)]):
+            yield (
+                f"the chat template does not read add_generation_prompt: {header!r} before each answer "
+                "carries labels like the answer itself; choose the named template of the model's family "
+                "(dataflex methods --templates lists them)"
+            )
+
+    @cached_property
+    def _ending(self) -> str | None:
+        """What the template writes after an answer; None where that cannot be told once for all rows."""
+        _, response = self._probe()
+        return response.partition(_ANSWER)[2] if _ANSWER in response else None
+
+    @cached_property
+    def _writes_speaker(self) -> bool:
+        try:
+            return _ANSWER in self.render([Message("user", _QUESTION, speaker=_ANSWER)])
+        except RowError:
+            return False
+
     def render(
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool = False,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the text of some turns.
+
+        Args:
+            messages, tools: of a conversation. add_generation_prompt: end where a response begins.
+            variables: what a row gives the template besides.
 
         Raises:
             RowError: the template refuses them.
         """
         from jinja2.exceptions import TemplateError
 
-        template = self._tools_text if tools else self._text
-        native = bool(tools) and re.search(r"\btools\b", template) is not None
+        reads = self._reads_with_tools if tools else self._reads
+        native = bool(tools) and reads.tools
         if tools and not native:
-            messages = _with_tools_text(messages, tools, self.named.system if self.named else "")
+            messages = with_tools_text(messages, tools, self.named.system if self.named else "")
+        date: dict[str, Any] = {"date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime}
         try:
             text = self.tokenizer.apply_chat_template(
-                _as_dicts(messages, "tool_calls" in template),
+                as_dicts(messages, reads),
                 tools=list(tools) if native else None,
-                chat_template=template,
+                chat_template=reads.text,
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
-                date_string=TODAY.strftime("%d %b %Y"),
-                strftime_now=TODAY.strftime,
+                **date | dict(variables or {}),
             )
         except (TemplateError, TypeError) as error:
             raise RowError(f"the chat template refuses the row: {error}") from error
         return str(text)
 
     def pieces(self, conversation: Conversation, mask_history: bool = False) -> list[Piece]:
-        """Cut a conversation's text into prompts and responses, in order.
+        """Cut a conversation's text into prompts and responses, in order; see `cut`."""
+        return list(self.cut(conversation, mask_history).pieces)
+
+    def cut(self, conversation: Conversation, mask_history: bool = False) -> Cut:
+        """Cut a conversation's text into prompts and responses, in order, and note what is not as written.
 
         Args:
             conversation: checked, the last turn an assistant's.
             mask_history: only the last response is labelled.
 
         Raises:
-            RowError: the template refuses the row, leaves a turn out, or is not stable under prefixes.
+            RowError: the template refuses the row, leaves something out that matters, or is not stable under
+                prefixes; or no response is to be labelled.
         """
-        turns, tools = conversation.messages, conversation.tools
-        answers = [number for number, message in enumerate(turns) if message.role == "assistant"]
+        turns = conversation.messages
+        learnt = _learnt(turns, mask_history)
         pieces: list[Piece] = []
         written, whole = 0, ""
-        for number in answers[-1:] if mask_history else answers:
-            prompt = self.render(turns[:number], tools, add_generation_prompt=True)
+        for number in learnt:
+            prompt = self._write(conversation, number, add_generation_prompt=True)
             if not prompt.startswith(whole):
-                raise RowError(_UNSTABLE_HISTORY)
-            whole = self.render(turns[: number + 1], tools)
+                written = self._close_earlier(pieces, whole, prompt)
+            whole = self._write(conversation, number + 1)
             if not whole.startswith(prompt):
                 raise RowError(_UNSTABLE_PROMPT)
-            end = len(prompt) + _length_with_marker(whole[len(prompt) :], turns[number].content)
+            response = whole[len(prompt) :]
+            self._check_answer(conversation, number, response, whole)
+            end = len(prompt) + self._length_with_marker(response, turns[number].content)
             pieces += [Piece(prompt[written:], False), Piece(whole[len(prompt) : end], True)]
             written = end
-        _check_all_there(turns, whole)
-        return [piece for piece in (*pieces, Piece(whole[written:], False)) if piece.text]
+        if learnt[-1] + 1 < len(turns):
+            whole, before = self._write(conversation, len(turns)), whole
+            if not whole.startswith(before):
+                written = self._close_earlier(pieces, before, whole)
+        check_unicode(whole)
+        check_prompts(turns, whole)
+        check_tools(conversation.tools, pieces[0].text)
+        pieces.append(Piece(whole[written:], False))
+        notes = tuple(dict.fromkeys(self._notes(conversation, learnt, whole)))
+        return Cut(tuple(piece for piece in pieces if piece.text), notes)
+
+    def _close_earlier(self, pieces: list[Piece], whole: str, longer: str) -> int:
+        """Take the end of text off the last response, where the template writes it behind the last turn only.
+
+        Args:
+            pieces: so far; the last one is changed. whole: text up to the last response.
+            longer: text of more turns.
+
+        Returns:
+            Where the last piece ends now.
+
+        Raises:
+            RowError: the longer text differs otherwise, or no other token would end the response.
+        """
+        start = sum(len(piece.text) for piece in pieces[:-1])
+        shorter = whole.removesuffix(self.tokenizer.eos_token or "")
+        response = shorter[start:].rstrip()
+        closed = self._pieces.special_ids.intersection(self._pieces.ids(response)[-1:])
+        if shorter == whole or not longer.startswith(shorter) or not closed:
+            raise RowError(_UNSTABLE_HISTORY)
+        pieces[-1] = Piece(response, True)
+        return start + len(response)
+
+    def _write(self, conversation: Conversation, count: int, add_generation_prompt: bool = False) -> str:
+        """Return the text of the first turns of a conversation."""
+        return self.render(
+            conversation.messages[:count], conversation.tools, add_generation_prompt, conversation.variables
+        )
+
+    def _check_answer(self, conversation: Conversation, number: int, response: str, whole: str) -> None:
+        """Check that an answer is wholly in its turn; its beginning may stand in the generation prompt."""
+        answer = conversation.messages[number]
+        if missing_from(answer, response) is None:
+            return
+        before = self._write(conversation, number)
+        shared = next(
+            (place for place, pair in enumerate(zip(before, whole, strict=False)) if pair[0] != pair[1]),
+            min(len(before), len(whole)),
+        )
+        reason = missing_from(answer, whole[shared:])
+        if reason is not None:
+            raise RowError(reason)
+
+    def _notes(self, conversation: Conversation, learnt: Sequence[int], whole: str) -> Iterator[str]:
+        turns = conversation.messages
+        reads = self._reads_with_tools if conversation.tools else self._reads
+        answers = [number for number, message in enumerate(turns) if message.role == "assistant"]
+        yield from notes_on_history([turns[number] for number in answers if number not in learnt], whole)
+        if reordered(turns, reads):
+            yield _RESULT_ORDER
+        if any(message.speaker for message in turns) and not self._writes_speaker:
+            yield "name of a turn is not written by the chat template"
+        for name in conversation.variables:
+            if not reads.variable(name):
+                shown = name.encode("ascii", "backslashreplace").decode()
+                yield f"{shown} of chat_template_kwargs is not read by the chat template"
+
+    def _length_with_marker(self, response: str, content: str) -> int:
+        """Return how much of a response is learnt: all but the white space behind its end-of-turn marker."""
+        body = response.rstrip()
+        ending = self._ending
+        if ending is None:
+            ending = response.partition(content.rstrip())[2]
+        return len(body) if body and ending.strip() else len(response)
 
     def encode(self, rows: Sequence[Sequence[Piece]]) -> list[tuple[list[int], list[int]]]:
         """Tokenise rows; see ``PieceTokenizer.encode``."""
         return self._pieces.encode([[(piece.text, piece.labelled) for piece in row] for row in rows])
 
 
-def _with_tools_text(
-    messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], default_system: str
-) -> list[Message]:
-    turns = list(messages)
-    system = turns.pop(0).content if turns[0].role == "system" else default_system
-    return [Message("system", f"{system}\n\n{tools_text(tools)}".lstrip("\n")), *turns]
+def _learnt(turns: Sequence[Message], mask_history: bool) -> list[int]:
+    """Return the numbers of the turns that carry labels.
 
-
-def _as_dicts(messages: Sequence[Message], takes_calls: bool) -> list[dict[str, Any]]:
-    """Return turns as chat templates take them; a tool's answer carries the id of its call."""
-    made: list[dict[str, Any]] = []
-    waiting: list[tuple[str, str]] = []
-    count = 0
-    for message in messages:
-        turn: dict[str, Any] = {"role": message.role, "content": message.content}
-        if message.calls:
-            named = [(f"call{count + place:05d}", call) for place, call in enumerate(message.calls)]
-            count += len(named)
-            waiting = [(name, call["name"]) for name, call in named]
-            if takes_calls:
-                calls = [{"id": name, "type": "function", "function": dict(call)} for name, call in named]
-                turn = {"role": message.role, "content": message.words, "tool_calls": calls}
-        elif message.role == "tool":
-            name, function = waiting.pop(0) if waiting else (f"call{count:05d}", "")
-            turn |= {"tool_call_id": name} | ({"name": function} if function else {})
-        made.append(turn)
-    return made
-
-
-def _length_with_marker(response: str, content: str) -> int:
-    body = response.rstrip()
-    return len(response) if not body or body.endswith(content.rstrip()) else len(body)
-
-
-def _check_all_there(messages: Sequence[Message], text: str) -> None:
-    """Refuse a row of which the template left something out: nothing may vanish unseen."""
-    for message in messages:
-        said = (message.words if message.calls else message.content).strip()
-        if message.role == "assistant" and not message.calls:
-            continue
-        if said not in text and json.dumps(said, ensure_ascii=False)[1:-1] not in text:
-            raise RowError(f"the chat template leaves out a {message.role} turn")
+    Raises:
+        RowError: there is none.
+    """
+    answers = [number for number, message in enumerate(turns) if message.role == "assistant"]
+    chosen = answers[-1:] if mask_history else answers
+    learnt = [number for number in chosen if turns[number].trained]
+    if not learnt:
+        raise RowError(_LAST_UNTRAINED if mask_history else NOTHING_TRAINED)
+    return learnt

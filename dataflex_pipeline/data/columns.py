@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,23 +76,76 @@ def _kind_of(value: Any) -> str:
     return "number" if isinstance(value, float) else "json"
 
 
+def is_filled(value: Any) -> bool:
+    """Whether a value says something: not null, and no empty text, list or object."""
+    return value is not None and (bool(value) or not isinstance(value, str | list | dict))
+
+
+def turns_of(value: Any) -> list[Mapping[str, Any]] | None:
+    """Return the objects of a list, or of one in JSON text (how CSV holds lists); None for anything else."""
+    if isinstance(value, str):
+        value = json_or_self(value) if value.lstrip().startswith("[") else None
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else None
+
+
+def json_or_self(value: Any) -> Any:
+    """Parse JSON text (how CSV holds lists); anything else is returned as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except ValueError:
+        return value
+
+
+def _is_telling(value: Any) -> bool:
+    """Whether a value shows what its column holds: of a list only a turn shows which keys turns have."""
+    turns = turns_of(value)
+    return is_filled(value) if turns is None else any(map(speaks, turns))
+
+
+def speaks(turn: Mapping[str, Any]) -> bool:
+    """Whether an object says who speaks, in one of the two usual ways."""
+    return turn.get("role") is not None or turn.get("from") is not None
+
+
 @dataclass
 class ColumnTypes:
-    """Sees every row of the first pass, and then knows each column's kind and a sample of it."""
+    """Sees every row of the first pass, and then knows each column's kind and a sample of it.
+
+    Attributes:
+        kinds: column -> kinds of its values. samples: column -> its first value that shows what it holds;
+            without one the first that is not null, or None.
+        filled: column -> rows that fill it. odd: columns that hold NaN or an infinite number.
+    """
 
     kinds: dict[str, set[str]] = field(default_factory=dict)
     samples: dict[str, Any] = field(default_factory=dict)
+    filled: Counter[str] = field(default_factory=Counter)
+    odd: dict[str, None] = field(default_factory=dict)
+    _telling: set[str] = field(default_factory=set)
 
     def see(self, row: Row) -> None:
         """Take note of one row."""
         for name, value in row.items():
             kinds = self.kinds.setdefault(name, set())
-            if value is not None:
-                if not kinds:
-                    self.samples[name] = value
-                kinds.add(_kind_of(value))
-            else:
+            if value is None:
                 self.samples.setdefault(name, None)
+                continue
+            if name not in self._telling:
+                self._sample(name, value)
+            kinds.add(_kind_of(value))
+            if value or is_filled(value):
+                self.filled[name] += 1
+            if value.__class__ is float and not math.isfinite(value):
+                self.odd[name] = None
+
+    def _sample(self, name: str, value: Any) -> None:
+        telling = _is_telling(value)
+        if telling:
+            self._telling.add(name)
+        if telling or self.samples.get(name) is None:
+            self.samples[name] = value
 
     def merge(self, other: ColumnTypes) -> None:
         """Take note of all that another one has seen."""

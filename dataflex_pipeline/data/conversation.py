@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -24,12 +24,33 @@ class Message:
         content: its text; for a turn that calls tools also the calls, as JSON text.
         calls: the calls as ``{"name": ..., "arguments": {...}}``; empty for other turns.
         words: what a calling turn says besides the calls.
+        reasoning: an assistant's thoughts before its answer, where the data keeps them apart.
+        speaker: the ``name`` of who speaks, where the data has one.
+        answers: number of the call (over the conversation, from 0) that a tool's turn answers; None for
+            the next one that has no answer yet.
+        trained: whether an assistant turn carries labels.
     """
 
     role: str
     content: str
     calls: tuple[Mapping[str, Any], ...] = ()
     words: str = ""
+    reasoning: str = ""
+    speaker: str = ""
+    answers: int | None = None
+    trained: bool = True
+
+    @property
+    def identity(self) -> list[Any]:
+        """What of the turn is part of a row's content hash: what few turns have only where it is there."""
+        rare = {
+            "reasoning": self.reasoning,
+            "name": self.speaker,
+            "answers": self.answers,
+            "trained": None if self.trained else False,
+        }
+        present = {key: value for key, value in rare.items() if value not in ("", None)}
+        return [self.role, self.content, *([present] if present else [])]
 
 
 @dataclass(frozen=True)
@@ -39,22 +60,30 @@ class Conversation:
     Attributes:
         messages: an optional system turn, then user and assistant turns, tools' answers between.
         tools: one mapping per tool, ``{"type": "function", "function": {...}}``; empty for none.
+        variables: what the row gives its chat template besides (``chat_template_kwargs``).
+        notes: what of the row was read otherwise than it is written, or passed over.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def row_id(self) -> str:
-        """Content hash: blake2b-128 (hex) of roles, contents and tools, and of nothing else."""
-        turns = [[message.role, message.content] for message in self.messages]
-        return content_hash([turns, list(self.tools)])
+        """Content hash: blake2b-128 (hex) of what decides the text and the labels.
+
+        That is roles, contents and tools; and, in rows that have them, reasoning, names of speakers, turns
+        that are not trained on, an order of tool results of its own, and variables of the template.
+        """
+        turns = [message.identity for message in self.messages]
+        return content_hash([turns, list(self.tools), *([dict(self.variables)] if self.variables else [])])
 
     def with_system(self, text: str | None) -> Conversation:
         """Return the conversation with a system turn, unless it has one or there is no text."""
         if not text or self.messages[0].role == "system":
             return self
-        return Conversation((Message("system", text), *self.messages), self.tools)
+        return replace(self, messages=(Message("system", text), *self.messages))
 
 
 def content_hash(value: Any) -> str:
@@ -108,83 +137,6 @@ def _check_text(message: Message) -> None:
     if not message.content.strip() and message.role in ("user", "assistant"):
         raise RowError("empty response" if message.role == "assistant" else "empty prompt")
     try:
-        message.content.encode()
+        f"{message.content}{message.reasoning}{message.speaker}".encode()
     except UnicodeEncodeError:
         raise RowError("a text is not valid Unicode (it holds half of a surrogate pair)") from None
-
-
-def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Read tool definitions: a list of mappings, or its JSON text; bare functions are wrapped.
-
-    Raises:
-        RowError: not a list of named functions.
-    """
-    if isinstance(value, str):
-        value = _from_json(value, "tools") if value.strip() else []
-    if value is None:
-        return ()
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise RowError("tools is not a list of objects")
-    return tuple(_wrapped(_without_nulls(tool)) for tool in value)
-
-
-def _wrapped(tool: dict[str, Any]) -> dict[str, Any]:
-    whole = tool if isinstance(tool.get("function"), dict) else {"type": "function", "function": tool}
-    function: Any = whole["function"]
-    if not isinstance(function.get("name"), str):
-        raise RowError("tools holds a function without a name")
-    return whole
-
-
-def _without_nulls(value: Any) -> Any:
-    """Drop null members: columnar files fill every object with the keys of all the others."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
-
-
-def parse_calls(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
-    """Read tool calls: JSON text, one mapping or several, plain or as OpenAI's ``tool_calls``.
-
-    Args:
-        value: what the data holds. where: name of the field, for reasons.
-
-    Returns:
-        ``{"name": ..., "arguments": {...}}`` per call, arguments parsed.
-
-    Raises:
-        RowError: not calls of named functions with an object of arguments.
-    """
-    value = _from_json(value, where) if isinstance(value, str) else _without_nulls(value)
-    calls = value if isinstance(value, list) else [value]
-    if not calls:
-        raise RowError(f"{where} holds no call")
-    return tuple(_parse_call(call, where) for call in calls)
-
-
-def _parse_call(call: Any, where: str) -> dict[str, Any]:
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise RowError(f"{where} is not a call with a name")
-    arguments = function.get("arguments", function.get("parameters"))
-    if isinstance(arguments, str):
-        arguments = _from_json(arguments, f"arguments in {where}") if arguments.strip() else {}
-    arguments = {} if arguments is None else arguments
-    if not isinstance(arguments, dict):
-        raise RowError(f"arguments in {where} are not an object")
-    return {"name": function["name"], "arguments": arguments}
-
-
-def calls_text(calls: Sequence[Mapping[str, Any]]) -> str:
-    """Return calls as JSON text: one object for one call, an array for several."""
-    value = calls[0] if len(calls) == 1 else list(calls)
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _from_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise RowError(f"{where} is not valid JSON") from None

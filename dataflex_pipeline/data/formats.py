@@ -3,48 +3,73 @@
 An alpaca prompt is instruction and input joined by a line break. Texts in prompt/completion become one
 user and one assistant turn. A function_call turn (sharegpt) or an assistant's tool_calls (OpenAI)
 becomes an assistant turn whose content is the call's JSON text; observation becomes a turn of role
-tool.
+tool. OpenAI's older forms (``function_call`` on a turn, role function) and its role developer are read as
+what took their place. What else stands on a turn or beside the conversation: see `marks` and `row_fields`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from dataflex_pipeline.data.conversation import (
-    Conversation,
-    Message,
-    RowError,
-    calls_text,
-    check_conversation,
-    parse_calls,
-    parse_tools,
+from dataflex_pipeline.data.calls import Turn, calls_turn, paired, parse_tools
+from dataflex_pipeline.data.conversation import Conversation, Message, RowError, check_conversation
+from dataflex_pipeline.data.layout import OPENAI_TAGS, Layout, json_or_self
+from dataflex_pipeline.data.marks import (
+    NOTHING_TRAINED,
+    check_media,
+    passed_over,
+    reasoning_of,
+    speaker_of,
+    trained_mark,
 )
-from dataflex_pipeline.data.layout import Layout, json_or_self
+from dataflex_pipeline.data.row_fields import notes_on_columns, refuse_by_columns, template_variables
 from dataflex_pipeline.data.settings import Row
 from dataflex_pipeline.data.text_files import kind_name
 
+DEVELOPER = "a turn of role developer is read as the system prompt"
 
-def to_conversation(row: Row, layout: Layout) -> Conversation:
+
+def to_conversation(row: Row, layout: Layout, columnar: bool = False) -> Conversation:
     """Return a row as a conversation that has been checked.
+
+    Args:
+        row: as it was read. layout: its format.
+        columnar: whether it comes from a columnar file, whose null members are padding.
 
     Raises:
         RowError: why the row cannot be used.
     """
     read = {"alpaca": _alpaca, "conversation": _turns, "prompt_completion": _prompt_completion}
-    messages = read[layout.kind](row, layout)
+    turns = read[layout.kind](row, layout, columnar)
+    messages = paired(turns)
     check_conversation(messages)
-    tools = parse_tools(row.get(layout.columns["tools"])) if "tools" in layout.columns else ()
-    return Conversation(tuple(messages), tools)
+    refuse_by_columns(row, layout, messages)
+    if not any(message.trained for message in messages if message.role == "assistant"):
+        raise RowError(NOTHING_TRAINED)
+    tools = parse_tools(row.get(layout.columns["tools"]), columnar) if "tools" in layout.columns else ()
+    notes = [note for turn in turns for note in turn.notes]
+    notes += notes_on_columns(row, layout)
+    tools = tools or parse_tools(_functions(row, layout), columnar)
+    variables = template_variables(row, layout, columnar)
+    return Conversation(tuple(messages), tools, variables, tuple(dict.fromkeys(notes)))
 
 
-def _alpaca(row: Row, layout: Layout) -> list[Message]:
+def _functions(row: Row, layout: Layout) -> list[Any]:
+    """Return OpenAI's older definitions of tools; a column of that name may hold anything else, too."""
+    value = json_or_self(row.get("functions")) if layout.kind == "conversation" else None
+    listed = value if isinstance(value, list) else []
+    return listed if all(isinstance(each, dict) and "name" in each for each in listed) else []
+
+
+def _alpaca(row: Row, layout: Layout, columnar: bool) -> list[Turn]:
     prompt = "\n".join(part for part in (_field(row, layout, "prompt"), _field(row, layout, "query")) if part)
     response = _field(row, layout, "response", required=True)
-    messages = _system(row, layout)
+    turns = _system(row, layout)
     for user, assistant in _history(row, layout):
-        messages += [Message("user", user), Message("assistant", assistant)]
-    return [*messages, Message("user", prompt), Message("assistant", response)]
+        turns += [Turn(Message("user", user)), Turn(Message("assistant", assistant))]
+    return [*turns, Turn(Message("user", prompt)), Turn(Message("assistant", response))]
 
 
 def _field(row: Row, layout: Layout, role: str, required: bool = False) -> str:
@@ -60,9 +85,9 @@ def _field(row: Row, layout: Layout, role: str, required: bool = False) -> str:
     return value
 
 
-def _system(row: Row, layout: Layout) -> list[Message]:
+def _system(row: Row, layout: Layout) -> list[Turn]:
     text = _field(row, layout, "system")
-    return [Message("system", text)] if text else []
+    return [Turn(Message("system", text))] if text else []
 
 
 def _history(row: Row, layout: Layout) -> list[tuple[str, str]]:
@@ -78,42 +103,71 @@ def _history(row: Row, layout: Layout) -> list[tuple[str, str]]:
     return [(user, assistant) for user, assistant in pairs]
 
 
-def _turns(row: Row, layout: Layout) -> list[Message]:
+def _turns(row: Row, layout: Layout, columnar: bool) -> list[Turn]:
     name = layout.columns["messages"]
-    messages = _messages(row.get(name), name, layout.tags)
-    if messages[0].role == "system":
-        return messages
-    return [*_system(row, layout), *messages]
+    turns = _listed(row.get(name), name, layout.tags, columnar)
+    if turns[0].message.role == "system":
+        return turns
+    return [*_system(row, layout), *turns]
 
 
-def _messages(value: Any, name: str, tags: Mapping[str, str]) -> list[Message]:
+def _listed(value: Any, name: str, tags: Mapping[str, str], columnar: bool) -> list[Turn]:
     turns = json_or_self(value)
     if not isinstance(turns, list):
         raise RowError(f"{name} is {kind_name(turns)}, not a list of turns")
     if not turns:
         raise RowError(f"{name} has no turns")
-    return [message for turn in turns if (message := _message(turn, tags)) is not None]
+    return [_turn(turn, tags, columnar and not isinstance(value, str)) for turn in turns]
 
 
-def _message(turn: Any, tags: Mapping[str, str]) -> Message:
-    if not isinstance(turn, dict):
-        raise RowError(f"a turn is {kind_name(turn)}, not an object")
-    if turn.get(tags["role_tag"]) is None:
+def _turn(given: Any, tags: Mapping[str, str], columnar: bool) -> Turn:
+    """Read one turn, and what other tools write on it."""
+    if not isinstance(given, dict):
+        raise RowError(f"a turn is {kind_name(given)}, not an object")
+    if given.get(tags["role_tag"]) is None:
         raise RowError(f"a turn has no '{tags['role_tag']}'")
-    role = _role(str(turn[tags["role_tag"]]), tags)
-    content = _content(turn.get(tags["content_tag"]), tags["content_tag"])
+    said = str(given[tags["role_tag"]])
+    role = _role(said, tags)
+    own = (tags["role_tag"], tags["content_tag"])
+    check_media(given, own)
+    turn = _spoken(given, role, tags, columnar)
+    speaks = turn.message.role
+    trained, notes = trained_mark(given, speaks, own)
+    reasoning, more = reasoning_of(given, speaks, own)
+    message = replace(
+        turn.message, trained=trained, reasoning=reasoning, speaker=speaker_of(given, speaks, own)
+    )
+    renamed = (DEVELOPER,) if said == "developer" and said not in tags.values() else ()
+    return Turn(message, turn.ids, (*renamed, *turn.notes, *notes, *more, *passed_over(given, own)))
+
+
+def _spoken(given: Mapping[str, Any], role: str, tags: Mapping[str, str], columnar: bool) -> Turn:
+    """Read what a turn says: its text, calls of tools, or the result of one."""
+    content = _content(given.get(tags["content_tag"]), tags["content_tag"])
     if role == "function":
         if content is None:
             raise RowError("a function_call turn is empty")
-        calls = parse_calls(content, "a function_call turn")
-        return Message("assistant", content, calls)
-    if role == "assistant" and turn.get("tool_calls"):
-        calls = parse_calls(turn["tool_calls"], "tool_calls")
-        text = calls_text(calls)
-        return Message("assistant", f"{content}\n{text}" if content else text, calls, content or "")
+        turn = calls_turn(content, "a function_call turn", "", columnar)
+        return replace(turn, message=Message("assistant", content, turn.message.calls))
+    for key in ("tool_calls", "function_call"):
+        if not given.get(key) or key in (tags["role_tag"], tags["content_tag"]):
+            continue
+        if role != "assistant":
+            raise RowError(f"a {role} turn holds {key}, and only an assistant calls tools")
+        return calls_turn(given[key], key, content or "", columnar)
     if content is None:
-        raise RowError(f"a turn of role {role} has no '{tags['content_tag']}'")
-    return Message(role, content)
+        refused = role == "assistant" and given.get("refusal")
+        raise RowError(
+            "an answer stands in 'refusal'; write it as the turn's content to train on it"
+            if refused
+            else f"a turn of role {role} has no '{tags['content_tag']}'"
+        )
+    result = given.get("tool_call_id") if role == "tool" else None
+    return Turn(Message(role, content), (None if result in (None, "") else str(result),))
+
+
+_OLDER_ROLES = {"developer": "system", "function": "tool"}
+"""OpenAI's other names of roles."""
 
 
 def _role(given: str, tags: Mapping[str, str]) -> str:
@@ -124,6 +178,8 @@ def _role(given: str, tags: Mapping[str, str]) -> str:
         tags["observation_tag"]: "tool",
         tags["function_tag"]: "function",
     }
+    if tags["role_tag"] == OPENAI_TAGS["role_tag"] and tags["observation_tag"] == "tool":
+        roles |= {old: new for old, new in _OLDER_ROLES.items() if old not in roles}
     if given not in roles:
         raise RowError(f"unknown role '{given}' (known: {', '.join(roles)})")
     return roles[given]
@@ -143,19 +199,20 @@ def _content(value: Any, tag: str) -> str | None:
     raise RowError(f"{tag} of a turn is {kind_name(value)}, not text")
 
 
-def _prompt_completion(row: Row, layout: Layout) -> list[Message]:
-    messages = [] if _starts_with_system(row, layout) else _system(row, layout)
+def _prompt_completion(row: Row, layout: Layout, columnar: bool) -> list[Turn]:
+    turns = [] if _starts_with_system(row, layout) else _system(row, layout)
     for role, speaker in (("prompt", "user"), ("response", "assistant")):
         name = layout.columns[role]
         value = row.get(name)
         if isinstance(value, list):
-            messages += _messages(value, name, layout.tags)
+            turns += _listed(value, name, layout.tags, columnar)
         else:
-            messages.append(Message(speaker, _field(row, layout, role, required=True)))
-    return messages
+            turns.append(Turn(Message(speaker, _field(row, layout, role, required=True))))
+    return turns
 
 
 def _starts_with_system(row: Row, layout: Layout) -> bool:
     prompt = row.get(layout.columns["prompt"])
     first = prompt[0] if isinstance(prompt, list) and prompt else None
-    return isinstance(first, dict) and first.get(layout.tags["role_tag"]) == layout.tags["system_tag"]
+    systems = (layout.tags["system_tag"], "developer")
+    return isinstance(first, dict) and first.get(layout.tags["role_tag"]) in systems

@@ -19,12 +19,13 @@ _BATCH_ROWS = 1024
 
 @dataclass(frozen=True)
 class HubName:
-    """A data set on the hub: repository, configuration, split and folder inside it."""
+    """A data set on the hub: repository, configuration, split, folder inside it, and version."""
 
     repository: str
     subset: str | None = None
     split: str = "train"
     folder: str | None = None
+    revision: str | None = None
 
 
 def read_hub(hub: HubName, given: str) -> Iterator[Row]:
@@ -42,6 +43,15 @@ def read_hub(hub: HubName, given: str) -> Iterator[Row]:
         yield from batch.to_pylist()
 
 
+def count_hub(hub: HubName, given: str) -> int:
+    """Return how many rows a hub data set has.
+
+    Raises:
+        DataError: as for `read_hub`.
+    """
+    return len(_load(hub, given))
+
+
 def hub_fingerprint(hub: HubName, given: str) -> str:
     """Return what ``datasets`` tells versions of a hub data set apart by: its commit, subset and split.
 
@@ -57,7 +67,10 @@ def _load(hub: HubName, given: str) -> datasets.Dataset:
     if not hub_reachable() and not _is_cached(hub.repository, Path(datasets.config.HF_DATASETS_CACHE)):
         raise _not_loaded(hub, given, "The hub's name cannot be resolved: there is no network here.")
     try:
-        return datasets.load_dataset(hub.repository, name=hub.subset, data_dir=hub.folder, split=hub.split)
+        version = {} if hub.revision is None else {"revision": hub.revision}
+        return datasets.load_dataset(
+            hub.repository, name=hub.subset, data_dir=hub.folder, split=hub.split, **version
+        )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).strip().splitlines() or ["no message"])[0]
         raise _not_loaded(hub, given, f"{type(error).__name__}: {first}") from error

@@ -2,54 +2,88 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ijson
 
+from dataflex_pipeline.data.compressed import open_data
 from dataflex_pipeline.data.settings import Row
-from dataflex_pipeline.data.text_files import NOTHING_WRITTEN, empty_file, not_an_object, not_utf8, skip_bom
+from dataflex_pipeline.data.text_files import (
+    NOTHING_WRITTEN,
+    empty_file,
+    key_twice,
+    not_an_object,
+    not_utf8,
+    skip_bom,
+)
 from dataflex_pipeline.errors import DataError
 
 _BLOCK_BYTES = 65536
 
 
+class _Object(dict[str, Any]):
+    """An object of a JSON array that notices a key given twice."""
+
+    __slots__ = ()
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in self:
+            _TWICE.append(key)
+        super().__setitem__(key, value)
+
+
+_TWICE: list[str] = []
+"""Keys that stood twice in one object; the parser must not be left by an exception from within."""
+
+
 def read_json(path: Path) -> Iterator[Row]:
     """Yield the rows of a JSON array of objects; a ``.json`` file of JSON Lines is read as such."""
-    with path.open("rb") as stream:
+    with open_data(path) as stream:
         offset = skip_bom(stream, path)
-        block = stream.read(_BLOCK_BYTES)
-    start = block.lstrip()
-    if not start:
+        first, blanks = _first_byte(stream)
+        line, second = (stream.readline(), _first_byte(stream)[0]) if first == b"{" else (b"", b"")
+    if not first:
         raise empty_file(path)
-    if start.startswith(b"["):
+    if first == b"[":
         yield from _read_array(path)
-    elif start.startswith(b"{") and _is_object(start.splitlines()[0]):
+    elif first != b"{":
+        place = _line_and_column(path, offset + blanks)
+        raise _malformed(path, *place, "it starts neither with [ nor with {")
+    elif _is_object(first + line) or second == b"{":
         yield from read_jsonl(path)
-    elif start.startswith(b"{"):
+    else:
         raise DataError(
             f"{path} holds one JSON object at its top level.",
             "Rows are read from an array of objects ([{...}, {...}]) or from one object per line.",
             "Store the list of rows itself as the file's top level.",
         )
-    else:
-        place = _line_and_column(path, offset + len(block) - len(start))
-        raise _malformed(path, *place, "it starts neither with [ nor with {")
+
+
+def _first_byte(stream: io.BufferedReader) -> tuple[bytes, int]:
+    """Move behind the next byte that is not white space; return it (nothing at the end) and how many were."""
+    blanks = 0
+    while (byte := stream.read(1)).isspace():
+        blanks += 1
+    return byte, blanks
 
 
 def _is_object(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
 def _read_array(path: Path) -> Iterator[Row]:
-    with path.open("rb") as stream:
+    with open_data(path) as stream:
         skip_bom(stream, path)
-        items = ijson.items(stream, "item", use_float=True, buf_size=_BLOCK_BYTES)
+        items = ijson.items(stream, "item", use_float=True, buf_size=_BLOCK_BYTES, map_type=_Object)
         number = 0
+        _TWICE.clear()
         while True:
             try:
                 value = next(items)
@@ -58,6 +92,8 @@ def _read_array(path: Path) -> Iterator[Row]:
             except (ijson.JSONError, UnicodeDecodeError) as error:
                 raise _array_error(path, error) from error
             number += 1
+            if _TWICE:
+                raise key_twice(path, "", _TWICE[0])
             if not isinstance(value, dict):
                 raise not_an_object(path, f"item {number}", value)
             yield value
@@ -65,10 +101,12 @@ def _read_array(path: Path) -> Iterator[Row]:
 
 def _array_error(path: Path, error: Exception) -> DataError:
     failing = _failing_byte(path)
-    line, column = _line_and_column(path, path.stat().st_size if failing is None else failing)
+    line, column = _line_and_column(path, failing)
     if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
         return not_utf8(path, line)
     reason = "the file ends too early" if failing is None else "unexpected text"
+    if failing is not None and _at(path, failing - 1).lstrip(b"-,:[ ").startswith((b"NaN", b"Inf")):
+        reason = "JSON has no NaN and no Infinity; write null, or one object per line"
     return _malformed(path, line, column, reason)
 
 
@@ -94,7 +132,7 @@ def _feed(path: Path, step: int, until: int | None) -> int | None:
     """Parse by blocks up to byte ``until``, then in steps; return the offset of the failing piece."""
     events = ijson.sendable_list()
     parser = ijson.basic_parse_coro(events)
-    with path.open("rb") as stream:
+    with open_data(path) as stream:
         offset = skip_bom(stream, path)
         while True:
             blocks = until is not None and offset < until
@@ -109,24 +147,47 @@ def _feed(path: Path, step: int, until: int | None) -> int | None:
             offset += len(piece)
 
 
-def _line_and_column(path: Path, offset: int) -> tuple[int, int]:
-    """Return line and column (from 1, in bytes) of a byte."""
+def _at(path: Path, offset: int) -> bytes:
+    """Return a few bytes of a file."""
+    with open_data(path) as stream:
+        while offset > 0:
+            offset -= len(stream.read(min(_BLOCK_BYTES, offset)))
+        return stream.read(8)
+
+
+def _line_and_column(path: Path, offset: int | None) -> tuple[int, int]:
+    """Return line and column (from 1, in bytes) of a byte; None stands for the end of the file."""
     line, last_break, position = 1, -1, 0
-    with path.open("rb") as stream:
-        while position < offset:
-            block = stream.read(min(_BLOCK_BYTES, offset - position))
+    with open_data(path) as stream:
+        while offset is None or position < offset:
+            block = stream.read(_BLOCK_BYTES if offset is None else min(_BLOCK_BYTES, offset - position))
             if not block:
                 break
             if b"\n" in block:
                 line += block.count(b"\n")
                 last_break = position + block.rindex(b"\n")
             position += len(block)
-    return line, offset - last_break
+    return line, position - last_break
+
+
+class _KeyTwiceError(Exception):
+    """An object of a line has one key twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _KeyTwiceError(next(key for key in keys if keys.count(key) > 1))
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
     """Yield the rows of a file with one JSON object per line; blank lines are allowed."""
-    with path.open("rb") as stream:
+    with open_data(path) as stream:
         skip_bom(stream, path)
         for number, line in enumerate(stream, 1):
             if line.strip():
@@ -135,11 +196,13 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 
 def _parse_line(path: Path, number: int, line: bytes) -> Row:
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = _DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise not_utf8(path, number) from error
     except json.JSONDecodeError as error:
         raise _malformed(path, number, error.colno, error.msg) from error
+    except _KeyTwiceError as error:
+        raise key_twice(path, f", line {number}", str(error)) from error
     except RecursionError as error:
         raise _malformed(path, number, 1, "nested too deeply") from error
     if not isinstance(value, dict):

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from dataflex_pipeline.api import Progress, Split
 from dataflex_pipeline.data.chat import ChatFormat
+from dataflex_pipeline.data.limits import TokenLimits
 from dataflex_pipeline.data.rows import RowMaker, Tally, prepared_schema, reasons_text
 from dataflex_pipeline.data.scan import Scan, describe
 from dataflex_pipeline.data.settings import DataSettings, Row
@@ -34,7 +35,7 @@ PART_ROWS = 4096
 CHUNK_ROWS = 512
 MIN_ROWS_PER_WORKER = 8192
 """A process takes seconds to start; fewer rows than this are tokenised sooner without it."""
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 """Raised whenever the same settings would make other rows."""
 
 Chunk = tuple[int, list[tuple[int, Row]]]
@@ -81,6 +82,7 @@ def prepare(
     split: Split,
     progress: Progress,
     trust_remote_code: bool = False,
+    limits: TokenLimits | None = None,
 ) -> PartedTable:
     """Read the sources again, tokenise them and write the prepared table; finished parts are kept.
 
@@ -89,35 +91,55 @@ def prepare(
         tokenizer_folder: folder or hub name of the tokenizer. tokenizer_digest: its content.
         folder: where the table goes. split: pool or target. progress: where to report.
         trust_remote_code: whether a tokenizer may bring code of its own.
+        limits: what the model takes; nothing is checked without.
 
     Returns:
-        The complete table; its summary has the counts by validity, reason and source.
+        The complete table; its summary has the counts by validity, reason, note and source.
 
     Raises:
         ConfigError: no tokenizer, no template, or an unknown one; nothing is written then.
-        DataError: no row can be used (the unfinished table is removed), or a source changed meanwhile.
+        DataError: no row can be used, or the model has not its positions or tokens (the unfinished table is
+            removed), or a source changed meanwhile.
         CorruptError: a part on disk is truncated or foreign.
     """
     chat = ChatFormat.load(tokenizer_folder, settings.template, trust_remote_code)
+    for line in scan.notices:
+        progress.say(line)
     chat.announce(progress)
     made_from = ingredients(settings, scan, tokenizer_digest, split)
     writer = PartsWriter(folder, prepared_schema(scan, split), made_from)
     tally = Tally()
     for number in sorted(writer.done):
         tally.add(pq.read_table(folder / part_name(number), columns=list(Tally.COLUMNS)), settings.cutoff_len)
+    limits = limits or TokenLimits()
+    _check_limits(limits, tally, split, chat, folder)
     progress.start(f"preparing {split}", scan.n_rows, "rows", sum(tally.rows.values()))
     with ExitStack() as stack:
         tables = _tables(stack, RowMaker(settings, scan, chat, split), writer.done, progress)
         for number, table in _parts(tables, progress):
             writer.write(number, table)
             tally.add(table, settings.cutoff_len)
+            _check_limits(limits, tally, split, chat, folder)
     progress.finish()
     if tally.n_valid == 0:
         shutil.rmtree(folder)
         raise _nothing_valid(settings, tally)
     _tell(progress, split, settings, tally)
-    summary = {**tally.summary(), "template": settings.template, "notices": chat.notices()}
-    return writer.finish(part_count(scan), summary)
+    too_long = limits.notices(tally.summary(), split)
+    for line in too_long:
+        progress.say(line)
+    notices = [*scan.notices, *chat.notices(), *too_long]
+    summary = tally.summary() | {"template": settings.template, "passed_over": scan.passed_over}
+    return writer.finish(part_count(scan), summary | {"notices": notices})
+
+
+def _check_limits(limits: TokenLimits, tally: Tally, split: Split, chat: ChatFormat, folder: Path) -> None:
+    """Check what was prepared so far; the unfinished table is removed where the model cannot take it."""
+    try:
+        limits.check(tally.summary(), split, chat.token_text)
+    except DataError:
+        shutil.rmtree(folder)
+        raise
 
 
 def part_count(scan: Scan) -> int:
@@ -141,6 +163,8 @@ def _tell(progress: Progress, split: Split, settings: DataSettings, tally: Tally
     if counts["at_cutoff"]:
         line += f"; {counts['at_cutoff']} rows reach cutoff_len {settings.cutoff_len}"
     progress.say(line)
+    for note, count in counts["notes"].items():
+        progress.say(f"{split}: {count} rows: {note}")
 
 
 def _parts(tables: Iterator[pa.Table], progress: Progress) -> Iterator[tuple[int, pa.Table]]:

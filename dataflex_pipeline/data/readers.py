@@ -6,17 +6,21 @@ Whatever is wrong with a file is a DataError that names the file and, for text, 
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataflex_pipeline.data.compressed import COMPRESSIONS, data_suffix, open_data
 from dataflex_pipeline.data.json_files import read_json, read_jsonl
 from dataflex_pipeline.data.settings import Row
 from dataflex_pipeline.data.text_files import NOTHING_WRITTEN, empty_file, not_utf8
 from dataflex_pipeline.errors import DataError
+from dataflex_pipeline.store.fingerprint import file_state
 
 BATCH_ROWS = 1024
 
@@ -27,11 +31,11 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         DataError: unknown kind of file, not UTF-8, malformed, a row that is not an object, or empty.
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
+    reader = READERS.get(data_suffix(path))
+    if not is_data(path) or reader is None:
         raise DataError(
             f"{path} has the extension '{path.suffix}'.",
-            f"Data is read from {', '.join(READERS)}.",
+            f"Data is read from {', '.join(READERS)}; text files also compressed: {', '.join(COMPRESSIONS)}.",
             "Convert the file, or give another one.",
         )
     if path.stat().st_size == 0:
@@ -42,7 +46,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 def read_csv(path: Path) -> Iterator[Row]:
     """Yield the rows of a comma-separated file whose first line names the columns; all values are text."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with path.open(encoding="utf-8-sig", newline="") as stream:
+    with io.TextIOWrapper(open_data(path), encoding="utf-8-sig", newline="") as stream:
         lines = csv.reader(stream, strict=True)
         try:
             header = next(lines, [])
@@ -81,7 +85,7 @@ def _csv_row(path: Path, line: int, header: list[str], values: list[str]) -> Row
 
 
 def _undecodable_line(path: Path) -> int | None:
-    with path.open("rb") as stream:
+    with open_data(path) as stream:
         for number, line in enumerate(stream, 1):
             try:
                 line.decode("utf-8")
@@ -140,3 +144,34 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".ipc": read_arrow,
 }
 """Reader of each file extension."""
+_COLUMNAR = frozenset({read_parquet, read_arrow})
+
+
+def is_columnar(path: Path) -> bool:
+    """Whether a file holds its rows as columns, so that an object there has the keys of all the others."""
+    return READERS.get(data_suffix(path)) in _COLUMNAR
+
+
+def is_data(path: Path) -> bool:
+    """Whether a name is that of a file that is read: a known extension, for text also compressed."""
+    known = data_suffix(path) in READERS
+    return known and not (is_columnar(path) and path.suffix.lower() in COMPRESSIONS)
+
+
+def count_rows(path: Path) -> int:
+    """Return how many rows a file has, by its metadata where it has such, else by reading it.
+
+    Raises:
+        DataError: as for `read_rows`.
+    """
+    return _counted(path, *file_state(path))
+
+
+@lru_cache(maxsize=4096)
+def _counted(path: Path, *_state: int) -> int:
+    if data_suffix(path) == ".parquet":
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(path, "Parquet", error) from error
+    return sum(1 for _ in read_rows(path))

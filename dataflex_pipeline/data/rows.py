@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dataflex_pipeline.api import Split
 from dataflex_pipeline.data.chat import ChatFormat, Piece
@@ -18,6 +19,9 @@ from dataflex_pipeline.data.piece_tokens import IGNORED
 from dataflex_pipeline.data.scan import Scan
 from dataflex_pipeline.data.settings import DataSettings, Row
 from dataflex_pipeline.schemas import GROUP, PREPARED
+
+NOTE_SEPARATOR = "; "
+"""Between the notes of a row; no note has it in its text."""
 
 
 def prepared_schema(scan: Scan, split: Split) -> pa.Schema:
@@ -37,6 +41,12 @@ class Draft:
     input_ids: Sequence[int] = ()
     labels: Sequence[int] = ()
     reason: str | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def note(self) -> str | None:
+        """What a usable row's notes say together; a row that cannot be used has its reason instead."""
+        return NOTE_SEPARATOR.join(self.notes) if self.notes and self.reason is None else None
 
     @property
     def n_response_tokens(self) -> int:
@@ -76,14 +86,16 @@ class RowMaker:
         return self._assemble(start, names, drafts, [row for _, row in rows])
 
     def _draft(self, number: int, row: Row) -> Draft:
-        layout = self.scan.sources[number].layout
-        draft = Draft(content_hash(row), self.scan.sources[number].source.name)
+        scanned = self.scan.sources[number]
+        draft = Draft(content_hash(row), scanned.source.name)
         try:
-            own = to_conversation(row, layout)
+            own = to_conversation(row, scanned.layout.of(row), scanned.source.columnar)
             draft.row_id = own.row_id
             draft.conversation = own.with_system(self.settings.default_system)
             self._set_group(draft, row)
-            draft.pieces = self.chat.pieces(draft.conversation, self.settings.mask_history)
+            cut = self.chat.cut(draft.conversation, self.settings.mask_history)
+            draft.pieces = cut.pieces
+            draft.notes = tuple(dict.fromkeys((*own.notes, *cut.notes)))
         except RowError as problem:
             draft.reason = str(problem)
         return draft
@@ -122,6 +134,7 @@ class RowMaker:
             "n_response_tokens": [draft.n_response_tokens for draft in drafts],
             "valid": [draft.reason is None for draft in drafts],
             "reason": [draft.reason for draft in drafts],
+            "note": [draft.note for draft in drafts],
         }
         if self.split == "target":
             columns["group"] = [draft.group for draft in drafts]
@@ -137,20 +150,33 @@ def _plain_messages(conversation: Conversation | None) -> list[dict[str, str]]:
 
 @dataclass
 class Tally:
-    """Counts over prepared rows, for the summary."""
+    """Counts over prepared rows, for the summary.
+
+    Attributes:
+        rows, valid: per source. reasons: of rows that are not valid. notes: of rows that are.
+        tokens, response_tokens, at_cutoff: over valid rows.
+        longest: tokens of the longest valid row. largest_token: largest token id in valid rows, -1 for none.
+    """
 
     rows: Counter[str] = field(default_factory=Counter)
     valid: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     response_tokens: int = 0
     at_cutoff: int = 0
+    longest: int = 0
+    largest_token: int = -1
 
-    COLUMNS = ("source", "valid", "reason", "n_tokens", "n_response_tokens")
+    COUNTED = ("source", "valid", "reason", "note", "n_tokens", "n_response_tokens")
+    COLUMNS = (*COUNTED, "input_ids")
 
     def add(self, table: pa.Table, cutoff_len: int) -> None:
         """Count the rows of one part."""
-        for row in table.select(list(self.COLUMNS)).to_pylist():
+        usable = table.filter(table.column("valid"))
+        largest = pc.max(pc.list_flatten(usable.column("input_ids"))).as_py()
+        self.largest_token = max(self.largest_token, -1 if largest is None else largest)
+        for row in table.select(list(self.COUNTED)).to_pylist():
             self.rows[row["source"]] += 1
             self.valid[row["source"]] += row["valid"]
             if not row["valid"]:
@@ -159,6 +185,8 @@ class Tally:
             self.tokens += row["n_tokens"]
             self.response_tokens += row["n_response_tokens"]
             self.at_cutoff += row["n_tokens"] >= cutoff_len
+            self.longest = max(self.longest, row["n_tokens"])
+            self.notes.update(row["note"].split(NOTE_SEPARATOR) if row["note"] else ())
 
     @property
     def n_valid(self) -> int:
@@ -173,10 +201,13 @@ class Tally:
             "valid": self.n_valid,
             "invalid": total - self.n_valid,
             "reasons": dict(self.reasons.most_common()),
+            "notes": dict(self.notes.most_common()),
             "sources": {name: {"rows": n, "valid": self.valid[name]} for name, n in self.rows.items()},
             "tokens": self.tokens,
             "response_tokens": self.response_tokens,
             "at_cutoff": self.at_cutoff,
+            "longest": self.longest,
+            "largest_token": self.largest_token,
         }
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from dataflex_pipeline.api import Progress, Silent
 from dataflex_pipeline.data.columns import ColumnTypes, OriginalColumn
 from dataflex_pipeline.data.conversation import canonical_json
 from dataflex_pipeline.data.layout import Layout, detect_layout
+from dataflex_pipeline.data.passed_over import Together, passed_over
 from dataflex_pipeline.data.settings import DataSettings, Row
 from dataflex_pipeline.data.sources import Source, resolve_sources
 from dataflex_pipeline.errors import DataError, did_you_mean
@@ -29,6 +30,8 @@ class ScannedSource:
         source: where the rows are. layout: how to read them.
         n_rows: rows. digest: blake2b-128 (hex) of all rows in order.
         stamps: path and `file_state` of each of its files.
+        notices: what of its entry, folder or columns is passed over or read otherwise, one sentence each.
+        passed_over: column that other tools give a meaning to and that is not used -> rows that fill it.
     """
 
     source: Source
@@ -36,6 +39,8 @@ class ScannedSource:
     n_rows: int
     digest: str
     stamps: tuple[Stamp, ...]
+    notices: tuple[str, ...] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows again, for the second pass.
@@ -71,6 +76,16 @@ class Scan:
     def n_rows(self) -> int:
         """Rows over all sources."""
         return sum(scanned.n_rows for scanned in self.sources)
+
+    @property
+    def notices(self) -> list[str]:
+        """What a user should know about the sources, one line each."""
+        return [line for scanned in self.sources for line in scanned.notices]
+
+    @property
+    def passed_over(self) -> dict[str, dict[str, int]]:
+        """Source -> column that is not used -> rows that fill it; only sources that have such columns."""
+        return {each.source.name: dict(each.passed_over) for each in self.sources if each.passed_over}
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Yield (number of the source, row) over all sources in order."""
@@ -111,9 +126,11 @@ def scan_sources(
 def _scan_one(source: Source, seen: ColumnTypes, report: Progress) -> ScannedSource:
     stamps = _stamps(source)
     hasher = hashlib.blake2b(digest_size=16)
+    together = Together(source)
     count = 0
     for row in source.rows():
         seen.see(row)
+        together.see(row)
         hasher.update(canonical_json(row).encode("ascii") + b"\n")
         count += 1
         if count % _REPORT_EVERY == 0:
@@ -128,7 +145,9 @@ def _scan_one(source: Source, seen: ColumnTypes, report: Progress) -> ScannedSou
         )
     _check_columns(source, seen)
     layout = detect_layout(source, seen.samples)
-    return ScannedSource(source, layout, count, hasher.hexdigest(), stamps)
+    over = passed_over(source, layout, seen, together)
+    notices = (*source.notices, *source.late_notices(), *over.notices)
+    return ScannedSource(source, layout, count, hasher.hexdigest(), stamps, notices, over.rows)
 
 
 def _stamps(source: Source) -> tuple[Stamp, ...]:
@@ -161,9 +180,7 @@ def describe(scan: Scan) -> list[dict[str, Any]]:
             "name": each.source.name,
             "rows": each.n_rows,
             "digest": each.digest,
-            "format": each.layout.kind,
-            "columns": dict(each.layout.columns),
-            "tags": dict(each.layout.tags) if each.layout.kind != "alpaca" else {},
+            **each.layout.as_plain(),
         }
         for each in scan.sources
     ]

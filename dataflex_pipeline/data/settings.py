@@ -24,6 +24,7 @@ class DataSettings:
         tags: keys and role names of conversations, like its ``tags``.
         default_system: system prompt of rows that have none; None for what the template says.
         group_column: column of a target that names the group; None for the source's name.
+        seed: the run's, for data sets of which rows are drawn at random (``num_samples``).
         workers: processes that tokenise.
     """
 
@@ -37,4 +38,5 @@ class DataSettings:
     tags: Mapping[str, str] = field(default_factory=dict)
     default_system: str | None = None
     group_column: str | None = None
+    seed: int = 0
     workers: int = 1

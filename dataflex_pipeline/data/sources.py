@@ -6,7 +6,7 @@ A name is looked for, in this order, as an entry of ``<dataset_dir>/dataset_info
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,23 +14,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dataflex_pipeline.data.hub import HubName, read_hub
-from dataflex_pipeline.data.readers import READERS, read_rows
+from dataflex_pipeline.data.compressed import COMPRESSIONS, data_suffix
+from dataflex_pipeline.data.draws import Draw, picked, slices
+from dataflex_pipeline.data.entries import check_entry, entry_notices, read_entries
+from dataflex_pipeline.data.folders import INFO_FILE, has_data, held
+from dataflex_pipeline.data.hub import HubName, count_hub, read_hub
+from dataflex_pipeline.data.readers import READERS, count_rows, is_columnar, is_data, read_rows
 from dataflex_pipeline.data.settings import DataSettings, Row
 from dataflex_pipeline.errors import DataError, did_you_mean
+from dataflex_pipeline.seeds import derive_seed
 
-INFO_FILE = "dataset_info.json"
-_METADATA_FILES = frozenset({INFO_FILE, "state.json", "dataset_dict.json"})
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_ENTRY_KEYS = frozenset(
-    {"file_name", "hf_hub_url", "subset", "split", "folder", "num_samples", "formatting", "columns", "tags"}
+_ENDINGS = (
+    *READERS,
+    *(f"{suffix}{ending}" for suffix in (".jsonl", ".json", ".csv") for ending in COMPRESSIONS),
 )
-_ELSEWHERE = {
-    "ms_hub_url": "data is fetched from the Hugging Face hub only",
-    "om_hub_url": "data is fetched from the Hugging Face hub only",
-    "script_url": "loading scripts are remote code, and are never run",
-    "cloud_file_name": "cloud storage is not read",
-}
 
 
 @dataclass(frozen=True)
@@ -40,35 +38,90 @@ class Source:
     Attributes:
         name: value of the ``source`` column, unique within a run. given: what the user wrote.
         files: its files in order; empty for a hub data set. hub: where it is on the hub.
-        limit: only the first so many rows; None for all.
-        formatting: 'alpaca' or 'sharegpt' where declared. columns, tags: declared roles.
+        split: a slice or sum of splits of local files; None for all their rows. of_split: their files.
+        draw: rows to draw at random; None for all. limit: only the first so many rows; None for all.
+        formatting: 'alpaca', 'sharegpt' or 'openai' where declared. columns, tags: declared roles.
+        sha1: what an entry says is the checksum of its file.
+        notices: what of an entry or a folder is not used or read otherwise, one plain sentence each.
     """
 
     name: str
     given: str
     files: tuple[Path, ...] = ()
     hub: HubName | None = None
+    split: str | None = None
+    of_split: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    draw: Draw | None = None
     limit: int | None = None
     formatting: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    sha1: str | None = None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def columnar(self) -> bool:
+        """Whether rows come from columnar files, which fill every object with the keys of all the others."""
+        return self.hub is not None or any(is_columnar(path) for path in self.files)
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows in order, up to the limit."""
-        return islice(self._all_rows(), self.limit)
+        rows = self._all_rows()
+        if self.draw is not None:
+            rows = picked(rows, self.draw.positions(self._count()))
+        return islice(rows, self.limit)
+
+    def late_notices(self) -> list[str]:
+        """Return what is to be said and shows only when files are read: draws and checksums."""
+        lines = [self.draw.sentence(self._count())] if self.draw is not None else []
+        if self.sha1 is not None:
+            lines += _checksum_notice(self.sha1, self.files)
+        return [f"data set '{self.given}': {line}" for line in lines]
 
     def _all_rows(self) -> Iterator[Row]:
         if self.hub is not None:
             yield from read_hub(self.hub, self.given)
-        for path in self.files:
-            try:
-                yield from read_rows(path)
-            except OSError as error:
-                raise DataError(
-                    f"{path} cannot be read ({error.strerror or error}).",
-                    "The system refuses it, so its rows are not known.",
-                    "Check that it exists and that you may read it. Nothing was written.",
-                ) from error
+        elif self.split is None:
+            yield from _read_all(self.files)
+        else:
+            for part in slices(self.split, self._lengths(), self.given):
+                yield from islice(_read_all(self.of_split[part.split]), part.start, part.stop)
+
+    def _lengths(self) -> dict[str, int]:
+        return {name: sum(map(count_rows, files)) for name, files in self.of_split.items()}
+
+    def _count(self) -> int:
+        """Return how many rows there are before any are drawn."""
+        if self.hub is not None:
+            return count_hub(self.hub, self.given)
+        if self.split is not None:
+            return sum(map(len, slices(self.split, self._lengths(), self.given)))
+        return sum(map(count_rows, self.files))
+
+
+def _read_all(files: Sequence[Path]) -> Iterator[Row]:
+    for path in files:
+        try:
+            yield from read_rows(path)
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be read ({error.strerror or error}).",
+                "The system refuses it, so its rows are not known.",
+                "Check that it exists and that you may read it. Nothing was written.",
+            ) from error
+
+
+def _checksum_notice(expected: str, files: Sequence[Path]) -> list[str]:
+    if len(files) != 1:
+        return ["file_sha1 is not checked: it is the checksum of one file, and this is a folder"]
+    with files[0].open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha1").hexdigest()
+    if found == expected.lower():
+        return []
+    return [
+        f"file_sha1 says {expected}, and {files[0]} has {found}: it is another file than the entry "
+        "describes, and is read as it is"
+    ]
 
 
 def resolve_sources(settings: DataSettings) -> tuple[Source, ...]:
@@ -99,41 +152,16 @@ def _unique(name: str, taken: Sequence[str]) -> str:
     return candidate
 
 
-def read_entries(dataset_dir: Path) -> dict[str, dict[str, Any]]:
-    """Return the entries of ``dataset_info.json``; empty where there is none.
-
-    Raises:
-        DataError: the file is not a JSON object of objects.
-    """
-    path = dataset_dir / INFO_FILE
-    if not path.is_file():
-        return {}
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(
-            f"{path}{where}: not valid JSON ({error}).", "It describes the data sets.", "Repair that place."
-        ) from error
-    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-        raise DataError(
-            f"{path} is not an object of objects.",
-            "Each entry has to be a name with its description.",
-            'Write it like {"my_data": {"file_name": "my_data.json"}}.',
-        )
-    return entries
-
-
 def _resolve(given: str, settings: DataSettings, entries: Mapping[str, dict[str, Any]]) -> Source:
     base = Path(settings.dataset_dir)
     if given in entries:
         return _from_entry(given, entries[given], settings)
     plain = Source(
-        given, given, limit=settings.max_samples, columns=dict(settings.columns), tags=dict(settings.tags)
+        given, given, limit=settings.max_samples, columns=_named(settings.columns), tags=dict(settings.tags)
     )
     path = _find_path(given, base)
     if path is not None:
-        return replace(plain, name=path.stem if path.is_file() else path.name, files=_files(path, given))
+        return _of_files(replace(plain, name=_name_of(path)), path, None)
     nearest = did_you_mean(given, _known_names(base, entries))
     is_path = _looks_like_path(given)
     if is_path or ("/" not in given and nearest):
@@ -141,40 +169,48 @@ def _resolve(given: str, settings: DataSettings, entries: Mapping[str, dict[str,
     return replace(plain, hub=HubName(given))
 
 
-def _find_path(given: str, base: Path) -> Path | None:
-    """Return the first file or folder of data by that name; a folder without data only if nothing else is."""
-    named = [Path(given).expanduser(), base / given, *(base / f"{given}{suffix}" for suffix in READERS)]
-    there = [path.resolve() for path in named if path.exists()]
-    return next((path for path in there if path.is_file() or _data_files(path)), there[0] if there else None)
-
-
-def _data_files(folder: Path) -> tuple[Path, ...]:
-    found = (path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in READERS)
-    usable = [path for path in found if path.name not in _METADATA_FILES and not path.name.startswith(".")]
-    return tuple(sorted(usable, key=lambda path: path.name))
-
-
-def _files(path: Path, given: str) -> tuple[Path, ...]:
-    files = (path,) if path.is_file() else _data_files(path)
-    if files:
-        return files
-    held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-    raise DataError(
-        f"dataset '{given}' is the folder {path}, which holds {held}.",
-        f"No file in it ends in {', '.join(READERS)} (folders inside it are not searched).",
-        "Give a folder that holds data files, or the files themselves.",
+def _of_files(source: Source, path: Path, split: str | None) -> Source:
+    found = held(path, source.given, split)
+    kinds = {is_columnar(file) for file in found.files}
+    mixed = (
+        f"data set '{source.given}': Parquet or Arrow lies beside text files; null members are taken for "
+        "padding in all of them, as columnar files need it",
+    )
+    return replace(
+        source,
+        files=found.files,
+        split=found.split,
+        of_split=found.of_split,
+        notices=(*source.notices, *found.notices, *(mixed if len(kinds) > 1 else ())),
     )
 
 
+def _name_of(path: Path) -> str:
+    stem = path.stem if path.is_file() else path.name
+    return Path(stem).stem if path.suffix.lower() in COMPRESSIONS and path.is_file() else stem
+
+
+def _named(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the declared roles that name a column; an entry may leave a name empty."""
+    return {role: name for role, name in columns.items() if name not in (None, "")}
+
+
+def _find_path(given: str, base: Path) -> Path | None:
+    """Return the first file or folder of data by that name; a folder without data only if nothing else is."""
+    named = [Path(given).expanduser(), base / given, *(base / f"{given}{ending}" for ending in _ENDINGS)]
+    there = [path.resolve() for path in named if path.exists()]
+    return next((path for path in there if has_data(path)), there[0] if there else None)
+
+
 def _looks_like_path(given: str) -> bool:
-    suffixed = Path(given).suffix.lower() in READERS
+    suffixed = data_suffix(Path(given)) in READERS
     return suffixed or given.startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(given)
 
 
 def _known_names(base: Path, entries: Mapping[str, Any]) -> list[str]:
     files = sorted(base.iterdir()) if base.is_dir() else []
-    usable = [path for path in files if path.suffix.lower() in READERS and path.name != INFO_FILE]
-    return [*entries, *(path.name for path in usable), *(path.stem for path in usable)]
+    usable = [path for path in files if is_data(path) and path.name != INFO_FILE]
+    return [*entries, *(path.name for path in usable), *map(_name_of, usable)]
 
 
 def _not_found(given: str, base: Path, nearest: str, hub: bool) -> DataError:
@@ -189,21 +225,23 @@ def _not_found(given: str, base: Path, nearest: str, hub: bool) -> DataError:
 
 def _from_entry(given: str, entry: Mapping[str, Any], settings: DataSettings) -> Source:
     info = Path(settings.dataset_dir) / INFO_FILE
-    _check_entry(given, entry, info)
-    limits = [n for n in (entry.get("num_samples"), settings.max_samples) if n is not None]
+    check_entry(given, entry, info)
+    count = entry.get("num_samples")
+    stream = derive_seed(settings.seed, "num_samples", given)
     source = Source(
         given,
         given,
-        limit=min(limits, default=None),
+        draw=None if count is None else Draw(count, settings.max_samples, stream),
+        limit=settings.max_samples,
         formatting=entry.get("formatting", "alpaca"),
-        columns={**settings.columns, **entry.get("columns", {})},
-        tags={**settings.tags, **entry.get("tags", {})},
+        columns=_named({**settings.columns, **(entry.get("columns") or {})}),
+        tags={**settings.tags, **(entry.get("tags") or {})},
+        sha1=None if entry.get("hf_hub_url") else entry.get("file_sha1"),
+        notices=entry_notices(given, entry),
     )
     if entry.get("hf_hub_url"):
-        hub = HubName(
-            entry["hf_hub_url"], entry.get("subset"), entry.get("split", "train"), entry.get("folder")
-        )
-        return replace(source, hub=hub)
+        names = [entry.get(key) for key in ("subset", "split", "folder", "revision")]
+        return replace(source, hub=HubName(entry["hf_hub_url"], names[0], names[1] or "train", *names[2:]))
     path = Path(settings.dataset_dir) / entry["file_name"]
     if not path.exists():
         raise DataError(
@@ -211,44 +249,4 @@ def _from_entry(given: str, entry: Mapping[str, Any], settings: DataSettings) ->
             f"Its entry in {info} says file_name: {entry['file_name']}, below dataset_dir.",
             "Put the file there, or correct the entry.",
         )
-    return replace(source, files=_files(path.resolve(), given))
-
-
-def _check_entry(given: str, entry: Mapping[str, Any], info: Path) -> None:
-    where = f"dataset '{given}' in {info}"
-    for key in [key for key in _ELSEWHERE if entry.get(key) and not entry.get("hf_hub_url")]:
-        if not entry.get("file_name"):
-            raise DataError(
-                f"{where} sets {key}.", f"Here {_ELSEWHERE[key]}.", "Give file_name or hf_hub_url."
-            )
-    unknown = sorted(set(entry) - _ENTRY_KEYS - _ELSEWHERE.keys() - {"ranking"})
-    if unknown:
-        raise DataError(
-            f"{where} has the key '{unknown[0]}'.{did_you_mean(unknown[0], _ENTRY_KEYS)}",
-            f"The keys of an entry are {', '.join(sorted(_ENTRY_KEYS))}.",
-            "Correct or remove it.",
-        )
-    if entry.get("ranking"):
-        raise DataError(
-            f"{where} sets ranking: true.",
-            "Preference pairs have two answers to one prompt; rows here have one.",
-            "Use a supervised data set.",
-        )
-    if not entry.get("file_name") and not entry.get("hf_hub_url"):
-        raise DataError(f"{where} has no file_name.", "It does not say where the rows are.", "Add file_name.")
-    if entry.get("formatting", "alpaca") not in ("alpaca", "sharegpt"):
-        raise DataError(
-            f"{where} sets formatting: {entry['formatting']}.",
-            "The known ones are alpaca and sharegpt.",
-            "Use one of them.",
-        )
-    if entry.get("num_samples") is not None and not _is_count(entry["num_samples"]):
-        raise DataError(
-            f"{where} sets num_samples: {entry['num_samples']!r}.",
-            "It is a number of rows, 1 or more.",
-            "Correct it.",
-        )
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return _of_files(source, path.resolve(), entry.get("split"))

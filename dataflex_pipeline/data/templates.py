@@ -52,6 +52,8 @@ _LLAMA3 = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 _GEMMA = ("<start_of_turn>", "<end_of_turn>")
 _PHI3 = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 _PHI4 = ("<|im_start|>", "<|im_sep|>", "<|im_end|>")
+_GLM4 = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+_QWEN3 = (*_CHATML, "<think>", "</think>")
 _MISTRAL = ("[INST]", "[/INST]")
 _DEEPSEEK = ("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>")
 
@@ -66,14 +68,18 @@ TEMPLATES = {
         NamedTemplate("gemma", "Gemma 1 to 3", "<end_of_turn>", _GEMMA),
         NamedTemplate("gemma2", "the same as gemma", "<end_of_turn>", _GEMMA, "gemma"),
         NamedTemplate("gemma3", "the same as gemma", "<end_of_turn>", _GEMMA, "gemma"),
+        NamedTemplate("glm4", "GLM 4: answers end with the mark of who speaks next", "<|user|>", _GLM4),
         NamedTemplate("llama2", "Llama 2 chat: [INST] <<SYS>>"),
         NamedTemplate("llama3", "Llama 3 and 3.1", "<|eot_id|>", _LLAMA3),
         NamedTemplate("mistral", "Mistral 7B v0.3", None, _MISTRAL),
+        NamedTemplate("mistral_tekken", "Mistral Nemo (third version on Tekken)", None, _MISTRAL),
         NamedTemplate("phi", "the same as phi3", "<|end|>", _PHI3, "phi3"),
         NamedTemplate("phi3", "Phi 3 and 3.5", "<|end|>", _PHI3),
         NamedTemplate("phi4", "Phi 4", "<|im_end|>", _PHI4),
         NamedTemplate("plain", "prompt and response without any marks"),
         NamedTemplate("qwen", "ChatML with the system prompt and tools of Qwen 2.5", "<|im_end|>", _CHATML),
+        NamedTemplate("qwen3", "Qwen 3, thinking: reasoning (or an empty block) first", "<|im_end|>", _QWEN3),
+        NamedTemplate("qwen3_nothink", "Qwen 3 without thinking (Instruct-2507)", "<|im_end|>", _CHATML),
         NamedTemplate("vicuna", "Vicuna 1.1: USER: / ASSISTANT:", system=_VICUNA_SYSTEM),
         NamedTemplate("zephyr", "Zephyr: <|user|> / <|assistant|>"),
     )

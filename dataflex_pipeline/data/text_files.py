@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import BinaryIO
 
 from dataflex_pipeline.errors import DataError
 
@@ -29,6 +29,15 @@ def not_utf8(path: Path, line: int | None) -> DataError:
     )
 
 
+def key_twice(path: Path, where: str, key: str) -> DataError:
+    """Return the error for an object that has one key twice."""
+    return DataError(
+        f"{path}{where}: an object has the key '{key}' twice.",
+        "Readers of JSON do not agree on which of the two counts, so the row is not what it seems.",
+        f"Keep one of them. {NOTHING_WRITTEN}",
+    )
+
+
 def not_an_object(path: Path, where: str, value: object) -> DataError:
     """Return the error for a row that is not an object."""
     return DataError(
@@ -50,15 +59,13 @@ def kind_name(value: object) -> str:
     return "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
 
 
-def skip_bom(stream: BinaryIO, path: Path) -> int:
+def skip_bom(stream: io.BufferedReader, path: Path) -> int:
     """Move a stream behind a UTF-8 byte order mark; return the offset of the text.
 
     Raises:
         DataError: the file begins with the mark of another encoding.
     """
-    start = stream.read(3)
+    start = stream.peek(3)[:3]
     if start.startswith(_OTHER_BOMS):
         raise not_utf8(path, None)
-    offset = 3 if start == _BOM else 0
-    stream.seek(offset)
-    return offset
+    return len(stream.read(3)) if start == _BOM else 0

@@ -1,0 +1,121 @@
+"""Is all of a row in the text that its chat template made of it? Nothing may vanish unseen.
+
+Templates may trim, move white space, and write values as JSON, so texts are compared without white space and
+as JSON strings, too; calls of tools are looked for by name and by each value of their arguments.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dataflex_pipeline.data.conversation import Message, RowError
+
+NO_ANSWER = (
+    "the chat template leaves out a part of an answer that is to be learnt (such as what stands before "
+    "</think>); choose a named template, or correct the model's own"
+)
+NO_REASONING = (
+    "the chat template leaves out the reasoning of an answer; choose one that writes reasoning_content (such "
+    "as template: qwen3), or move the reasoning into the answer's content (<think>...</think>)"
+)
+NO_CALL = "the chat template leaves out a tool call's name or one of its arguments; choose a named template"
+NO_TOOLS = "the chat template leaves out a tool's definition; choose a named template"
+PART_OF_HISTORY = "the chat template leaves out a part of an answer that carries no labels"
+REASONING_OF_HISTORY = "the chat template leaves out the reasoning of an answer that carries no labels"
+
+
+def missing_from(answer: Message, text: str) -> str | None:
+    """Return why an answer is not wholly in a text, or None where it is.
+
+    Args:
+        answer: an assistant turn. text: where it should be.
+    """
+    squeezed = _squeezed(text)
+    if answer.reasoning and not _holds(squeezed, answer.reasoning):
+        return NO_REASONING
+    if not _holds(squeezed, answer.words if answer.calls else answer.content):
+        return NO_ANSWER
+    for call in answer.calls:
+        if not all(_holds(squeezed, text) for text in (call["name"], *_leaves(call["arguments"]))):
+            return NO_CALL
+    return None
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """Yield the texts that arguments are told by: keys, texts and numbers."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from _leaves(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, str):
+        yield value
+    elif value is not None and not isinstance(value, bool):
+        yield json.dumps(value)
+
+
+def _holds(squeezed: str, text: str) -> bool:
+    if not text.strip():
+        return True
+    ways = (
+        text,
+        json.dumps(text, ensure_ascii=False)[1:-1],
+        json.dumps(text)[1:-1],
+        html.escape(text),
+        html.escape(text, quote=False),
+    )
+    return any(_squeezed(way) in squeezed for way in dict.fromkeys(ways))
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def check_unicode(text: str) -> None:
+    """Check that a row's text can be tokenised.
+
+    Raises:
+        RowError: a call, a tool or a variable of the template brought half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowError("a text is not valid Unicode (it holds half of a surrogate pair)") from None
+
+
+def check_prompts(messages: Sequence[Message], text: str) -> None:
+    """Check that every turn but the assistant's is in a row's text.
+
+    Raises:
+        RowError: the template left one out.
+    """
+    for message in messages:
+        said = message.content.strip()
+        if message.role == "assistant" or said in text:
+            continue
+        if json.dumps(said, ensure_ascii=False)[1:-1] not in text:
+            raise RowError(f"the chat template leaves out a {message.role} turn")
+
+
+def check_tools(tools: Sequence[Mapping[str, Any]], text: str) -> None:
+    """Check that every tool is named in the text before the first answer that is learnt.
+
+    Raises:
+        RowError: the template left one out.
+    """
+    squeezed = _squeezed(text)
+    if not all(_holds(squeezed, str(tool["function"]["name"])) for tool in tools):
+        raise RowError(NO_TOOLS)
+
+
+def notes_on_history(answers: Sequence[Message], text: str) -> Iterator[str]:
+    """Yield what of answers without labels is not in a row's text."""
+    for answer in answers:
+        reason = missing_from(answer, text)
+        if reason is not None:
+            yield REASONING_OF_HISTORY if reason == NO_REASONING else PART_OF_HISTORY
