@@ -261,20 +261,28 @@ def test_data_columns_are_a_list_too(tmp_path):
 
 
 def test_columns_with_a_meaning_elsewhere_are_said_and_counted(tmp_path):
-    beside = {"sample_weight": 0.5, "input_ids": [1, 2], "chosen": "c", "split": "test", "text": "", "id": 7}
+    beside = {
+        "sample_weight": 0.5,
+        "input_ids": [1, 2],
+        "attention_mask": [1, 1],
+        "chosen": "c",
+        "split": "test",
+        "text": "",
+        "id": 7,
+    }
     rows = [{"messages": openai("q", "a"), **beside}, {"messages": openai("q", "a"), "sample_weight": None}]
     write_jsonl(tmp_path / "rows.jsonl", rows)
     found = scan(tmp_path, "rows")
     assert found.notices == [
         "data set 'rows': the column 'sample_weight' is not used; elsewhere it is the row's weight in the "
         "loss; here weights come from the selection",
-        "data set 'rows': the column 'input_ids' is not used; elsewhere it is a row that is tokenised "
+        "data set 'rows': the column 'attention_mask' is not used; elsewhere it is a row that is tokenised "
         "already; here rows are tokenised from their text",
         "data set 'rows': the column 'chosen' is not used; elsewhere it is the better answer of a "
         "preference pair",
         "data set 'rows': the column 'split' is not used; elsewhere it is the split that the row belongs to",
     ]
-    assert found.passed_over == {"rows": {"sample_weight": 1, "input_ids": 1, "chosen": 1, "split": 1}}
+    assert found.passed_over == {"rows": {"sample_weight": 1, "attention_mask": 1, "chosen": 1, "split": 1}}
 
 
 def test_a_system_column_beside_a_system_turn_is_said(tmp_path):

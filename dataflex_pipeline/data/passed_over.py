@@ -47,6 +47,7 @@ MEANINGS: Mapping[str, str] = {
 }
 """Columns by name: what they are to other tools. Others are noted on each row that fills them."""
 
+_NOTED_AS_LISTS = {"input_ids", "labels", "completion_mask", "assistant_masks", "loss_mask"}
 _NOTED_IN_ALPACA = {"reasoning", "reasoning_content", "thinking"}
 _FORMS = (("messages",), ("conversations",), ("instruction", "output"), ("prompt", "completion"))
 _Plan = tuple[tuple[tuple[str, ...], ...], str, tuple[str, ...]]
@@ -145,6 +146,7 @@ def _declared(source: Source, layout: Layout, seen: ColumnTypes) -> Iterator[str
 def _unread(source: Source, layout: Layout, seen: ColumnTypes, rows: dict[str, int]) -> Iterator[str]:
     read = {name for each in layout.all for name in (*each.columns.values(), *each.beside.values())}
     read |= _NOTED_IN_ALPACA if layout.kind != "conversation" else {"functions"}
+    read |= {name for name in _NOTED_AS_LISTS if isinstance(seen.samples.get(name), list)}
     for name in seen.kinds:
         meaning = MEANINGS.get(name.lower())
         if name in read or meaning is None or not seen.filled[name]:
