@@ -285,3 +285,8 @@ def test_notes_are_counted_over_a_preparation_that_was_cut_off(tmp_path, monkeyp
     assert table.summary["notes"] == whole.summary["notes"] == {note: 4}
     assert f"pool: 4 rows: {note}" in said
     assert table.summary == whole.summary
+
+
+def test_rows_without_marks_keep_the_ids_that_they_had(tmp_path):
+    _, [row], _ = rows_of(tmp_path, [chat(("u", "Q", {}), ("a", "A", {"weight": 1}))])
+    assert row["row_id"] == "ca7517141ba0a552eeda10ca871c732d"
