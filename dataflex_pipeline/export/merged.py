@@ -36,7 +36,7 @@ _SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None, "typi
 """Generation settings that only sampling reads, with the values that mean nothing."""
 TOLERANCE = {"float32": 1e-4}
 ROUNDED = 0.25
-"""How far logits may change by merging, as a share of the largest one: in a number format, and in any other."""
+"""How far logits may change by merging, as a share of the largest: in a number format; in any other."""
 PROBED = 16
 """Tokens of the text whose logits are compared."""
 
@@ -81,8 +81,8 @@ def _merge(model: PreTrainedModel, adapter: Path, say: Say) -> PreTrainedModel:
         merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     if doubled and not _tie_if_equal(merged):
         say(
-            "embedding and head are one weight in the base, and the adapter changes them differently: they are "
-            "exported as two (tie_word_embeddings: false)"
+            "embedding and head are one weight in the base, and the adapter changes them differently: they "
+            "are exported as two (tie_word_embeddings: false)"
         )
     _check_merged(expected, _probe(merged), merged, adapter)
     return merged
@@ -145,8 +145,8 @@ def _check_merged(
     if difference <= TOLERANCE.get(dtype, ROUNDED):
         return
     raise DataflexError(
-        f"The adapter {adapter} cannot be merged: the logits of the merged model differ from those of base and "
-        f"adapter by {difference:.2g} of the largest one (in {dtype}).",
+        f"The adapter {adapter} cannot be merged: the logits of the merged model differ from those of base "
+        f"and adapter by {difference:.2g} of the largest one (in {dtype}).",
         "An export has to be the model that was trained.",
         "Export the adapter alone with --what adapter, and load it on its base with peft.",
     )
