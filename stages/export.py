@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from typing import Any, Literal
 from dataflex_pipeline.errors import ConfigError, CorruptError, StaleError, UserError
 from dataflex_pipeline.export.bundle import MANIFEST, Bundle, Part, describe, write_bundle
 from dataflex_pipeline.export.origin import Origin, origin_of_adapter, origin_of_run
+from dataflex_pipeline.export.subset import STEM, several_formats
 from dataflex_pipeline.models.source import model_digest, tokenizer_digest
 from dataflex_pipeline.store.atomic import read_json
 from dataflex_pipeline.store.fingerprint import changes
+from dataflex_pipeline.store.parts import PartedTable
 from stages import console
 from stages.context import DEMO, Context, open_context, require_run
 from stages.outcome import Outcome, report
@@ -114,6 +117,9 @@ def _bundle(context: Context, asked: Asked) -> Bundle:
         _check_base(origin, model, config.model_name_or_path)
         wanted |= {"model": model, "tokenizer": tokenizer_digest(config, context.memo.digest)}
         wanted |= {"template": config.template, "export_size": config.export_size}
+    if "data" in kept and origin.run is not None:
+        formats = several_formats(PartedTable.open(origin.run.pool))
+        wanted |= {"formats": formats} if formats else {}
     return Bundle(config, origin, folder, kept, wanted)
 
 
@@ -210,5 +216,8 @@ def _next(bundle: Bundle) -> Sequence[str]:
     if "model" in bundle.parts:
         lines.append(f"use it:  AutoModelForCausalLM.from_pretrained('{folder}')")
     if "data" in bundle.parts:
-        lines.append(f"train on the same rows elsewhere:  {folder / 'data' / 'selected.jsonl'}")
+        stems = sorted(path.stem for path in (folder / "data").glob(f"{STEM}*.jsonl"))
+        named = [f"dataset={','.join(stems)}", f"dataset_dir={folder / 'data'}"]
+        alone = str(folder / "data" / f"{STEM}.jsonl")
+        lines.append(f"train on the same rows elsewhere:  {alone if stems == [STEM] else shlex.join(named)}")
     return lines

@@ -32,7 +32,10 @@ MANIFEST = "dataflex_export.json"
 MEANINGS: dict[Part, tuple[str, str]] = {
     "model": ("model*.safetensors", "the weights with the training merged in, for from_pretrained()"),
     "adapter": ("adapter/", "the LoRA adapter alone, for the base model named above"),
-    "data": ("data/", "the selected rows as JSONL and Parquet, in the format of their sources"),
+    "data": (
+        "data/",
+        "the selected rows as JSONL and Parquet, in the format of their sources, a file for each format",
+    ),
 }
 
 
@@ -109,7 +112,7 @@ def _copy_adapter(bundle: Bundle, folder: Path) -> None:
     (folder / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def _write_data(bundle: Bundle, folder: Path, say: Say) -> dict[str, int]:
+def _write_data(bundle: Bundle, folder: Path, say: Say) -> dict[str, Any]:
     run = _run(bundle)
     folder.mkdir()
     return write_subset(PartedTable.open(run.pool), selected_rows(run, bundle.origin.rounds), folder, say)
