@@ -100,14 +100,14 @@ def read_blocks(
 
 
 def read_whole(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one file, whole.
+    """Read one file, whole; folders named ``key=value`` above it are no columns of it.
 
     Raises:
         CorruptError: the file is truncated, not Parquet, or a page of it was changed.
     """
     names = list(columns) if columns is not None else None
     try:
-        return pq.read_table(path, columns=names, page_checksum_verification=True)
+        return pq.read_table(path, columns=names, page_checksum_verification=True, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
         raise corrupt(path, str(error).splitlines()[0]) from error
 

@@ -201,7 +201,7 @@ def _trainer(job: _Job, conductor: Conductor, arguments: SFTConfig) -> WeightedT
         job.progress.say(notice)
     tokenizer = load_tokenizer(config, job.progress.say)
     model = wrap_for_training(config, load_base(config, device), derive_seed(config.seed, "adapter"))
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
     wanted = None if config.eval_strategy == "no" else job.target
     announce_to_lark(config)
     trainer = WeightedTrainer(
