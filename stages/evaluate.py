@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 JUDGE = "judge"
-NO_SETTINGS = ("feature", "split", "rows", "checkpoint", "rows_per_part", "features")
+NO_SETTINGS = ("feature", "split", "rows", "checkpoint", "features")
 """Ingredients of a reward table that say of what it is, not how rewards are made."""
 
 

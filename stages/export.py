@@ -15,8 +15,8 @@ from dataflex_pipeline.export.origin import Origin, origin_of_adapter, origin_of
 from dataflex_pipeline.export.subset import STEM, several_formats
 from dataflex_pipeline.models.source import model_digest, tokenizer_digest
 from dataflex_pipeline.store.atomic import read_json
-from dataflex_pipeline.store.fingerprint import changes
 from dataflex_pipeline.store.parts import PartedTable
+from dataflex_pipeline.store.stale import named_changes
 from stages import console
 from stages.context import DEMO, Context, open_context, require_run
 from stages.outcome import Outcome, report
@@ -186,7 +186,7 @@ def _is_current(bundle: Bundle, overwrite: bool) -> bool:
             "It says what an export was made from.",
             "Use --overwrite.",
         )
-    differing = changes(found or {}, bundle.wanted)
+    differing = named_changes(found or {}, bundle.wanted)
     whole = found is not None and _is_whole(folder, content.get("files", {}))
     if not differing and whole:
         return True

@@ -25,7 +25,7 @@ from dataflex_pipeline.store.tables import TableFile, table_writer
 from stages.context import Context
 from stages.outcome import Outcome, note
 from stages.prepare import open_split
-from stages.score import Scoring, plan_scoring
+from stages.score import Scoring, is_scored, plan_scoring
 
 DRAFT = ".draft"
 """Ending of a probability table whose index is not drawn yet."""
@@ -197,7 +197,7 @@ def _draw(
 def _finished_scores(context: Context, scoring: Scoring) -> TableFile:
     number = scoring.selection.round
     path = context.run.round(number).scores(scoring.name)
-    if not is_current(path, scoring.wanted, f"The {scoring.name} scores of round {number}"):
+    if not is_scored(context, scoring):
         raise RunError(
             f"Round {number} has no finished {scoring.name} scores ({path}).",
             "A selection is made from a score table.",

@@ -16,7 +16,7 @@ from stages import console
 from stages.context import Context, Options, open_context, parse_assignments, require_run
 from stages.existing import check_settings
 from stages.prepare import describe, look, open_split, splits_of, table_folder
-from stages.score import describe_scores, plan_scoring
+from stages.score import describe_scores, is_scored, plan_scoring
 from stages.select_index import wanted_index, wanted_probabilities, wanted_warmup_index, warmup_draw
 from stages.train_round import describe_checkpoint, ended_early, wanted_checkpoint
 
@@ -105,7 +105,7 @@ def _round_rows(context: Context, number: int) -> list[Row]:
 
 def _scores(context: Context, number: int, name: str) -> str:
     path = context.run.round(number).scores(name)
-    is_current(path, plan_scoring(context, number, name).wanted, f"The {name} scores")
+    is_scored(context, plan_scoring(context, number, name))
     return describe_scores(TableFile(path))
 
 

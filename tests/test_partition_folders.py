@@ -25,6 +25,13 @@ def without_times(text):
     return re.sub(r"[\d.,]+ (s|min|hours?|ms)\b", "T s", text)
 
 
+def without_seconds(value):
+    """Return what a command said as JSON, but for what it took."""
+    if isinstance(value, dict):
+        return {name: without_seconds(each) for name, each in value.items() if "seconds" not in name}
+    return [without_seconds(each) for each in value] if isinstance(value, list) else value
+
+
 def work(folder, demo):
     """Do everything in a folder; return what each command printed, without the seconds it took."""
     rows = [json.loads(line) for line in demo.pool.read_text().splitlines()]
@@ -39,7 +46,10 @@ def work(folder, demo):
         lines = done(*arguments).splitlines()
         if arguments[0] in ("round", "score", "select", "train-round", "export"):
             lines = [line for line in lines if "\t" in line]  # the summary; progress lines tell speeds
-        printed[name] = without_times("\n".join(lines))
+        text = "\n".join(lines)
+        if arguments[-1] == "--json":
+            text = json.dumps(without_seconds(json.loads(text[text.index("{") :])))
+        printed[name] = without_times(text)
 
     for seed in (42, 43):
         for method in ("loss", "random"):

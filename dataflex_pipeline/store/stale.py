@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,27 @@ from dataflex_pipeline.store.parts import MANIFEST, PartedTable
 MARKER = "COMPLETE.json"
 """A checkpoint is complete when this file is in it."""
 SHOWN_CHANGES = 12
+DIGESTS = {
+    "adapter": "the files of adapter_name_or_path",
+    "before": "the scores of the round before",
+    "checkpoint": "the checkpoint that it is computed from",
+    "digest": "the content of the data set",
+    "index": "the index of the round",
+    "model": "the files of model_name_or_path",
+    "pool": "the prepared pool",
+    "previous": "the checkpoint of the round before",
+    "probabilities": "the probability table",
+    "rows": "the prepared rows",
+    "scores": "the score table",
+    "target": "the prepared target",
+    "template_text": "the text of the template",
+    "weights": "the weights that are exported",
+    "tokenizer": "the tokenizer's files in model_name_or_path",
+}
+"""What ingredients stand for that are known by a digest."""
+_DIGEST = re.compile(r'"?[0-9a-f]{32}"?')
+LookUp = Callable[[str], Mapping[str, Any] | None]
+"""Ingredients by their digest, or None where they are not known."""
 
 
 def found_ingredients(output: Path) -> dict[str, Any] | None:
@@ -80,12 +102,20 @@ def is_kept(output: Path, wanted: Mapping[str, Any], what: str, *, overwrite: bo
         return False
 
 
-def is_current(output: Path, wanted: Mapping[str, Any], what: str, *, overwrite: bool = False) -> bool:
+def is_current(
+    output: Path,
+    wanted: Mapping[str, Any],
+    what: str,
+    *,
+    overwrite: bool = False,
+    look_up: LookUp = lambda digest: None,
+) -> bool:
     """Decide whether an output can be kept.
 
     Args:
         output: where it is or will be. wanted: what the present settings would make it from.
         what: its name for messages. overwrite: set an output of other settings, or a damaged one, aside.
+        look_up: finds what a digest among the ingredients stands for, to name what changed in it.
 
     Returns:
         True if it is complete and current; False if it has to be made (or finished).
@@ -110,7 +140,27 @@ def is_current(output: Path, wanted: Mapping[str, Any], what: str, *, overwrite:
     if overwrite:
         set_aside(output)
         return False
-    raise stale(output, what, changes(found, wanted))
+    raise stale(output, what, named_changes(found, wanted, look_up))
+
+
+def named_changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], look_up: LookUp = lambda digest: None
+) -> list[str]:
+    """Return `changes` in which every digest is replaced by what changed in that which it stands for."""
+    lines = []
+    for line in changes(old, new):
+        key, _, values = line.partition(": ")
+        before, _, after = values.partition(" -> ")
+        if not (_DIGEST.fullmatch(before) and _DIGEST.fullmatch(after)):
+            lines.append(line)
+            continue
+        known, wanted = look_up(before.strip('"')), look_up(after.strip('"'))
+        if known is not None and wanted is not None:
+            lines += [f"{key}.{inner}" for inner in named_changes(known, wanted, look_up)]
+        else:
+            meant = DIGESTS.get(key.rpartition(".")[2], "what it is made from")
+            lines.append(f"{key}: {meant} changed ({before[1:9]} -> {after[1:9]})")
+    return list(dict.fromkeys(lines))
 
 
 def check_parts(folder: Path, fingerprint: str) -> None:
