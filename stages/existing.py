@@ -13,6 +13,7 @@ from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current, stale
 from dataflex_pipeline.store.tables import TableFile
 from stages.context import Context
+from stages.damage import check_outputs
 from stages.prepare import Source, open_split, table_folder
 from stages.score import is_scored, plan_scoring
 from stages.select_index import wanted_index, wanted_probabilities, wanted_warmup_index, warmup_draw
@@ -83,6 +84,7 @@ def check_existing(context: Context, last: int, sources: Mapping[Split, Source])
         if not is_current(folder, source.wanted, f"The {split}"):
             return
         PartedTable.open(folder)
+    check_outputs(context, last)
     for number in range(last + 1):
         index_there = _warmup_index(context) if number == 0 else _scored_index(context, number)
         if not index_there or not _checkpoint(context, number):

@@ -19,6 +19,7 @@ from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import named_changes
 from stages import console
 from stages.context import DEMO, Context, open_context, require_run
+from stages.damage import check_outputs
 from stages.outcome import Outcome, report
 from stages.subject import run_options
 
@@ -86,6 +87,8 @@ def export(
 
 def _bundle(context: Context, asked: Asked) -> Bundle:
     origin = _origin(context, asked)
+    if origin.run is not None and origin.run.folder == context.run.folder:
+        check_outputs(context, origin.round or 0)
     parts = PARTS[asked.what]
     if origin.full is not None and asked.what == "adapter":
         raise UserError(

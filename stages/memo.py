@@ -1,8 +1,10 @@
 """What was read of the sources and the model before, so that an unchanged file is not read again.
 
 ``sources.json`` of the run folder holds, per split, what the first pass over its data sets found, and the
-digests of weight and tokenizer files; each with the state (size, times of the last change) of every file
-that it came from. A file whose state differs in anything is read again. Deleting sources.json is harmless.
+digests of weight and tokenizer files, and those of the run's own tables; each with the state (size, times of
+the last change) of every file that it came from. A file whose state differs in anything is read again.
+Deleting sources.json is harmless, but for a table that was changed before the next command: that is then not
+noticed before the table is read.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from dataflex_pipeline.data.sources import Source
 from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.store.atomic import read_json, write_json
 from dataflex_pipeline.store.fingerprint import digest, file_digest, file_state
+from dataflex_pipeline.store.parquet import corrupt
 
 VERSION = 2
 """Raised when the file is laid out differently."""
@@ -41,6 +44,7 @@ class Memo:
         self._path = path
         self._files: dict[str, dict[str, Any]] = {}
         self._splits: dict[str, dict[str, Any]] = {}
+        self._outputs: dict[str, dict[str, Any]] = {}
         self._changed = False
         if path.is_file():
             content = read_json(path)
@@ -52,6 +56,7 @@ class Memo:
                 )
             if content["version"] == VERSION:
                 self._files, self._splits = content["files"], content["splits"]
+                self._outputs = content.get("outputs", {})
 
     def digest(self, path: Path) -> str:
         """Return the digest of a file, reading it only if it is not the file that was read before."""
@@ -61,6 +66,39 @@ class Memo:
             known = self._files[name] = {"state": now, "digest": file_digest(path)}
             self._changed = True
         return str(known["digest"])
+
+    def know(self, path: Path, known: str) -> None:
+        """Remember the digest of a file that was just written, without reading it."""
+        self._files[str(path.resolve())] = {"state": file_state(path), "digest": known}
+        self._changed = True
+
+    def written(self, path: Path) -> None:
+        """Remember a table of the run as it was just written."""
+        self._outputs[self._inside(path)] = {"state": file_state(path), "digest": file_digest(path)}
+        self._changed = True
+
+    def check_output(self, path: Path) -> None:
+        """Check that a table of the run is the one that was written; one not known yet is remembered.
+
+        Raises:
+            CorruptError: its content is another one.
+        """
+        known = self._outputs.get(self._inside(path))
+        if known is None:
+            self.written(path)
+        elif known["state"] != file_state(path):
+            if file_digest(path) != known["digest"]:
+                raise corrupt(path, "its content is not what was written")
+            self.written(path)
+
+    def forget_output(self, path: Path) -> None:
+        """Forget a table before it is made anew, on disk too: a kill must not leave the old digest."""
+        if self._outputs.pop(self._inside(path), None) is not None:
+            self._changed = True
+            self.save()
+
+    def _inside(self, path: Path) -> str:
+        return path.resolve().relative_to(self._path.parent.resolve()).as_posix()
 
     def scan(self, split: str, key: str, sources: tuple[Source, ...]) -> Scan | None:
         """Return what the first pass over these sources found, or None if it has to be made.
@@ -105,7 +143,8 @@ class Memo:
     def save(self) -> None:
         """Write the file if anything was learnt."""
         if self._changed:
-            write_json(self._path, {"version": VERSION, "files": self._files, "splits": self._splits})
+            content = {"version": VERSION, "files": self._files, "splits": self._splits}
+            write_json(self._path, {**content, "outputs": self._outputs})
             self._changed = False
 
 

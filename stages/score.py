@@ -204,7 +204,9 @@ def score(context: Context, number: int, name: str) -> Outcome:
     output = context.run.round(number).scores(name)
     current = is_scored(context, scoring, overwrite=context.overwrite)
     if not current:
+        context.memo.forget_output(output)
         _write_scores(context, scoring)
+        context.memo.written(output)
         note(context, "score", number, began, on_device=bool(scoring.needs), method=name)
     found = describe_scores(TableFile(output))
     return Outcome(f"score {name}, round {number}", output, not current, time.monotonic() - began, found)

@@ -85,7 +85,9 @@ def draw_warmup(context: Context) -> Outcome:
     output = context.run.round(0).index
     current = is_current(output, wanted, "The index of the warm-up", overwrite=context.overwrite)
     if not current:
+        context.memo.forget_output(output)
         _write_index(context, output, draw_uniform(pool, settings), wanted, {"round": "0"})
+        context.memo.written(output)
     found = f"{TableFile(output).metadata.get('found', '')}, drawn uniformly"
     return Outcome("select, warm-up", output, not current, time.monotonic() - began, found)
 
@@ -133,7 +135,11 @@ def select(context: Context, number: int, name: str) -> Outcome:
     kept = is_kept(output, wanted, f"The {name} probabilities {label}", overwrite=context.overwrite)
     done = not (is_kept(where.index, for_index, f"The index {label}", overwrite=context.overwrite) and kept)
     if done:
+        for path in (output, where.index):
+            context.memo.forget_output(path)
         _select(context, scoring, scores, settings, None if kept else wanted, for_index)
+        for path in (output, where.index):
+            context.memo.written(path)
         note(context, "select", number, began, on_device=False, method=name)
     else:
         _export(context, scoring, TableFile(output))
