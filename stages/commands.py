@@ -40,7 +40,9 @@ def round_(
 def _up_to(context: Context, last: int, next_steps: Callable[[Context, int], list[str]]) -> None:
     from stages import round as rounds
     from stages.damage import set_aside_damaged_tables
+    from stages.versions import say_versions
 
+    say_versions(context)
     sources = rounds.check_before_start(context, last)
     with context.writing():
         if context.overwrite:
@@ -118,10 +120,12 @@ def _one_stage(
 ) -> None:
     from stages.damage import check_outputs, set_aside_damaged_tables
     from stages.existing import check_settings
+    from stages.versions import say_versions
 
     require_run(context)
     check(context, number)
     check_settings(context)
+    say_versions(context)
     check_outputs(context, number - 1 if context.overwrite else number)
     with context.writing():
         if context.overwrite:

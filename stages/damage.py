@@ -1,8 +1,8 @@
 """Finished outputs held against what was written: nothing that was deleted, cut or changed counts as done.
 
 Checkpoints carry a digest of each of their files in their marker. The digests of tables are remembered in the
-run's sources.json when they are written, or first seen. A file is only read where its size or one of its
-times is another than when it was read last, so a check costs a look at each file's state.
+run's sources.json when they are written, or first seen. A file is only read where its size or its time is
+another than when it was read last, so a check costs a look at each file's state.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def check_checkpoint(context: Context, number: int) -> None:
     checkpoint = context.run.round(number).checkpoint
     for folder in (checkpoint, *sorted((checkpoint.parent / KEPT).glob("step-*[0-9]"))):
         if is_complete(folder):
-            verify_checkpoint(folder, context.memo.digest)
+            verify_checkpoint(folder, context.memo.output_digest)
 
 
 def check_best(context: Context, last: int) -> None:
@@ -76,7 +76,7 @@ def check_best(context: Context, last: int) -> None:
     if not context.given.load_best_model_at_end:
         return
     if is_complete(folder):
-        verify_checkpoint(folder, context.memo.digest)
+        verify_checkpoint(folder, context.memo.output_digest)
     marker = read_marker(context.run.round(last).checkpoint)
     best = None if marker is None else marker.course.get("best")
     kept = read_marker(folder)

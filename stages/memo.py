@@ -23,8 +23,8 @@ from dataflex_pipeline.data.settings import DataSettings
 from dataflex_pipeline.data.sources import Source
 from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.store.atomic import read_json, write_json
-from dataflex_pipeline.store.fingerprint import digest, file_digest, file_state
-from dataflex_pipeline.store.parquet import corrupt
+from dataflex_pipeline.store.fingerprint import FINGERPRINT_KEY, digest, file_digest, file_state
+from dataflex_pipeline.store.parquet import corrupt, read_footer
 
 VERSION = 2
 """Raised when the file is laid out differently."""
@@ -68,14 +68,21 @@ class Memo:
         return str(known["digest"])
 
     def know(self, path: Path, known: str) -> None:
-        """Remember the digest of a file that was just written, without reading it."""
-        self._files[str(path.resolve())] = {"state": file_state(path), "digest": known}
+        """Remember the digest of a file of the run that was just written, without reading it."""
+        self._outputs[self._inside(path)] = {"state": _state(path), "digest": known}
         self._changed = True
 
     def written(self, path: Path) -> None:
         """Remember a table of the run as it was just written."""
-        self._outputs[self._inside(path)] = {"state": file_state(path), "digest": file_digest(path)}
-        self._changed = True
+        self.know(path, file_digest(path))
+        self._outputs[self._inside(path)]["fingerprint"] = _fingerprint(path)
+
+    def output_digest(self, path: Path) -> str:
+        """Return the digest of a file of the run, reading it only if its size or time is another one."""
+        known = self._outputs.get(self._inside(path))
+        if known is None or known["state"] != _state(path):
+            self.know(path, file_digest(path))
+        return str(self._outputs[self._inside(path)]["digest"])
 
     def check_output(self, path: Path) -> None:
         """Check that a table of the run is the one that was written; one not known yet is remembered.
@@ -84,18 +91,17 @@ class Memo:
             CorruptError: its content is another one.
         """
         known = self._outputs.get(self._inside(path))
-        if known is None:
-            self.written(path)
-        elif known["state"] != file_state(path):
-            if file_digest(path) != known["digest"]:
-                raise corrupt(path, "its content is not what was written")
-            self.written(path)
+        if known is not None and known["state"] == _state(path):
+            return
+        # One of another fingerprint was made anew, by a command that was killed before it remembered.
+        same_table = known is not None and known["fingerprint"] == _fingerprint(path)
+        if known is not None and same_table and file_digest(path) != known["digest"]:
+            raise corrupt(path, "its content is not what was written")
+        self.written(path)
 
     def forget_output(self, path: Path) -> None:
-        """Forget a table before it is made anew, on disk too: a kill must not leave the old digest."""
-        if self._outputs.pop(self._inside(path), None) is not None:
-            self._changed = True
-            self.save()
+        """Forget a table that is made anew."""
+        self._changed |= self._outputs.pop(self._inside(path), None) is not None
 
     def _inside(self, path: Path) -> str:
         return path.resolve().relative_to(self._path.parent.resolve()).as_posix()
@@ -146,6 +152,16 @@ class Memo:
             content = {"version": VERSION, "files": self._files, "splits": self._splits}
             write_json(self._path, {**content, "outputs": self._outputs})
             self._changed = False
+
+
+def _state(path: Path) -> list[int]:
+    """Return size and time (ns) of the last change of a file of the run; a copy of the run has the same."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _fingerprint(path: Path) -> str:
+    return read_footer(path).get(FINGERPRINT_KEY, b"").decode()
 
 
 def sources_key(settings: DataSettings, sources: tuple[Source, ...]) -> str:

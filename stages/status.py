@@ -22,6 +22,7 @@ from stages.prepare import describe, look, open_split, splits_of, table_folder
 from stages.score import describe_scores, is_scored, plan_scoring
 from stages.select_index import wanted_index, wanted_probabilities, wanted_warmup_index, warmup_draw
 from stages.train_round import describe_checkpoint, ended_early, wanted_checkpoint
+from stages.versions import versions_said
 
 Row = tuple[str, str, str]
 COLUMNS = ("output", "state", "what")
@@ -51,11 +52,14 @@ def status(
             "run": str(context.run.folder),
             "outputs": outputs,
             "changed_settings": changed,
+            "versions": versions_said(context),
             "next": command,
         }
         console.out.file.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
         return
     console.print_table(f"Run {context.run.folder}", COLUMNS, rows, wraps="what")
+    for line in versions_said(context):
+        console.line(line)
     if changed is not None:
         console.line(changed, style="yellow")
     console.line(f"Next:  {command}" if command is not None else _ending(context))

@@ -197,7 +197,7 @@ def train_share(content: Mapping[str, Any]) -> None:
 def _set_aside_damaged(context: Context, checkpoint: Path) -> None:
     if checkpoint.exists():
         try:
-            verify_checkpoint(checkpoint, context.memo.digest)
+            verify_checkpoint(checkpoint, context.memo.output_digest)
         except CorruptError:
             set_aside(checkpoint)
 

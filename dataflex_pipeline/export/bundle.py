@@ -147,8 +147,15 @@ def _facts(bundle: Bundle) -> Facts:
         settings=settings,
         rounds=[_round_line(run, number) for number in upto] if run is not None else [],
         sources=_sources(run, upto) if run is not None else {},
-        versions=record.get("versions", {}),
+        versions=_versions(run, origin.round, record) if run is not None else {},
     )
+
+
+def _versions(run: RunFolder, number: int | None, record: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the versions that the exported round was made with; the run's where it did not record any."""
+    marker = read_marker(run.round(number or 0).checkpoint)
+    found: Mapping[str, str] = (marker.versions if marker is not None else {}) or record.get("versions", {})
+    return found
 
 
 def _round_line(run: RunFolder, number: int) -> RoundLine:

@@ -14,6 +14,7 @@ from dataflex_pipeline import __version__
 from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.schemas import SCHEMA_VERSION
 from dataflex_pipeline.store.fingerprint import FINGERPRINT_KEY, INGREDIENTS_KEY, canonical, digest
+from dataflex_pipeline.store.versions import installed_versions
 
 ROW_GROUP = 65536
 """Rows per row group, and per block where nothing else is said."""
@@ -30,6 +31,7 @@ def footer(ingredients: Mapping[str, Any], extra: Mapping[str, str] | None = Non
         INGREDIENTS_KEY: canonical(ingredients).encode(),
         b"dataflex.schema_version": SCHEMA_VERSION.encode(),
         b"dataflex.version": __version__.encode(),
+        b"dataflex.versions": canonical(installed_versions()).encode(),
     }
     return notes | {f"dataflex.{key}".encode(): value.encode() for key, value in (extra or {}).items()}
 

@@ -75,7 +75,10 @@ def _footer_ingredients(path: Path) -> dict[str, Any]:
     text = read_footer(path).get(INGREDIENTS_KEY)
     if text is None:
         raise _not_ours(path)
-    ingredients: dict[str, Any] = json.loads(text)
+    try:
+        ingredients: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise corrupt(path, f"what it was made from is no JSON ({error})") from error
     return ingredients
 
 
