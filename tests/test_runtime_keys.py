@@ -10,6 +10,7 @@ from cli_runs import SMALL, data, dataflex, done, refused
 
 from dataflex_pipeline.config.fields import Config, role_of
 from dataflex_pipeline.features.losses import Losses
+from dataflex_pipeline.features.plan import plan_feature
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.stale import found_ingredients
 
@@ -157,6 +158,7 @@ def test_what_changed_inside_a_feature_is_named(tiny_demo, tmp_path, monkeypatch
     error = refused(tmp_path, "round", 1, "--run", "base")
     assert f".version: {version} -> {version + 1}" in error
     assert "  features." in error
+    assert "was made by another edition of this program" in error
     assert not re.search(r"[0-9a-f]{32}", error)
 
 
@@ -186,3 +188,24 @@ def test_a_changed_data_set_is_named(tiny_demo, tmp_path, monkeypatch):
     error = refused(tmp_path, "warmup", "--run", "base")
     assert "  sources.mine.rows: 50 -> 51" in error
     assert "  sources.mine.digest: the content of the data set changed (" in error
+
+
+def test_a_table_of_an_earlier_edition_says_so(tiny_demo, tmp_path, monkeypatch):
+    """Of one in which rows_per_part decided a feature table: no value of the key would bring it back."""
+    monkeypatch.chdir(tmp_path)
+    settings = ("warmup_step=1", "update_step=1", "update_times=2", *SMALL, "--run", "base")
+    plan = plan_feature
+
+    def earlier(*given):
+        made = plan(*given)
+        made.ingredients["rows_per_part"] = made.rows_per_part
+        return made
+
+    monkeypatch.setattr("stages.score.plan_feature", earlier)
+    done("round", 1, *data(tiny_demo), *settings)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    error = refused(tmp_path, "round", 1, "--run", "base")
+    assert "was made by another edition of this program" in error
+    assert "rows_per_part: 1024 -> (not set)" in error
+    assert "go on with the edition that began this one" in error

@@ -1,4 +1,4 @@
-"""Other versions of the packages between rounds: said, recorded with each round, and nothing made stale by it."""
+"""Other versions of the packages between rounds: said and recorded; nothing is made stale by them."""
 
 import json
 

@@ -35,6 +35,8 @@ DIGESTS = {
     "tokenizer": "the tokenizer's files in model_name_or_path",
 }
 """What ingredients stand for that are known by a digest."""
+_EDITION = re.compile(r"(^|\.)(version: |rows_per_part: \d+ -> \(not set\)$)")
+"""Changes that come with the program: its version numbers, and what no longer decides a table."""
 _DIGEST = re.compile(r'"?[0-9a-f]{32}"?')
 LookUp = Callable[[str], Mapping[str, Any] | None]
 """Ingredients by their digest, or None where they are not known."""
@@ -186,6 +188,13 @@ def stale(output: Path, what: str, changed: list[str]) -> StaleError:
     """Return the error for an output of other settings, naming each of them."""
     shown = "\n".join(f"  {line}" for line in changed[:SHOWN_CHANGES])
     more = f"\n  ... and {len(changed) - SHOWN_CHANGES} more" if len(changed) > SHOWN_CHANGES else ""
+    if all(_EDITION.search(line) for line in changed):
+        return StaleError(
+            f"{what} ({output}) was made by another edition of this program:\n{shown}{more}",
+            "This one would make another table from the same settings, and going on would mix the two.",
+            "Use another run with --run NAME, or go on with the edition that began this one, or --overwrite "
+            "to make it anew (the old one is kept beside it under another name).",
+        )
     return StaleError(
         f"{what} ({output}): settings changed since it was made:\n{shown}{more}",
         "Going on would mix results of two configurations in one run.",
