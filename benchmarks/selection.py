@@ -35,12 +35,14 @@ def run(method: str, seed: int, last: int, runs: Path, settings: list[str]) -> P
 
 def share_of_skill(folder: Path, last: int, skill: str) -> float:
     """Return the share of the target skill among the rows selected in rounds 1..last."""
-    pool = pq.read_table(folder / "pool", columns=["row", "original_skill"])
+    pool = pq.read_table(folder / "pool", columns=["row", "original_skill"], partitioning=None)
     skills = pool.column("original_skill").to_pylist()
     rows = [
         row
         for number in range(1, last + 1)
-        for row in pq.read_table(folder / f"round-{number:02d}" / "index.parquet")["row"].to_pylist()
+        for row in pq.read_table(folder / f"round-{number:02d}" / "index.parquet", partitioning=None)[
+            "row"
+        ].to_pylist()
     ]
     return sum(skills[row] == skill for row in rows) / len(rows)
 

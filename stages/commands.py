@@ -39,9 +39,15 @@ def round_(
 
 def _up_to(context: Context, last: int, next_steps: Callable[[Context, int], list[str]]) -> None:
     from stages import round as rounds
+    from stages.damage import set_aside_damaged_tables
+    from stages.versions import say_versions
 
+    say_versions(context)
     sources = rounds.check_before_start(context, last)
     with context.writing():
+        if context.overwrite:
+            for number in range(last + 1):
+                set_aside_damaged_tables(context, number)
         outcomes = rounds.rounds(context, last, sources)
     outcome.report(context.run.folder, outcomes, next_steps(context, last))
 
@@ -112,12 +118,18 @@ def _one_stage(
     stage: Callable[[], list[outcome.Outcome]],
     next_step: str | None,
 ) -> None:
+    from stages.damage import check_outputs, set_aside_damaged_tables
     from stages.existing import check_settings
+    from stages.versions import say_versions
 
     require_run(context)
     check(context, number)
     check_settings(context)
+    say_versions(context)
+    check_outputs(context, number - 1 if context.overwrite else number)
     with context.writing():
+        if context.overwrite:
+            set_aside_damaged_tables(context, number)
         done = stage()
         # The settings given now hold for what follows, as those given to warmup and round do.
         context.save_settings()

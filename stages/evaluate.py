@@ -20,6 +20,7 @@ from dataflex_pipeline.store.stale import found_ingredients, is_complete
 from dataflex_pipeline.training.marker import verify_checkpoint
 from stages import console
 from stages.context import Context, open_context, require_run
+from stages.damage import check_checkpoint
 from stages.outcome import note
 from stages.prepare import look, prepare_split
 from stages.score import feature_input, feature_table
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 JUDGE = "judge"
-NO_SETTINGS = ("feature", "split", "rows", "checkpoint", "rows_per_part", "features")
+NO_SETTINGS = ("feature", "split", "rows", "checkpoint", "features")
 """Ingredients of a reward table that say of what it is, not how rewards are made."""
 
 
@@ -75,6 +76,7 @@ def _evaluate(context: Context, number: int | None, wanted: Wanted) -> tuple[int
     require_run(context)
     chosen = _last_round(context) if number is None else number
     _check(context, chosen)
+    check_checkpoint(context, chosen)
     split: api.Split = "test" if context.given.test_dataset else "target"
     source = look(context, split) if context.datasets(split) else None
     if source is None and not wanted.tasks:

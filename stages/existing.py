@@ -13,8 +13,9 @@ from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current, stale
 from dataflex_pipeline.store.tables import TableFile
 from stages.context import Context
+from stages.damage import check_outputs
 from stages.prepare import Source, open_split, table_folder
-from stages.score import plan_scoring
+from stages.score import is_scored, plan_scoring
 from stages.select_index import wanted_index, wanted_probabilities, wanted_warmup_index, warmup_draw
 from stages.train_round import wanted_checkpoint
 
@@ -42,8 +43,18 @@ def check_settings(context: Context) -> None:
         for name in Config.model_fields
         if _decides(name) and name in old and old[name] != new[name]
     ]
+    if _evaluates_by_logging(old) and _evaluates_by_logging(new):
+        before, after = old["logging_steps"], new["logging_steps"]
+        if before != after:
+            changed.append(
+                f"logging_steps: {before} -> {after} (without eval_steps it says when to evaluate)"
+            )
     if changed:
         raise stale(context.run.settings, f"The run {context.run.folder.name}", changed)
+
+
+def _evaluates_by_logging(settings: Mapping[str, Any]) -> bool:
+    return settings.get("eval_strategy") == "steps" and settings.get("eval_steps") is None
 
 
 def _decides(name: str) -> bool:
@@ -73,6 +84,7 @@ def check_existing(context: Context, last: int, sources: Mapping[Split, Source])
         if not is_current(folder, source.wanted, f"The {split}"):
             return
         PartedTable.open(folder)
+    check_outputs(context, last)
     for number in range(last + 1):
         index_there = _warmup_index(context) if number == 0 else _scored_index(context, number)
         if not index_there or not _checkpoint(context, number):
@@ -90,7 +102,7 @@ def _scored_index(context: Context, number: int) -> bool:
     check_index_method(where.index, number, name)
     scoring = plan_scoring(context, number, name)
     label = f"of round {number}"
-    if not is_current(where.scores(name), scoring.wanted, f"The {name} scores {label}"):
+    if not is_scored(context, scoring):
         return False
     scores = TableFile(where.scores(name))
     wanted = wanted_probabilities(context, scoring, scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ from typing import Any, Literal
 from dataflex_pipeline.errors import ConfigError, CorruptError, StaleError, UserError
 from dataflex_pipeline.export.bundle import MANIFEST, Bundle, Part, describe, write_bundle
 from dataflex_pipeline.export.origin import Origin, origin_of_adapter, origin_of_run
+from dataflex_pipeline.export.subset import STEM, several_formats
 from dataflex_pipeline.models.source import model_digest, tokenizer_digest
 from dataflex_pipeline.store.atomic import read_json
-from dataflex_pipeline.store.fingerprint import changes
+from dataflex_pipeline.store.parts import PartedTable
+from dataflex_pipeline.store.stale import named_changes
 from stages import console
 from stages.context import DEMO, Context, open_context, require_run
+from stages.damage import check_outputs
 from stages.outcome import Outcome, report
 from stages.subject import run_options
 
@@ -83,6 +87,8 @@ def export(
 
 def _bundle(context: Context, asked: Asked) -> Bundle:
     origin = _origin(context, asked)
+    if origin.run is not None and origin.run.folder == context.run.folder:
+        check_outputs(context, origin.round or 0)
     parts = PARTS[asked.what]
     if origin.full is not None and asked.what == "adapter":
         raise UserError(
@@ -114,6 +120,9 @@ def _bundle(context: Context, asked: Asked) -> Bundle:
         _check_base(origin, model, config.model_name_or_path)
         wanted |= {"model": model, "tokenizer": tokenizer_digest(config, context.memo.digest)}
         wanted |= {"template": config.template, "export_size": config.export_size}
+    if "data" in kept and origin.run is not None:
+        formats = several_formats(PartedTable.open(origin.run.pool))
+        wanted |= {"formats": formats} if formats else {}
     return Bundle(config, origin, folder, kept, wanted)
 
 
@@ -180,7 +189,7 @@ def _is_current(bundle: Bundle, overwrite: bool) -> bool:
             "It says what an export was made from.",
             "Use --overwrite.",
         )
-    differing = changes(found or {}, bundle.wanted)
+    differing = named_changes(found or {}, bundle.wanted)
     whole = found is not None and _is_whole(folder, content.get("files", {}))
     if not differing and whole:
         return True
@@ -210,5 +219,8 @@ def _next(bundle: Bundle) -> Sequence[str]:
     if "model" in bundle.parts:
         lines.append(f"use it:  AutoModelForCausalLM.from_pretrained('{folder}')")
     if "data" in bundle.parts:
-        lines.append(f"train on the same rows elsewhere:  {folder / 'data' / 'selected.jsonl'}")
+        stems = sorted(path.stem for path in (folder / "data").glob(f"{STEM}*.jsonl"))
+        named = [f"dataset={','.join(stems)}", f"dataset_dir={folder / 'data'}"]
+        alone = str(folder / "data" / f"{STEM}.jsonl")
+        lines.append(f"train on the same rows elsewhere:  {alone if stems == [STEM] else shlex.join(named)}")
     return lines

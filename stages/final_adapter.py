@@ -37,6 +37,9 @@ def publish_adapter(context: Context) -> list[Outcome]:
         console.line(f"The weights are in {source}; they are not copied to the top of {context.run.folder}.")
         return []
     began = time.monotonic()
+    state, what = published_state(context)
+    if state == "damaged":
+        context.progress.say(f"  adapter: {what}; it is copied again")
     names = [ADAPTER_WEIGHTS, *_beside_the_weights(source)]  # the configuration last: it makes the adapter
     copied = [name for name in names if _copied(context, source / name)]
     found = f"the adapter of {console.shown(source, context.run.folder)}"
@@ -45,6 +48,24 @@ def publish_adapter(context: Context) -> list[Outcome]:
             "adapter", context.run.folder / ADAPTER_WEIGHTS, bool(copied), time.monotonic() - began, found
         )
     ]
+
+
+def published_state(context: Context) -> tuple[str, str]:
+    """Return state and description of the copy at the top of the run."""
+    source, final = newest(context), context.run.folder / ADAPTER_WEIGHTS
+    if source is None or not (source / ADAPTER_WEIGHTS).is_file():
+        return "unknown", "there is no checkpoint that it is a copy of"
+    if not final.is_file() or not (context.run.folder / ADAPTER_CONFIG).is_file():
+        return "missing", f"a copy of {console.shown(source, context.run.folder)}"
+    found = context.memo.digest(final)
+    if found == context.memo.digest(source / ADAPTER_WEIGHTS):
+        return "done", f"a copy of {console.shown(source, context.run.folder)}"
+    others = [context.run.folder / BEST] if context.given.load_best_model_at_end else []
+    others += [context.run.round(number).checkpoint for number in range(context.given.update_times + 1)]
+    weights = [folder / ADAPTER_WEIGHTS for folder in others]
+    if found in [context.memo.digest(path) for path in weights if path.is_file()]:
+        return "unfinished", "a copy of an earlier checkpoint; the same command goes on with it"
+    return "damaged", f"{final} is not what was written there"
 
 
 def newest(context: Context) -> Path | None:

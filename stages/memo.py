@@ -1,8 +1,10 @@
 """What was read of the sources and the model before, so that an unchanged file is not read again.
 
 ``sources.json`` of the run folder holds, per split, what the first pass over its data sets found, and the
-digests of weight and tokenizer files; each with the state (size, times of the last change) of every file
-that it came from. A file whose state differs in anything is read again. Deleting sources.json is harmless.
+digests of weight and tokenizer files, and those of the run's own tables; each with the state (size, times of
+the last change) of every file that it came from. A file whose state differs in anything is read again.
+Deleting sources.json is harmless, but for a table that was changed before the next command: that is then not
+noticed before the table is read.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from dataflex_pipeline.data.settings import DataSettings
 from dataflex_pipeline.data.sources import Source
 from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.store.atomic import read_json, write_json
-from dataflex_pipeline.store.fingerprint import digest, file_digest, file_state
+from dataflex_pipeline.store.fingerprint import FINGERPRINT_KEY, digest, file_digest, file_state
+from dataflex_pipeline.store.parquet import corrupt, read_footer
 
 VERSION = 3
 """Raised when the file is laid out differently."""
@@ -41,6 +44,7 @@ class Memo:
         self._path = path
         self._files: dict[str, dict[str, Any]] = {}
         self._splits: dict[str, dict[str, Any]] = {}
+        self._outputs: dict[str, dict[str, Any]] = {}
         self._changed = False
         if path.is_file():
             content = read_json(path)
@@ -52,6 +56,7 @@ class Memo:
                 )
             if content["version"] == VERSION:
                 self._files, self._splits = content["files"], content["splits"]
+                self._outputs = content.get("outputs", {})
 
     def digest(self, path: Path) -> str:
         """Return the digest of a file, reading it only if it is not the file that was read before."""
@@ -61,6 +66,45 @@ class Memo:
             known = self._files[name] = {"state": now, "digest": file_digest(path)}
             self._changed = True
         return str(known["digest"])
+
+    def know(self, path: Path, known: str) -> None:
+        """Remember the digest of a file of the run that was just written, without reading it."""
+        self._outputs[self._inside(path)] = {"state": _state(path), "digest": known}
+        self._changed = True
+
+    def written(self, path: Path) -> None:
+        """Remember a table of the run as it was just written."""
+        self.know(path, file_digest(path))
+        self._outputs[self._inside(path)]["fingerprint"] = _fingerprint(path)
+
+    def output_digest(self, path: Path) -> str:
+        """Return the digest of a file of the run, reading it only if its size or time is another one."""
+        known = self._outputs.get(self._inside(path))
+        if known is None or known["state"] != _state(path):
+            self.know(path, file_digest(path))
+        return str(self._outputs[self._inside(path)]["digest"])
+
+    def check_output(self, path: Path) -> None:
+        """Check that a table of the run is the one that was written; one not known yet is remembered.
+
+        Raises:
+            CorruptError: its content is another one.
+        """
+        known = self._outputs.get(self._inside(path))
+        if known is not None and known["state"] == _state(path):
+            return
+        # One of another fingerprint was made anew, by a command that was killed before it remembered.
+        same_table = known is not None and known["fingerprint"] == _fingerprint(path)
+        if known is not None and same_table and file_digest(path) != known["digest"]:
+            raise corrupt(path, "its content is not what was written")
+        self.written(path)
+
+    def forget_output(self, path: Path) -> None:
+        """Forget a table that is made anew."""
+        self._changed |= self._outputs.pop(self._inside(path), None) is not None
+
+    def _inside(self, path: Path) -> str:
+        return path.resolve().relative_to(self._path.parent.resolve()).as_posix()
 
     def scan(self, split: str, key: str, sources: tuple[Source, ...]) -> Scan | None:
         """Return what the first pass over these sources found, or None if it has to be made.
@@ -107,8 +151,19 @@ class Memo:
     def save(self) -> None:
         """Write the file if anything was learnt."""
         if self._changed:
-            write_json(self._path, {"version": VERSION, "files": self._files, "splits": self._splits})
+            content = {"version": VERSION, "files": self._files, "splits": self._splits}
+            write_json(self._path, {**content, "outputs": self._outputs})
             self._changed = False
+
+
+def _state(path: Path) -> list[int]:
+    """Return size and time (ns) of the last change of a file of the run; a copy of the run has the same."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _fingerprint(path: Path) -> str:
+    return read_footer(path).get(FINGERPRINT_KEY, b"").decode()
 
 
 def sources_key(settings: DataSettings, sources: tuple[Source, ...]) -> str:

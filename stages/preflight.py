@@ -102,7 +102,7 @@ def _sample_losses(context: Context) -> np.ndarray:
 
     config = context.config
     model = load_for_scoring(config, None, resolve_device(config.device))
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
     stream = np.random.default_rng(derive_seed(config.seed, "preflight"))
     ids = stream.integers(0, vocabulary, ROWS * TOKENS)
     sequences = Sequences(ids, ids, np.arange(ROWS + 1) * TOKENS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
 from dataflex_pipeline import launch
 from dataflex_pipeline.api import Selection, Split
@@ -69,15 +70,18 @@ def warmup(context: Context, sources: dict[Split, Source]) -> list[Outcome]:
 def rounds(context: Context, last: int, sources: dict[Split, Source]) -> list[Outcome]:
     """Do whatever is missing up to round ``last``; stops where early stopping ended the run."""
     outcomes = warmup(context, sources)
+    copies: list[Outcome] = []
     for number in range(1, last + 1):
         if ended_early(context, number - 1):
             console.line(
                 f"The run ended in round {number - 1} by early stopping; there is nothing to do after it."
             )
             break
-        publish_adapter(context)
+        copies += publish_adapter(context)
         outcomes += one_round(context, number)
-    return outcomes + publish_adapter(context)
+    copies += publish_adapter(context)
+    # One line for them: it was copied if it was copied after any round.
+    return outcomes + [replace(copies[-1], done=any(each.done for each in copies)) for _ in copies[-1:]]
 
 
 def one_round(context: Context, number: int) -> list[Outcome]:

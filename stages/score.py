@@ -166,16 +166,47 @@ def _implementation(entry: ComponentEntry) -> str:
     return f"module {entry.module}" if entry.module is not None else f"shipped {entry.kind}"
 
 
+def is_scored(context: Context, scoring: Scoring, *, overwrite: bool = False) -> bool:
+    """Decide whether a round's score table can be kept; see `is_current`.
+
+    Raises:
+        StaleError: it was made from other settings, each named, those of features too.
+    """
+    number = scoring.selection.round
+    return is_current(
+        context.run.round(number).scores(scoring.name),
+        scoring.wanted,
+        f"The {scoring.name} scores of round {number}",
+        overwrite=overwrite,
+        look_up=partial(_feature_ingredients, context, scoring),
+    )
+
+
+def _feature_ingredients(context: Context, scoring: Scoring, fingerprint: str) -> Mapping[str, Any] | None:
+    """Return what a feature table of this scoring, or one on disk, is made from."""
+    plans = list(scoring.needs.values())
+    while plans:
+        plan = plans.pop()
+        if digest(plan.ingredients) == fingerprint:
+            return plan.ingredients
+        plans += plan.upstream.values()
+    for folder in context.run.features.glob(f"*-{fingerprint[:16]}*"):
+        found = found_ingredients(folder)
+        if found is not None and digest(found) == fingerprint:
+            return found
+    return None
+
+
 def score(context: Context, number: int, name: str) -> Outcome:
     """Write ``round-NN/scores/<method>.parquet`` unless it is there."""
     began = time.monotonic()
     scoring = plan_scoring(context, number, name)
     output = context.run.round(number).scores(name)
-    current = is_current(
-        output, scoring.wanted, f"The {name} scores of round {number}", overwrite=context.overwrite
-    )
+    current = is_scored(context, scoring, overwrite=context.overwrite)
     if not current:
+        context.memo.forget_output(output)
         _write_scores(context, scoring)
+        context.memo.written(output)
         note(context, "score", number, began, on_device=bool(scoring.needs), method=name)
     found = describe_scores(TableFile(output))
     return Outcome(f"score {name}, round {number}", output, not current, time.monotonic() - began, found)

@@ -25,7 +25,7 @@ from dataflex_pipeline.store.tables import TableFile, table_writer
 from stages.context import Context
 from stages.outcome import Outcome, note
 from stages.prepare import open_split
-from stages.score import Scoring, plan_scoring
+from stages.score import Scoring, is_scored, plan_scoring
 
 DRAFT = ".draft"
 """Ending of a probability table whose index is not drawn yet."""
@@ -85,7 +85,9 @@ def draw_warmup(context: Context) -> Outcome:
     output = context.run.round(0).index
     current = is_current(output, wanted, "The index of the warm-up", overwrite=context.overwrite)
     if not current:
+        context.memo.forget_output(output)
         _write_index(context, output, draw_uniform(pool, settings), wanted, {"round": "0"})
+        context.memo.written(output)
     found = f"{TableFile(output).metadata.get('found', '')}, drawn uniformly"
     return Outcome("select, warm-up", output, not current, time.monotonic() - began, found)
 
@@ -133,7 +135,11 @@ def select(context: Context, number: int, name: str) -> Outcome:
     kept = is_kept(output, wanted, f"The {name} probabilities {label}", overwrite=context.overwrite)
     done = not (is_kept(where.index, for_index, f"The index {label}", overwrite=context.overwrite) and kept)
     if done:
+        for path in (output, where.index):
+            context.memo.forget_output(path)
         _select(context, scoring, scores, settings, None if kept else wanted, for_index)
+        for path in (output, where.index):
+            context.memo.written(path)
         note(context, "select", number, began, on_device=False, method=name)
     else:
         _export(context, scoring, TableFile(output))
@@ -197,7 +203,7 @@ def _draw(
 def _finished_scores(context: Context, scoring: Scoring) -> TableFile:
     number = scoring.selection.round
     path = context.run.round(number).scores(scoring.name)
-    if not is_current(path, scoring.wanted, f"The {scoring.name} scores of round {number}"):
+    if not is_scored(context, scoring):
         raise RunError(
             f"Round {number} has no finished {scoring.name} scores ({path}).",
             "A selection is made from a score table.",

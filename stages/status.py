@@ -12,13 +12,17 @@ from dataflex_pipeline.errors import CorruptError, RunError, StaleError, UserErr
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current
 from dataflex_pipeline.store.tables import TableFile
+from dataflex_pipeline.training import read_marker
 from stages import console
 from stages.context import Context, Options, open_context, parse_assignments, require_run
+from stages.damage import BEST, check_best, check_checkpoint, check_tables, last_finished
 from stages.existing import check_settings
+from stages.final_adapter import published_state
 from stages.prepare import describe, look, open_split, splits_of, table_folder
-from stages.score import describe_scores, plan_scoring
+from stages.score import describe_scores, is_scored, plan_scoring
 from stages.select_index import wanted_index, wanted_probabilities, wanted_warmup_index, warmup_draw
 from stages.train_round import describe_checkpoint, ended_early, wanted_checkpoint
+from stages.versions import versions_said
 
 Row = tuple[str, str, str]
 COLUMNS = ("output", "state", "what")
@@ -40,18 +44,22 @@ def status(
         rows += _round_rows(context, number)
         if ended_early(context, number):
             break
-    changed, command = _changed(context), _next_command(context)
+    rows += _copies(context)
+    changed, command = _changed(context), _next_command(context, rows)
     if as_json:
         outputs = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
         found = {
             "run": str(context.run.folder),
             "outputs": outputs,
             "changed_settings": changed,
+            "versions": versions_said(context),
             "next": command,
         }
         console.out.file.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
         return
     console.print_table(f"Run {context.run.folder}", COLUMNS, rows, wraps="what")
+    for line in versions_said(context):
+        console.line(line)
     if changed is not None:
         console.line(changed, style="yellow")
     console.line(f"Next:  {command}" if command is not None else _ending(context))
@@ -105,13 +113,15 @@ def _round_rows(context: Context, number: int) -> list[Row]:
 
 def _scores(context: Context, number: int, name: str) -> str:
     path = context.run.round(number).scores(name)
-    is_current(path, plan_scoring(context, number, name).wanted, f"The {name} scores")
+    context.memo.check_output(path)
+    is_scored(context, plan_scoring(context, number, name))
     return describe_scores(TableFile(path))
 
 
 def _index(context: Context, number: int) -> str:
     """Describe an index; it belongs to the method that made it, whatever the configuration names now."""
     where = context.run.round(number)
+    check_tables(context, number)
     table = TableFile(where.index)
     if number == 0:
         is_current(
@@ -135,6 +145,13 @@ def _index(context: Context, number: int) -> str:
 
 def _checkpoint(context: Context, number: int) -> str:
     where = context.run.round(number)
+    check_checkpoint(context, number)
+    if not where.index.is_file():
+        raise RunError(
+            f"{console.shown(where.index, context.run.folder)} is gone: it was trained on it",
+            "",
+            "Select again.",
+        )
     wanted = wanted_checkpoint(context, number, TableFile(where.index).fingerprint)
     is_current(where.checkpoint, wanted, f"The checkpoint of round {number}")
     return describe_checkpoint(context, number)
@@ -149,13 +166,47 @@ def _changed(context: Context) -> str | None:
     return None
 
 
-def _next_command(context: Context) -> str | None:
-    """Return the command that goes on with the run; None where it has ended."""
+def _copies(context: Context) -> list[Row]:
+    """Return the lines of best/ and of the adapter at the top of the run, where the run has them."""
+    rows: list[Row] = []
+    last = last_finished(context)
+    if last is None:
+        return rows
+    if context.given.load_best_model_at_end:
+        best = context.run.folder / BEST
+        state, what = _state(best, partial(_best, context, last))
+        if state == "missing":
+            try:
+                check_best(context, last)
+            except CorruptError as error:
+                state, what = "damaged", error.what
+        rows.append((BEST, state, what))
+    if context.given.output_dir is not None and context.given.finetuning_type == "lora":
+        rows.append(("adapter", *published_state(context)))
+    return rows
+
+
+def _best(context: Context, last: int) -> str:
+    check_best(context, last)
+    marker = read_marker(context.run.folder / BEST)
+    assert marker is not None  # noqa: S101 (it is complete)
+    return f"the best checkpoint, of step {marker.step}"
+
+
+def _next_command(context: Context, rows: list[Row]) -> str | None:
+    """Return the command that goes on with the run, or repairs it; None where it has ended."""
+    last = last_finished(context)
+    if last is not None and any(state == "damaged" for _, state, _ in rows):
+        return f"dataflex round {last} {context.again} --overwrite"
     for number in range(context.given.update_times + 1):
-        if not is_complete(context.run.round(number).checkpoint):
+        where = context.run.round(number)
+        scored = any(where.scores("any").parent.glob("*.parquet")) or not number
+        if not (is_complete(where.checkpoint) and where.index.is_file() and scored):
             return f"dataflex round {number} {context.again}"
         if ended_early(context, number):
-            return None
+            break
+    if any(state in ("missing", "unfinished") for _, state, _ in rows):
+        return f"dataflex round {last} {context.again}"
     return None
 
 

@@ -25,6 +25,7 @@ from dataflex_pipeline.training import RoundPlan, RoundResult, read_marker, trai
 from dataflex_pipeline.training.marker import verify_checkpoint
 from stages.checkpoints import check_kept_checkpoints
 from stages.context import Context
+from stages.damage import remember_checkpoint
 from stages.outcome import Outcome, note
 from stages.prepare import has_target, open_split
 from stages.select_index import read_index
@@ -129,7 +130,7 @@ def train(context: Context, number: int) -> Outcome:
     wanted = wanted_checkpoint(context, number, fingerprint)
     what = f"The checkpoint of round {number}"
     if context.overwrite:
-        _set_aside_damaged(where.checkpoint)
+        _set_aside_damaged(context, where.checkpoint)
     current = is_current(where.checkpoint, wanted, what, overwrite=context.overwrite)
     if current:
         # left over by a kill between the last rename and the end
@@ -150,6 +151,7 @@ def train(context: Context, number: int) -> Outcome:
         )
         target = open_split(context, "target") if has_target(context) else None
         _train(context, plan, open_split(context, "pool"), target)
+        remember_checkpoint(context, number)
         note(context, "train", number, began, on_device=True)
     return Outcome(
         f"train, {'warm-up' if number == 0 else f'round {number}'}",
@@ -195,10 +197,10 @@ def train_share(content: Mapping[str, Any]) -> None:
     )
 
 
-def _set_aside_damaged(checkpoint: Path) -> None:
+def _set_aside_damaged(context: Context, checkpoint: Path) -> None:
     if checkpoint.exists():
         try:
-            verify_checkpoint(checkpoint)
+            verify_checkpoint(checkpoint, context.memo.output_digest)
         except CorruptError:
             set_aside(checkpoint)
 

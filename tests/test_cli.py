@@ -148,7 +148,8 @@ def test_round_3_after_round_2_only_adds_round_3(here, tiny_demo):
     before = snapshot(here)
     text = done("round", 3, *ON)
     after = snapshot(here)
-    kept = {path: content for path, content in before.items() if not path.endswith(("history.jsonl", "/"))}
+    grow = ("history.jsonl", "sources.json", "/")
+    kept = {path: content for path, content in before.items() if not path.endswith(grow)}
     assert {path: after[path] for path in kept} == kept
     added = {path for path in after if path not in before}
     assert all(re.match(r"runs/base/(round-03/|features/losses-pool-)", path) for path in added)

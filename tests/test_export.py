@@ -259,9 +259,13 @@ def test_nested_columns_and_columns_of_our_names(tmp_path, tiny_demo):
         }
     )
     said = []
-    assert write_subset(pool, selected, tmp_path, said.append) == {"rows": 3, "different_rows": 3}
-    lines = [json.loads(line) for line in (tmp_path / "selected.jsonl").read_text().splitlines()]
-    assert lines[0] == {
+    assert write_subset(pool, selected, tmp_path, said.append) == {
+        "rows": 3,
+        "different_rows": 3,
+        "files": {"selected-sharegpt.jsonl": 2, "selected-alpaca.jsonl": 1},
+    }
+    (alpaca,) = [json.loads(line) for line in (tmp_path / "selected-alpaca.jsonl").read_text().splitlines()]
+    assert alpaca == {
         **rows[2],
         "row_id": "c",
         "round": 0,
@@ -269,12 +273,14 @@ def test_nested_columns_and_columns_of_our_names(tmp_path, tiny_demo):
         "weight": 1.0,
         "times": 1,
     }
-    assert lines[1]["conversations"] == turns
-    assert (lines[1]["mixed"], lines[2]["mixed"]) == (1, ["x"])
-    assert "score" not in lines[2]
-    table = pq.read_table(tmp_path / "selected.parquet")
-    assert table.column("conversations").to_pylist() == [None, turns, turns]
-    assert table.column("mixed").to_pylist() == [None, "1", '["x"]']
+    lines = [json.loads(line) for line in (tmp_path / "selected-sharegpt.jsonl").read_text().splitlines()]
+    assert [line["conversations"] for line in lines] == [turns, turns]
+    assert [line["mixed"] for line in lines] == [1, ["x"]]
+    assert [line.get("score") for line in lines] == [5, None]
+    assert "score" not in lines[1]
+    table = pq.read_table(tmp_path / "selected-sharegpt.parquet")
+    assert table.column("conversations").to_pylist() == [turns, turns]
+    assert table.column("mixed").to_pylist() == ["1", '["x"]']
     assert any("score -> selected_score" in line for line in said)
     assert any("mixed holds values of several kinds" in line for line in said)
 

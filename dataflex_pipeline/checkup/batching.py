@@ -37,7 +37,7 @@ def check_model(config: Config, rows: pa.Table) -> Iterator[Finding]:
     model = load_for_scoring(config, None, device)
     chosen = _different_lengths(rows)
     sequences = Sequences.of(chosen)
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
     largest = int(sequences.ids.max())
     if largest >= vocabulary:
         found = f"token {largest} occurs, and the model knows {vocabulary}"

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dataflex_pipeline.api import Progress, Split
 from dataflex_pipeline.data.chat import ChatFormat
@@ -29,7 +28,7 @@ from dataflex_pipeline.data.settings import DataSettings, Row
 from dataflex_pipeline.data.templates import named_template
 from dataflex_pipeline.errors import DataError, DataflexError
 from dataflex_pipeline.store.fingerprint import digest
-from dataflex_pipeline.store.parts import PartedTable, PartsWriter, part_name
+from dataflex_pipeline.store.parts import PartedTable, PartsWriter
 
 PART_ROWS = 4096
 CHUNK_ROWS = 512
@@ -110,7 +109,7 @@ def prepare(
     writer = PartsWriter(folder, prepared_schema(scan, split), made_from)
     tally = Tally()
     for number in sorted(writer.done):
-        tally.add(pq.read_table(folder / part_name(number), columns=list(Tally.COLUMNS)), settings.cutoff_len)
+        tally.add(writer.read(number, Tally.COLUMNS), settings.cutoff_len)
     limits = limits or TokenLimits()
     _check_limits(limits, tally, split, chat, folder)
     progress.start(f"preparing {split}", scan.n_rows, "rows", sum(tally.rows.values()))

@@ -32,7 +32,10 @@ MANIFEST = "dataflex_export.json"
 MEANINGS: dict[Part, tuple[str, str]] = {
     "model": ("model*.safetensors", "the weights with the training merged in, for from_pretrained()"),
     "adapter": ("adapter/", "the LoRA adapter alone, for the base model named above"),
-    "data": ("data/", "the selected rows as JSONL and Parquet, in the format of their sources"),
+    "data": (
+        "data/",
+        "the selected rows as JSONL and Parquet, in the format of their sources, a file for each format",
+    ),
 }
 
 
@@ -109,7 +112,7 @@ def _copy_adapter(bundle: Bundle, folder: Path) -> None:
     (folder / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def _write_data(bundle: Bundle, folder: Path, say: Say) -> dict[str, int]:
+def _write_data(bundle: Bundle, folder: Path, say: Say) -> dict[str, Any]:
     run = _run(bundle)
     folder.mkdir()
     return write_subset(PartedTable.open(run.pool), selected_rows(run, bundle.origin.rounds), folder, say)
@@ -144,8 +147,15 @@ def _facts(bundle: Bundle) -> Facts:
         settings=settings,
         rounds=[_round_line(run, number) for number in upto] if run is not None else [],
         sources=_sources(run, upto) if run is not None else {},
-        versions=record.get("versions", {}),
+        versions=_versions(run, origin.round, record) if run is not None else {},
     )
+
+
+def _versions(run: RunFolder, number: int | None, record: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the versions that the exported round was made with; the run's where it did not record any."""
+    marker = read_marker(run.round(number or 0).checkpoint)
+    found: Mapping[str, str] = (marker.versions if marker is not None else {}) or record.get("versions", {})
+    return found
 
 
 def _round_line(run: RunFolder, number: int) -> RoundLine:

@@ -3,6 +3,11 @@
 Merged on a freshly loaded base, in the number format of its weights on disk, so that an export is as large
 as the base. peft computes the products of LoRA (Hu et al. 2022, section 4) in float32 on a CPU. In float32 a
 reloaded export gives the logits of base and adapter within 1e-6; in bfloat16 each merged weight is rounded.
+
+Where embedding and head of the base are one weight (tied), an adapter can still change the two differently:
+LoRA on the embedding leaves the head as it was, and of ``modules_to_save`` each has its own copy. The weight
+is therefore doubled before merging, and stays two, with ``tie_word_embeddings: false``, unless both end up
+equal. The merged model's logits are compared with those of base and adapter before anything is written.
 """
 
 from __future__ import annotations
@@ -14,12 +19,14 @@ from typing import TYPE_CHECKING
 from dataflex_pipeline.data.chat import ChatFormat, Piece
 from dataflex_pipeline.data.conversation import Message
 from dataflex_pipeline.data.templates import named_template
-from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.errors import DataflexError, UserError
 from dataflex_pipeline.models.base import attach_adapter, no_bars
 from dataflex_pipeline.models.source import check_model_folder, explained, load_arguments, local_folder
 from dataflex_pipeline.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from dataflex_pipeline.config.fields import Config
@@ -27,6 +34,11 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 _SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None, "typical_p": 1.0}
 """Generation settings that only sampling reads, with the values that mean nothing."""
+TOLERANCE = {"float32": 1e-4}
+ROUNDED = 0.25
+"""How far logits may change by merging, as a share of the largest: in a number format; in any other."""
+PROBED = 16
+"""Tokens of the text whose logits are compared."""
 
 
 def save_merged(
@@ -45,11 +57,11 @@ def save_merged(
 
     Raises:
         UserError: base or adapter cannot be loaded, or they do not fit each other.
+        DataflexError: the merged model is not base and adapter.
     """
     model = _load(config, full, device)
     if adapter is not None:
-        with explained(str(adapter), "adapter", "adapter_name_or_path"):
-            model = attach_adapter(model, adapter).merge_and_unload(safe_merge=True)
+        model = _merge(model, adapter, say)
     tokenizer, chat = exported_tokenizer(config, say)
     _set_generation(model.generation_config, chat, say)
     say(f"weights in {str(model.dtype).removeprefix('torch.')}, {config.export_size} GB per file at most")
@@ -57,6 +69,87 @@ def save_merged(
         model.save_pretrained(folder, max_shard_size=f"{config.export_size}GB")
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def _merge(model: PreTrainedModel, adapter: Path, say: Say) -> PreTrainedModel:
+    """Return base and adapter as one model whose logits are theirs."""
+    with explained(str(adapter), "adapter", "adapter_name_or_path"):
+        adapted = attach_adapter(model, adapter).eval()
+    expected = _probe(adapted)
+    doubled = _double_tied_head(adapted)
+    with explained(str(adapter), "adapter", "adapter_name_or_path"):
+        merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    if doubled and not _tie_if_equal(merged):
+        say(
+            "embedding and head are one weight in the base, and the adapter changes them differently: they "
+            "are exported as two (tie_word_embeddings: false)"
+        )
+    _check_merged(expected, _probe(merged), merged, adapter)
+    return merged
+
+
+def _probe(model: PreTrainedModel | PeftModel) -> torch.Tensor:
+    """Return the logits of a text of tokens from the whole vocabulary. [1, PROBED, V]"""
+    import torch
+
+    size = int(model.get_input_embeddings().weight.shape[0])
+    ids = torch.arange(PROBED, device=model.device)[None] * size // PROBED
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits.float()
+    return logits
+
+
+def _double_tied_head(adapted: PeftModel) -> bool:
+    """Give the head parameters of its own where it shares them with the rest; return whether it did."""
+    import torch
+
+    base = adapted.get_base_model()
+    head = base.get_output_embeddings()
+    if head is None:
+        return False
+    own = set(head.modules())
+    elsewhere = {
+        id(parameter)
+        for module in base.modules()
+        if module not in own
+        for parameter in module.parameters(recurse=False)
+    }
+    doubled = False
+    for module in own:
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in elsewhere:
+                doubled = True
+                copy = torch.nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+                setattr(module, name, copy)
+    return doubled
+
+
+def _tie_if_equal(merged: PreTrainedModel) -> bool:
+    """Make embedding and head one weight again where they are equal; the configuration says what they are."""
+    import torch
+
+    head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
+    equal = torch.equal(head.weight, embedding.weight)
+    if equal:
+        head.weight = embedding.weight
+    merged.config.tie_word_embeddings = merged.config.get_text_config().tie_word_embeddings = equal
+    return equal
+
+
+def _check_merged(
+    expected: torch.Tensor, found: torch.Tensor, merged: PreTrainedModel, adapter: Path
+) -> None:
+    """Raise unless the merged model computes what base and adapter do."""
+    dtype = str(merged.dtype).removeprefix("torch.")
+    difference = float((found - expected).abs().max()) / max(1.0, float(expected.abs().max()))
+    if difference <= TOLERANCE.get(dtype, ROUNDED):
+        return
+    raise DataflexError(
+        f"The adapter {adapter} cannot be merged: the logits of the merged model differ from those of base "
+        f"and adapter by {difference:.2g} of the largest one (in {dtype}).",
+        "An export has to be the model that was trained.",
+        "Export the adapter alone with --what adapter, and load it on its base with peft.",
+    )
 
 
 def _load(config: Config, full: Path | None, device: str) -> PreTrainedModel:

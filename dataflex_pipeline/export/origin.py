@@ -104,6 +104,7 @@ def origin_of_adapter(config: Config, name: str, rows_of: int | None) -> Origin:
             words = f"the adapter of round {marker.plan['round']}, after {marker.step} optimizer steps"
             found = _found(run, checkpoint, marker, rows_of, words)
             return _with_template_notice(found, run, config.template)
+    _check_not_of_a_run(folder)
     notice = f"{folder} lies in no run: the card cannot say what it was trained on, and no rows are exported"
     if rows_of is not None:
         raise UserError(
@@ -112,6 +113,18 @@ def origin_of_adapter(config: Config, name: str, rows_of: int | None) -> Origin:
             "Leave the option out, or name the run.",
         )
     return Origin(folder, None, None, None, (), None, f"the adapter {folder.resolve().name}", (notice,))
+
+
+def _check_not_of_a_run(folder: Path) -> None:
+    """Refuse an adapter whose weights are none of its run's: they were changed since they were written."""
+    if read_marker(folder) is not None:
+        verify_checkpoint(folder)
+    elif (folder / "run.yaml").is_file():
+        raise CorruptError(
+            f"{folder / ADAPTER_WEIGHTS} is none of the adapters that the run {folder} trained.",
+            "It was copied there by this program, so something else changed, replaced or truncated it.",
+            "Run `dataflex round` again, which copies the adapter anew, or export the run itself.",
+        )
 
 
 def _runs_around(folder: Path) -> Iterator[tuple[RunFolder, Path]]:

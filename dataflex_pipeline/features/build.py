@@ -69,12 +69,12 @@ def build_feature(
     """
     began = time.monotonic()
     folder, given, feature = plan.folder(features), plan.given, plan.feature
-    n_parts = -(-given.table.n_rows // plan.rows_per_part)
     if overwrite:
         set_aside_damaged(folder, plan.ingredients)
     if PartedTable.is_complete(folder):
         check_parts(folder, digest(plan.ingredients))
-        return Built(PartedTable.open(folder), 0, n_parts, time.monotonic() - began)
+        table = PartedTable.open(folder)
+        return Built(table, 0, table.n_parts, time.monotonic() - began)
     feature.check(plan.need, given.table.n_rows)
     tables = {
         key: build_feature(features, inner, progress, overwrite=overwrite, verify=verify).table
@@ -83,6 +83,8 @@ def build_feature(
     if given.checkpoint is not None:
         verify(given.checkpoint)
     writer = PartsWriter(folder, feature.schema, plan.ingredients)
+    plan = _as_begun(plan, writer, progress)
+    n_parts = -(-given.table.n_rows // plan.rows_per_part)
     missing = [number for number in range(n_parts) if number not in writer.done]
     if missing:
         whole = replace(given, tables=tables, folder=folder)
@@ -94,6 +96,24 @@ def build_feature(
             _compute_together(team, writer, missing, replace(plan, given=whole), features, progress)
     summary = _check_valid(writer, n_parts, plan.need)
     return Built(writer.finish(n_parts, summary), len(missing), n_parts, time.monotonic() - began)
+
+
+def _as_begun(plan: FeaturePlan, writer: PartsWriter, progress: Progress) -> FeaturePlan:
+    """Return the plan with the rows per part that an unfinished table was begun with."""
+    if not writer.done:
+        return plan
+    number = max(writer.done)
+    rows = writer.read(number, ["row"]).column("row")
+    # Only of part 0 the first row does not tell; the part is full, or it is the whole table.
+    begun = rows[0].as_py() // number if number else pc.max(rows).as_py() + 1
+    n_rows = plan.given.table.n_rows
+    if begun == plan.rows_per_part or (begun == n_rows and plan.rows_per_part >= n_rows):
+        return plan
+    progress.say(
+        f"{plan.need.feature} of the {plan.need.split}: begun with {begun} rows per part, and goes on so "
+        f"(rows_per_part is {plan.rows_per_part} now)"
+    )
+    return replace(plan, rows_per_part=begun)
 
 
 def _compute(

@@ -37,7 +37,8 @@ class FeaturePlan:
     Attributes:
         need: what is asked for. feature: made from it. given: the rows and the checkpoint.
         upstream: plans of the features that it is computed from, by the feature's own names.
-        rows_per_part: rows of the split per part; batches are formed inside a part.
+        rows_per_part: rows of the split per part; batches are formed inside a part. No part of the
+            ingredients: a table that was begun with another number goes on with that one.
         ingredients: what the table is made from; their digest is its fingerprint.
     """
 
@@ -91,7 +92,6 @@ def plan_feature(
         "params": feature.params.model_dump(mode="json"),
         "rows": found.fingerprint,
         "checkpoint": found.checkpoint_fingerprint,
-        "rows_per_part": rows_per_part,
         **feature.ingredients(),
     }
     if upstream:

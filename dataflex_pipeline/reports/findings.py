@@ -18,6 +18,7 @@ from dataflex_pipeline.reports.look import Wanted, look, shared_rows
 from dataflex_pipeline.reports.numbers import spread
 from dataflex_pipeline.reports.query import Queries, open_queries, quoted
 from dataflex_pipeline.reports.records import PER_ROUND, RunRecord
+from dataflex_pipeline.store.versions import changes_between_rounds
 
 EXAMPLES = 3
 CATEGORIES = 20
@@ -166,7 +167,8 @@ def _repeated(queries: Queries, indexes: Sequence[RunTable]) -> list[dict[str, A
 
 def _warnings(record: RunRecord, looks: Mapping[str, Any]) -> list[str]:
     """Return what the tables noted and what was left out, in words."""
-    found = []
+    rounds = {number: marker.versions for number, marker in record.markers.items()}
+    found = changes_between_rounds(record.record.get("versions", {}), rounds)
     for view, seen in looks.items():
         found += [f"{view}: {line}" for line in seen["facts"].get("notices", [])]
         found += [

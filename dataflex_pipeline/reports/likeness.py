@@ -7,9 +7,9 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from dataflex_pipeline.reports.records import RunRecord
+from dataflex_pipeline.store.parquet import read_whole
 from dataflex_pipeline.store.stale import found_ingredients
 
 RANKED_ROWS = 1_000_000
@@ -66,7 +66,7 @@ def rank_correlation(one: Path, other: Path) -> float | None:
     pools = [(found_ingredients(path) or {}).get("pool") for path in (one, other)]
     if pools[0] != pools[1]:
         return None
-    a, b = (pq.read_table(path, columns=["score"])["score"].to_numpy() for path in (one, other))
+    a, b = (read_whole(path, ["score"])["score"].to_numpy() for path in (one, other))
     every = -(-len(a) // RANKED_ROWS)
     a, b = a[::every], b[::every]
     both = np.isfinite(a) & np.isfinite(b)

@@ -220,14 +220,18 @@ def _meaning(name: str) -> str:
 
 
 def _reading(files: Sequence[Path]) -> str:
+    return f"select * from {_scan(files)}"  # noqa: S608 (paths are quoted as literals)
+
+
+def _scan(files: Sequence[Path]) -> str:
+    """Return the files as a table; folders named ``key=value`` above them are no columns of it."""
     listed = ", ".join(literal(file.resolve()) for file in files)
-    return f"select * from read_parquet([{listed}])"  # noqa: S608 (paths are quoted as literals)
+    return f"read_parquet([{listed}], hive_partitioning = false)"
 
 
 def _labelled(table: RunTable) -> str:
     method = "" if table.kind == "index" else f"{literal(table.name)} as method, "
-    listed = ", ".join(literal(file.resolve()) for file in table.files)
-    return f"select {table.round} as round, {method}* from read_parquet([{listed}])"  # noqa: S608
+    return f"select {table.round} as round, {method}* from {_scan(table.files)}"  # noqa: S608
 
 
 def _feature_line(table: RunTable) -> str:

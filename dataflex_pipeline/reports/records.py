@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from dataflex_pipeline.errors import RunError
 from dataflex_pipeline.evaluation.figures import Figure, read_figures
+from dataflex_pipeline.store.parquet import read_whole
+from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.run import RoundFolder, RunFolder
 from dataflex_pipeline.store.tables import TableFile
 from dataflex_pipeline.training.marker import Marker, read_marker
@@ -128,19 +129,19 @@ class RunRecord:
 
     def selected(self, number: int) -> np.ndarray:
         """Return the different rows that a round trained on, sorted. [n] int64"""
-        rows = pq.read_table(self.round(number).index, columns=["row"])["row"].to_numpy()
+        rows = read_whole(self.round(number).index, ["row"])["row"].to_numpy()
         return np.unique(rows)
 
     def tokens(self, number: int) -> int:
         """Return the tokens (prompts and responses) of the positions that a round trained on."""
-        rows = pq.read_table(self.round(number).index, columns=["row"])["row"].to_numpy()
+        rows = read_whole(self.round(number).index, ["row"])["row"].to_numpy()
         return int(self._lengths[rows].sum())
 
     @cached_property
     def _lengths(self) -> np.ndarray:
         """Tokens of every row of the pool. [rows]"""
-        table = pq.read_table(self.run.pool, columns=["n_tokens"])
-        lengths: np.ndarray = table["n_tokens"].to_numpy()
+        blocks = PartedTable.open(self.run.pool).blocks(["n_tokens"])
+        lengths: np.ndarray = np.concatenate([block.column("n_tokens").to_numpy() for block in blocks])
         return lengths
 
     @cached_property

@@ -59,8 +59,19 @@ def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping) and value:
         for key in sorted(value):
             yield from _flatten(value[key], f"{prefix}.{key}" if prefix else key)
+    elif _is_named(value):
+        for each in value:
+            yield from _flatten({k: v for k, v in each.items() if k != "name"}, f"{prefix}.{each['name']}")
     else:
         yield prefix, json.dumps(value, ensure_ascii=False)
+
+
+def _is_named(value: Any) -> bool:
+    """Whether it is a list of mappings that have names, each its own."""
+    if not isinstance(value, list) or not value:
+        return False
+    names = [each.get("name") if isinstance(each, Mapping) else None for each in value]
+    return all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from dataflex_pipeline import __version__
 from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.schemas import SCHEMA_VERSION
 from dataflex_pipeline.store.fingerprint import FINGERPRINT_KEY, INGREDIENTS_KEY, canonical, digest
+from dataflex_pipeline.store.versions import installed_versions
 
 ROW_GROUP = 65536
 """Rows per row group, and per block where nothing else is said."""
@@ -30,6 +31,7 @@ def footer(ingredients: Mapping[str, Any], extra: Mapping[str, str] | None = Non
         INGREDIENTS_KEY: canonical(ingredients).encode(),
         b"dataflex.schema_version": SCHEMA_VERSION.encode(),
         b"dataflex.version": __version__.encode(),
+        b"dataflex.versions": canonical(installed_versions()).encode(),
     }
     return notes | {f"dataflex.{key}".encode(): value.encode() for key, value in (extra or {}).items()}
 
@@ -100,14 +102,14 @@ def read_blocks(
 
 
 def read_whole(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one file, whole.
+    """Read one file, whole; folders named ``key=value`` above it are no columns of it.
 
     Raises:
         CorruptError: the file is truncated, not Parquet, or a page of it was changed.
     """
     names = list(columns) if columns is not None else None
     try:
-        return pq.read_table(path, columns=names, page_checksum_verification=True)
+        return pq.read_table(path, columns=names, page_checksum_verification=True, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
         raise corrupt(path, str(error).splitlines()[0]) from error
 

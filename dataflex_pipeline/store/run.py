@@ -19,19 +19,17 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
-from dataflex_pipeline import __version__
 from dataflex_pipeline.config.yaml_files import dump_yaml
 from dataflex_pipeline.errors import CorruptError, RunError
 from dataflex_pipeline.store.atomic import write_text
+from dataflex_pipeline.store.versions import installed_versions
 
-RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "pyarrow", "numpy")
 RECORD = "run"
 """Key of run.yaml that holds what is not configuration."""
 
@@ -166,13 +164,9 @@ class RunFolder:
 
 def provenance() -> dict[str, Any]:
     """Return versions and hardware, for run.yaml; nothing that names a user or holds a secret."""
-    versions = {"dataflex-pipeline": __version__, "python": platform.python_version()}
-    for name in RECORDED_PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": versions,
+        "versions": installed_versions(),
         "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
         "git": _git_commit(),
     }

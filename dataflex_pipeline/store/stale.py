@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,29 @@ from dataflex_pipeline.store.parts import MANIFEST, PartedTable
 MARKER = "COMPLETE.json"
 """A checkpoint is complete when this file is in it."""
 SHOWN_CHANGES = 12
+DIGESTS = {
+    "adapter": "the files of adapter_name_or_path",
+    "before": "the scores of the round before",
+    "checkpoint": "the checkpoint that it is computed from",
+    "digest": "the content of the data set",
+    "index": "the index of the round",
+    "model": "the files of model_name_or_path",
+    "pool": "the prepared pool",
+    "previous": "the checkpoint of the round before",
+    "probabilities": "the probability table",
+    "rows": "the prepared rows",
+    "scores": "the score table",
+    "target": "the prepared target",
+    "template_text": "the text of the template",
+    "weights": "the weights that are exported",
+    "tokenizer": "the tokenizer's files in model_name_or_path",
+}
+"""What ingredients stand for that are known by a digest."""
+_EDITION = re.compile(r"(^|\.)(version: |rows_per_part: \d+ -> \(not set\)$)")
+"""Changes that come with the program: its version numbers, and what no longer decides a table."""
+_DIGEST = re.compile(r'"?[0-9a-f]{32}"?')
+LookUp = Callable[[str], Mapping[str, Any] | None]
+"""Ingredients by their digest, or None where they are not known."""
 
 
 def found_ingredients(output: Path) -> dict[str, Any] | None:
@@ -53,7 +77,10 @@ def _footer_ingredients(path: Path) -> dict[str, Any]:
     text = read_footer(path).get(INGREDIENTS_KEY)
     if text is None:
         raise _not_ours(path)
-    ingredients: dict[str, Any] = json.loads(text)
+    try:
+        ingredients: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise corrupt(path, f"what it was made from is no JSON ({error})") from error
     return ingredients
 
 
@@ -80,12 +107,20 @@ def is_kept(output: Path, wanted: Mapping[str, Any], what: str, *, overwrite: bo
         return False
 
 
-def is_current(output: Path, wanted: Mapping[str, Any], what: str, *, overwrite: bool = False) -> bool:
+def is_current(
+    output: Path,
+    wanted: Mapping[str, Any],
+    what: str,
+    *,
+    overwrite: bool = False,
+    look_up: LookUp = lambda digest: None,
+) -> bool:
     """Decide whether an output can be kept.
 
     Args:
         output: where it is or will be. wanted: what the present settings would make it from.
         what: its name for messages. overwrite: set an output of other settings, or a damaged one, aside.
+        look_up: finds what a digest among the ingredients stands for, to name what changed in it.
 
     Returns:
         True if it is complete and current; False if it has to be made (or finished).
@@ -110,7 +145,27 @@ def is_current(output: Path, wanted: Mapping[str, Any], what: str, *, overwrite:
     if overwrite:
         set_aside(output)
         return False
-    raise stale(output, what, changes(found, wanted))
+    raise stale(output, what, named_changes(found, wanted, look_up))
+
+
+def named_changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], look_up: LookUp = lambda digest: None
+) -> list[str]:
+    """Return `changes` in which every digest is replaced by what changed in that which it stands for."""
+    lines = []
+    for line in changes(old, new):
+        key, _, values = line.partition(": ")
+        before, _, after = values.partition(" -> ")
+        if not (_DIGEST.fullmatch(before) and _DIGEST.fullmatch(after)):
+            lines.append(line)
+            continue
+        known, wanted = look_up(before.strip('"')), look_up(after.strip('"'))
+        if known is not None and wanted is not None:
+            lines += [f"{key}.{inner}" for inner in named_changes(known, wanted, look_up)]
+        else:
+            meant = DIGESTS.get(key.rpartition(".")[2], "what it is made from")
+            lines.append(f"{key}: {meant} changed ({before[1:9]} -> {after[1:9]})")
+    return list(dict.fromkeys(lines))
 
 
 def check_parts(folder: Path, fingerprint: str) -> None:
@@ -133,6 +188,13 @@ def stale(output: Path, what: str, changed: list[str]) -> StaleError:
     """Return the error for an output of other settings, naming each of them."""
     shown = "\n".join(f"  {line}" for line in changed[:SHOWN_CHANGES])
     more = f"\n  ... and {len(changed) - SHOWN_CHANGES} more" if len(changed) > SHOWN_CHANGES else ""
+    if all(_EDITION.search(line) for line in changed):
+        return StaleError(
+            f"{what} ({output}) was made by another edition of this program:\n{shown}{more}",
+            "This one would make another table from the same settings, and going on would mix the two.",
+            "Use another run with --run NAME, or go on with the edition that began this one, or --overwrite "
+            "to make it anew (the old one is kept beside it under another name).",
+        )
     return StaleError(
         f"{what} ({output}): settings changed since it was made:\n{shown}{more}",
         "Going on would mix results of two configurations in one run.",

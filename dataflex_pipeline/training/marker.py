@@ -6,8 +6,8 @@ only then. A folder without a marker is an unfinished one, whatever it holds.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.models.optimizer_states import GATHERED
 from dataflex_pipeline.store.atomic import TEMPORARY, fsync_path, read_json, write_json
 from dataflex_pipeline.store.fingerprint import digest, file_digest
+from dataflex_pipeline.store.versions import installed_versions
 
 MARKER = "COMPLETE.json"
 PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".safetensors")
@@ -35,7 +36,7 @@ class Marker:
         course: what later steps need to know of earlier ones (best evaluation, patience, seconds).
         result: the round's result (`RoundResult.plain`), when finished.
         files: name -> {"bytes", "digest"} of every other file.
-        version: of this package.
+        version: of this package. versions: of the packages it was made with; empty where not recorded.
     """
 
     fingerprint: str
@@ -47,6 +48,7 @@ class Marker:
     result: dict[str, Any] | None
     files: dict[str, dict[str, Any]]
     version: str = __version__
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def write_marker(
@@ -74,6 +76,7 @@ def write_marker(
         course=dict(course),
         result=None if result is None else dict(result),
         files=files,
+        versions=installed_versions(),
     )
     write_json(folder / MARKER, asdict(marker))
     return marker
@@ -97,13 +100,19 @@ def read_marker(checkpoint: Path) -> Marker | None:
     if not path.is_file():
         return None
     content = read_json(path)
-    if not isinstance(content, dict) or set(content) != set(Marker.__dataclass_fields__):
+    fields = set(Marker.__dataclass_fields__)
+    # Markers of an earlier edition do not record versions.
+    if not isinstance(content, dict) or set(content) not in (fields, fields - {"versions"}):
         raise _damaged(path, "it is not the marker of a checkpoint")
     return Marker(**content)
 
 
-def verify_checkpoint(checkpoint: Path) -> Marker:
+def verify_checkpoint(checkpoint: Path, digest_of: Callable[[Path], str] = file_digest) -> Marker:
     """Check that a checkpoint is complete and that each of its files is the one that was written.
+
+    Args:
+        checkpoint: its folder.
+        digest_of: gives the digest of a file, for callers that remember those of unchanged files.
 
     Raises:
         CorruptError: there is no marker, or a file is missing, of another size, replaced, or was put
@@ -122,7 +131,7 @@ def verify_checkpoint(checkpoint: Path) -> Marker:
             raise _damaged(path, "the marker names it and it is missing", _consequence(name))
         if path.stat().st_size != known["bytes"]:
             raise _damaged(path, f"it has {path.stat().st_size} bytes where {known['bytes']} were written")
-        if file_digest(path) != known["digest"]:
+        if digest_of(path) != known["digest"]:
             raise _damaged(path, "its content is not what was written")
     for path in _files(checkpoint):
         if path.suffix in PICKLES and path.relative_to(checkpoint).as_posix() not in marker.files:

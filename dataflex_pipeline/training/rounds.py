@@ -205,7 +205,7 @@ def _trainer(job: _Job, start: Start, conductor: Conductor, arguments: SFTConfig
     seed = derive_seed(config.seed, "adapter")
     model = load_for_training(config, start.folder, device, seed, conductor.note)
     check_router_coefficient(config, model)
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
     wanted = None if config.eval_strategy == "no" else job.target
     announce_to_lark(config)
     trainer = WeightedTrainer(

@@ -1,0 +1,109 @@
+"""Finished outputs held against what was written: nothing that was deleted, cut or changed counts as done.
+
+Checkpoints carry a digest of each of their files in their marker. The digests of tables are remembered in the
+run's sources.json when they are written, or first seen. A file is only read where its size or its time is
+another than when it was read last, so a check costs a look at each file's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from dataflex_pipeline.errors import CorruptError
+from dataflex_pipeline.store.atomic import set_aside
+from dataflex_pipeline.store.run import RoundFolder
+from dataflex_pipeline.store.stale import is_complete
+from dataflex_pipeline.training.kept import KEPT
+from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
+from stages.context import Context
+
+BEST = "best"
+
+
+def tables_of(where: RoundFolder) -> Iterator[Path]:
+    """Yield the finished tables of a round."""
+    for kind in ("scores", "probabilities"):
+        yield from sorted((where.folder / kind).glob("*.parquet"))
+    if where.index.is_file():
+        yield where.index
+
+
+def check_outputs(context: Context, last: int) -> None:
+    """Check every finished table and checkpoint of rounds 0 to ``last``, and the best checkpoint.
+
+    Raises:
+        CorruptError: one is not what was written, or a file of it is missing.
+    """
+    for number in range(last + 1):
+        check_tables(context, number)
+        check_checkpoint(context, number)
+    if all(is_complete(context.run.round(number).checkpoint) for number in range(last + 1)):
+        check_best(context, last)
+
+
+def check_tables(context: Context, number: int) -> None:
+    """Check the tables of one round."""
+    for path in tables_of(context.run.round(number)):
+        context.memo.check_output(path)
+
+
+def set_aside_damaged_tables(context: Context, number: int) -> None:
+    """Set the tables of a round aside that are not what was written, for ``--overwrite``."""
+    for path in tables_of(context.run.round(number)):
+        try:
+            context.memo.check_output(path)
+        except CorruptError:
+            set_aside(path)
+            context.memo.forget_output(path)
+
+
+def check_checkpoint(context: Context, number: int) -> None:
+    """Check the checkpoint of one round, and those kept inside it, where they are finished."""
+    checkpoint = context.run.round(number).checkpoint
+    for folder in (checkpoint, *sorted((checkpoint.parent / KEPT).glob("step-*[0-9]"))):
+        if is_complete(folder):
+            verify_checkpoint(folder, context.memo.output_digest)
+
+
+def check_best(context: Context, last: int) -> None:
+    """Check that best/ holds the best weights of the evaluations up to round ``last``.
+
+    Raises:
+        CorruptError: it is damaged, or not there although an evaluation was the best.
+    """
+    folder = context.run.folder / BEST
+    if not context.given.load_best_model_at_end:
+        return
+    if is_complete(folder):
+        verify_checkpoint(folder, context.memo.output_digest)
+    marker = read_marker(context.run.round(last).checkpoint)
+    best = None if marker is None else marker.course.get("best")
+    kept = read_marker(folder)
+    if best is None or (kept is not None and kept.step >= best["step"]):
+        return
+    found = "is not there" if kept is None else f"is of step {kept.step}"
+    raise CorruptError(
+        f"{folder} {found}, and the best evaluation was at step {best['step']}, in round {best['round']}.",
+        "load_best_model_at_end: true promises those weights, and no other file holds them.",
+        f"Put the folder back; or move {context.run.round(best['round']).checkpoint} away and run "
+        f"`dataflex round {last} {context.again}`, which trains that round again.",
+    )
+
+
+def last_finished(context: Context) -> int | None:
+    """Return the last round up to which every checkpoint is finished; None before the warm-up's."""
+    found = None
+    for number in range(context.given.update_times + 1):
+        if not is_complete(context.run.round(number).checkpoint):
+            break
+        found = number
+    return found
+
+
+def remember_checkpoint(context: Context, number: int) -> None:
+    """Remember the digests of a checkpoint that was just written, so that it need not be read again."""
+    checkpoint = context.run.round(number).checkpoint
+    marker = read_marker(checkpoint)
+    for name, known in ({} if marker is None else marker.files).items():
+        context.memo.know(checkpoint / name, str(known["digest"]))

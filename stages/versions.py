@@ -1,0 +1,43 @@
+"""Other versions of torch, transformers, trl, peft or this package than a run's rounds were made with."""
+
+from __future__ import annotations
+
+from dataflex_pipeline.store.versions import changes_between_rounds, installed_versions, version_changes
+from dataflex_pipeline.training.marker import read_marker
+from stages.context import Context
+
+
+def _recorded(context: Context) -> tuple[dict[str, str], dict[int, dict[str, str]]]:
+    """Return the versions when the run began, and those of each finished round."""
+    rounds = {}
+    for number in range(context.given.update_times + 1):
+        marker = read_marker(context.run.round(number).checkpoint)
+        if marker is None:
+            break
+        rounds[number] = marker.versions
+    return context.run.read()[1].get("versions", {}), rounds
+
+
+def versions_said(context: Context) -> list[str]:
+    """Return one line for each round made with other versions than the one before, and one for now."""
+    now = versions_now(context)
+    return changes_between_rounds(*_recorded(context)) + ([now] if now else [])
+
+
+def versions_now(context: Context) -> str:
+    """Return which versions installed now are not those of the last finished round; empty if none."""
+    if not context.run.exists():
+        return ""
+    begun, rounds = _recorded(context)
+    known = {number: versions for number, versions in rounds.items() if versions}
+    before = known[max(known)] if known else begun
+    since = f"round {max(known)}" if known else "the run's beginning"
+    changed = version_changes(before, installed_versions())
+    return f"other versions are installed now than at {since}: {', '.join(changed)}" if changed else ""
+
+
+def say_versions(context: Context) -> None:
+    """Say in one line which versions are others than when the last round was made."""
+    line = versions_now(context)
+    if line:
+        context.progress.say(f"note: {line}; results may differ from those of the old ones")
