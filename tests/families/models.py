@@ -166,10 +166,23 @@ BALANCED = (
         quick=True,
     ),
     _family("OLMoE, with its balancing loss", "olmoe", SOME_OF_FOUR, balancing=True),
-    _family("Qwen3-MoE, with its balancing loss", "qwen3_moe", HEADS, SOME_OF_FOUR,
-        {"moe_intermediate_size": 16}, balancing=True),
-    _family("GPT-OSS, with its balancing loss", "gpt_oss", HEADS, LOCAL_FOUR, {"sliding_window": 4},
-        balancing=True),
+    _family(
+        "Qwen3-MoE, with its balancing loss",
+        "qwen3_moe",
+        HEADS,
+        SOME_OF_FOUR,
+        {"moe_intermediate_size": 16},
+        balancing=True,
+    ),
+    _family("GraniteMoE, with its balancing loss", "granitemoe", LOCAL_FOUR, MULTIPLIERS, balancing=True),
+    _family(
+        "GPT-OSS, with its balancing loss",
+        "gpt_oss",
+        HEADS,
+        LOCAL_FOUR,
+        {"sliding_window": 4},
+        balancing=True,
+    ),
 )
 """Mixtures of experts trained with their load-balancing loss."""
 
@@ -243,8 +256,11 @@ FURTHER = (
             "chunk_size": 16,
         },
     ),
-    _family("ModernBERT decoder", "modernbert-decoder", {"local_attention": 8, "cls_token_id": 1,
-        "sep_token_id": 2}),
+    _family(
+        "ModernBERT decoder",
+        "modernbert-decoder",
+        {"local_attention": 8, "cls_token_id": 1, "sep_token_id": 2},
+    ),
     _family(
         "Gemma 3n (text)",
         "gemma3n_text",
@@ -276,8 +292,9 @@ FURTHER = (
         },
     ),
     _family("OPT", "opt", {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": WIDE, "dropout": 0.0}),
-    _family("StableLM", "stablelm", {"use_parallel_residual": True, "qk_layernorm": True,
-        "use_qkv_bias": True}),
+    _family(
+        "StableLM", "stablelm", {"use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True}
+    ),
     _family("Cohere", "cohere", {"logit_scale": 0.3}),
     _family("Nemotron", "nemotron"),
     _family("StarCoder2", "starcoder2", {"sliding_window": 4}),

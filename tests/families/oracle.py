@@ -50,9 +50,16 @@ class Hyper:
     balancing: float
 
 
-def load(folder: Path, adapter: Path | None = None) -> Any:
-    """Return a model with an adapter or without, in float32; what is to be trained requires a gradient."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+PLAIN = {"attn_implementation": "eager", "experts_implementation": "eager"}
+
+
+def load(folder: Path, adapter: Path | None = None, **settings: Any) -> Any:
+    """Return a model with an adapter or without, in float32; what is to be trained requires a gradient.
+
+    Args:
+        folder: of the model. adapter: folder of an adapter. settings: of the configuration, to be changed.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **PLAIN, **settings)
     if adapter is not None:
         return PeftModel.from_pretrained(model, adapter, is_trainable=True)
     return model.requires_grad_(True)
@@ -81,6 +88,13 @@ def row_losses(model: Any, rows: Sequence[Row]) -> np.ndarray:
     """Return each row's mean loss in nats per response token. [rows]"""
     with torch.no_grad():
         return np.array([float(total / count) for total, count in (summed_loss(model, row) for row in rows)])
+
+
+def token_loss(model: Any, rows: Sequence[Row]) -> float:
+    """Return the mean loss of all rows' response tokens together, in nats per token."""
+    with torch.no_grad():
+        found = [summed_loss(model, row) for row in rows]
+    return float(sum(total for total, _ in found)) / sum(count for _, count in found)
 
 
 def row_gradient(model: Any, row: Row) -> Vectors:
@@ -158,6 +172,7 @@ class Training:
             self.parameters, lr=hyper.learning_rate, betas=hyper.betas, eps=hyper.eps, weight_decay=0.0
         )
         self.schedule = get_scheduler(hyper.schedule, self.optimizer, 0, hyper.horizon)
+        self.losses: list[float] = []
 
     def run(self, positions: Sequence[tuple[Row, float]]) -> Vectors:
         """Train on rows with weights, in this order; return the weights afterwards."""
@@ -174,6 +189,7 @@ class Training:
         loss = total / tokens
         if self.hyper.balancing:
             loss = loss + self.hyper.balancing * self._balancing([row for row, _ in positions])
+        self.losses.append(loss.item())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.hyper.max_grad_norm)
         self.optimizer.step()
@@ -187,8 +203,6 @@ class Training:
             part = [torch.tensor(ids) for ids, _ in rows[first : first + self.hyper.rows_per_pass]]
             ids = torch.nn.utils.rnn.pad_sequence(part, batch_first=True)
             mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(x) for x in part], batch_first=True)
-            out = self.model(
-                input_ids=ids, attention_mask=mask, output_router_logits=True, use_cache=False
-            )
+            out = self.model(input_ids=ids, attention_mask=mask, output_router_logits=True, use_cache=False)
             found.append(out.aux_loss)
         return torch.stack(found).mean()
