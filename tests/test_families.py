@@ -1,8 +1,7 @@
 """The family matrix: losses, LESS and two rounds of training of many families against plain loops.
 
-What a family's figures are and how they are made: families/check.py; what is right: families/oracle.py. The
-families that are not quick run with ``make test-families``, which writes no table; docs/families.md is written
-by ``python -m families.table``.
+What a family's figures are and how they are made: families/check.py; what is right: families/oracle.py.
+Families that are not quick are tried by ``make test-families``; ``make families`` writes docs/families.md.
 """
 
 from __future__ import annotations

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from families import oracle
-from families.models import BALANCING, Family, make_family
 from tiny_training import GLOBAL_BATCH, log_of, make_config, make_index, make_plan, make_pool
 
 from dataflex_pipeline import api
@@ -25,6 +23,9 @@ from dataflex_pipeline.models.base import load_base, load_for_scoring
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.training import train_round
+from families import oracle
+from families.models import make_family
+from families.settings import BALANCING, Family
 
 STEPS, K = 2, 4096
 POOL_ROWS, TARGET_ROWS, SCORED_ROWS = 12, 3, 4
@@ -33,7 +34,7 @@ PROJECTION_SEED = 7
 LESS: dict[str, Any] = {"projection": "countsketch", "proj_dim": K, "dtype": "float32"}
 
 
-LIMITS = {"losses": 1e-5, "logged": 1e-5, "less": 5e-5, "training": 1e-4, "second_round": 1e-4}
+LIMITS = {"losses": 1e-5, "logged": 1e-5, "less": 5e-5, "training": 3e-4, "second_round": 3e-4}
 """Largest error of each figure; rounding in float32 gives about a tenth of them."""
 
 

@@ -115,11 +115,15 @@ def adam_update(checkpoint: Path) -> Callable[[Vectors], Vectors]:
         name: (group, saved["state"][number])
         for group in saved["param_groups"]
         for number, name in zip(group["params"], group["param_names"], strict=True)
+        if number in saved["state"]
     }
 
     def update(gradients: Vectors) -> Vectors:
         result = {}
         for name, g in gradients.items():
+            if name not in known and not g.any():  # it never had a gradient: torch's AdamW leaves it alone
+                result[name] = torch.zeros_like(g)
+                continue
             group, state = known[name]
             (b1, b2), t = group["betas"], float(state["step"]) + 1
             m = (b1 * state["exp_avg"] + (1 - b1) * g) / (1 - b1**t)

@@ -17,7 +17,8 @@ import traceback
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from families.models import ALL, KINDS, Family
+from families.models import ALL, KINDS
+from families.settings import Family
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "families.md"
@@ -36,8 +37,8 @@ A number is an error in 32-bit floats on a CPU, so all of them should be roundin
 - **Losses**: the largest difference of a row's loss, in nats per token.
 - **Logs**: the largest difference of a step's or an evaluation's loss in the training log, in nats.
 - **LESS**: the largest difference of a score, and of the length of an Adam update, relative to the largest.
-- **Training**: \\|update - the loop's update\\| / \\|the loop's update\\| over a round of weighted training, with
-  micro-batches of padded rows.
+- **Training**: the length of (update - the loop's update) over that of the loop's update, for a round of
+  weighted training in micro-batches of padded rows.
 - **Second round**: the same of the round after it, which goes on from the first one's checkpoint: weights,
   Adam's states, schedule.
 
@@ -49,10 +50,12 @@ line says so, with it. A family that is not in the table has not been tried.
 
 def main() -> int:
     """Try the families, write the page, and return the exit status."""
+    from dataflex_pipeline.models.base import no_bars
+
     options = _options()
     families = [family for family in ALL if not options.only or family.title in options.only]
     lines, wrong = [], []
-    with tempfile.TemporaryDirectory(prefix="families-") as folder:
+    with tempfile.TemporaryDirectory(prefix="families-") as folder, no_bars():
         for family in families:
             for kind in KINDS:
                 began = time.monotonic()
@@ -60,7 +63,8 @@ def main() -> int:
                 name = f"{family.title}, {NAMES[kind]}"
                 lines.append(f"| {family.title} | `{family.model_type}` | {NAMES[kind]} | {cells} |")
                 wrong += [f"{name}: {complaint}"] if complaint else []
-                print(f"{name}: {complaint or 'right'} ({time.monotonic() - began:.1f} s)", flush=True)
+                said = complaint.strip().splitlines()[-1] if complaint else "right"
+                print(f"{name}: {said} ({time.monotonic() - began:.1f} s)", flush=True)
     options.out.write_text(page(lines), encoding="utf-8")
     print(f"{options.out}: {len(lines)} lines, {len(wrong)} wrong")
     for complaint in wrong:
@@ -81,9 +85,8 @@ def _options() -> argparse.Namespace:
 
 def attempt(family: Family, kind: str, folder: Path) -> tuple[str, str]:
     """Return the last cells of a family's line, and what is wrong with them (empty: nothing)."""
-    from families.check import measure
-
     from dataflex_pipeline.errors import DataflexError
+    from families.check import measure
 
     try:
         figures = measure(family, kind, folder)
