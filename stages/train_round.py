@@ -15,7 +15,7 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import dump_config
 from dataflex_pipeline.errors import CorruptError, RunError
 from dataflex_pipeline.models.base import adapter_folder
-from dataflex_pipeline.models.source import model_digest
+from dataflex_pipeline.models.source import attention_kernel, model_digest
 from dataflex_pipeline.store.atomic import set_aside
 from dataflex_pipeline.store.fingerprint import digest, files_digest
 from dataflex_pipeline.store.parquet import read_whole
@@ -73,6 +73,7 @@ def step_range(context: Context, number: int) -> tuple[int, int]:
 def wanted_checkpoint(context: Context, number: int, index_fingerprint: str) -> dict[str, Any]:
     """Return what a round's checkpoint is made from."""
     before = context.run.round(number - 1).checkpoint if number else None
+    config = context.config.model_copy(update={"attn_implementation": attention_kernel(context.config)})
     evaluates = has_target(context) and context.given.eval_strategy != "no"
     return {
         "output": "checkpoint",
@@ -84,7 +85,7 @@ def wanted_checkpoint(context: Context, number: int, index_fingerprint: str) -> 
         "pool": open_split(context, "pool").fingerprint,
         "target": open_split(context, "target").fingerprint if evaluates else None,
         "global_batch": context.global_batch,
-        "training": _training_settings(context.given),
+        "training": _training_settings(config),
     }
 
 
@@ -92,13 +93,15 @@ def _training_settings(config: Config) -> dict[str, Any]:
     """Return what of the settings a checkpoint is made from.
 
     Without ``eval_steps``, ``logging_steps`` says when evaluations happen, and with them which weights are
-    best and when early stopping fires. An attention kernel is named only where one is set.
+    best and when early stopping fires. An attention kernel and a factor of the load-balancing loss are named
+    only where there is one.
     """
     settings: dict[str, Any] = {name: getattr(config, name) for name in TRAINING_KEYS}
     if config.eval_strategy == "steps":
         settings["eval_steps"] = config.eval_steps or config.logging_steps
-    if config.attn_implementation is not None:
-        settings["attn_implementation"] = config.attn_implementation
+    for name in ("attn_implementation", "router_aux_loss_coef"):
+        if getattr(config, name) is not None:
+            settings[name] = getattr(config, name)
     return settings
 
 

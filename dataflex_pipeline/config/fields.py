@@ -187,6 +187,14 @@ class Config(BaseModel):
     adam_beta2: float = key(0.999, "AdamW beta2", "run", "training", ge=0.0, lt=1.0)
     adam_epsilon: float = key(1e-8, "AdamW epsilon", "run", "training", gt=0.0)
     max_grad_norm: float = key(1.0, "gradient clipping; 0: off", "run", "training", ge=0.0)
+    router_aux_loss_coef: float | None = key(
+        None,
+        "factor of the load-balancing loss that is added when a mixture of experts is trained; "
+        "by default the model's own, 0: none",
+        "run",
+        "training",
+        ge=0.0,
+    )
     gradient_checkpointing: bool = key(False, "recompute activations to save memory", "runtime", "training")
     seed: int = key(
         42, "the one seed; every consumer derives its own stream from it", "run", "training", ge=0

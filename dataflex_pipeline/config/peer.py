@@ -63,6 +63,9 @@ IGNORED: dict[str, str] = {
     "overwrite_cache": "a configuration never deletes anything here; --overwrite does a step again",
 }
 
+RENAMED: dict[str, str] = {"moe_aux_loss_coef": "router_aux_loss_coef"}
+"""Keys of LLaMA-Factory that mean the same as one of another name here."""
+
 # Keys of LLaMA-Factory and transformers that people bring along, where the nearest word would mislead.
 HINTS: dict[str, str] = {
     "warmup_steps": "The learning rate's rise is warmup_ratio here; warmup_step is the length of round 0.",
@@ -102,6 +105,9 @@ def translate(layer: Layer) -> tuple[dict[str, Any], list[str]]:
             _check_fixed(name, value, layer)
         elif name in IGNORED:
             notices += _ignored(name, value, layer)
+        elif name in RENAMED:
+            kept[RENAMED[name]] = value
+            notices.append(f"{name} ({layer.place(name)}) is taken as {RENAMED[name]}")
         elif name == "ddp_timeout" and value is False:
             kept[name] = None
             notices.append(f"ddp_timeout: false ({layer.place(name)}) is taken as the default")

@@ -32,6 +32,7 @@ from dataflex_pipeline.backends.generation_settings import (
     model_settings,
 )
 from dataflex_pipeline.backends.generators import check_generator, choose_generator, make_generator
+from dataflex_pipeline.models.source import attention_kernel
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 from dataflex_pipeline.seeds import derive_seed
 
@@ -124,7 +125,7 @@ class Generations(api.Feature):
 
     def ingredients(self) -> dict[str, Any]:
         """Return the precision, and the attention kernel where it is ours to choose."""
-        kernel = self.config.attn_implementation if self.params.generator == "transformers" else None
+        kernel = attention_kernel(self.config) if self.params.generator == "transformers" else None
         return {"bf16": self.config.bf16, "attn_implementation": kernel}
 
     def check(self, need: api.Need, n_rows: int | None) -> None:

@@ -25,6 +25,7 @@ from pydantic import Field
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.models.batches import Sequences, label_budget, length_batches, padded
+from dataflex_pipeline.models.source import attention_kernel
 from dataflex_pipeline.schemas import GROUP, REASON, ROW, ROW_ID, VALID, column
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Gradients(api.Feature):
 
     def ingredients(self) -> dict[str, Any]:
         """Return the precision and attention kernel, which move the last digits."""
-        return {"bf16": self.config.bf16, "attn_implementation": self.config.attn_implementation}
+        return {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
 
     @contextmanager
     def open(

@@ -25,6 +25,7 @@ from dataflex_pipeline.models.batches import (
     logits_only_at,
     padded,
 )
+from dataflex_pipeline.models.source import attention_kernel
 from dataflex_pipeline.schemas import LOSSES
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Losses(Feature):
 
     def ingredients(self) -> dict[str, Any]:
         """Return the precision and attention kernel, which move the last digits."""
-        return {"bf16": self.config.bf16, "attn_implementation": self.config.attn_implementation}
+        return {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
 
     @contextmanager
     def open(self, given: FeatureInput, progress: Progress) -> Iterator[Callable[[pa.Table], pa.Table]]:

@@ -32,6 +32,7 @@ from dataflex_pipeline.gradients.policy import (
     sample_weights,
     summed_gradients,
 )
+from dataflex_pipeline.models.source import attention_kernel
 from dataflex_pipeline.schemas import GROUP, REASON, ROW, ROW_ID, VALID, column
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class PolicyGradients(api.Feature):
 
     def ingredients(self) -> dict[str, Any]:
         """Return the precision and attention kernel, which move the last digits."""
-        return {"bf16": self.config.bf16, "attn_implementation": self.config.attn_implementation}
+        return {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
 
     @contextmanager
     def open(

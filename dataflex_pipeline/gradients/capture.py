@@ -89,7 +89,7 @@ class GradientCapture:
         self._uses: dict[str, int] = {}
         self._pending: dict[str, list[Contribution]] = {}
         self._given: set[str] = set()
-        self._tapping = self._in_backward = False
+        self._tapping = self._in_backward = self._copies = False
         self._shape, self._bounds = (0, 0), [0]
 
     def __enter__(self) -> GradientCapture:
@@ -153,10 +153,8 @@ class GradientCapture:
 
     def _capture(self, ids: Tensor, labels: Tensor, attention: Tensor, consumer: GradientConsumer) -> Tensor:
         self._sink = consumer
-        self._uses, self._pending, self._given = dict.fromkeys(self.parameters, 0), {}, set()
-        self._tapping, self._in_backward = True, False
         try:
-            losses = self.row_losses(ids, labels, attention)
+            losses = self._tapped_losses(ids, labels, attention)
             self._in_backward = True
             torch.autograd.backward(losses.sum())
             for name in list(self._pending):  # a use whose output led nowhere never delivers
@@ -169,6 +167,21 @@ class GradientCapture:
             row_gradients(self.row_losses, slow, (ids, labels, attention), consumer)
         labelled = predicting(labels, attention).any(1)
         return losses.detach().masked_fill(~labelled, torch.nan)
+
+    def _tapped_losses(self, ids: Tensor, labels: Tensor, attention: Tensor) -> Tensor:
+        """Return the rows' losses with the layers tapped.
+
+        Taps return views, which cost nothing; a model that changes a layer's output in place gets copies.
+        """
+        self._uses, self._pending, self._given = dict.fromkeys(self.parameters, 0), {}, set()
+        self._tapping, self._in_backward = True, False
+        try:
+            return self.row_losses(ids, labels, attention)
+        except RuntimeError as error:
+            if self._copies or "modified inplace" not in str(error):
+                raise
+        self._copies = True
+        return self._tapped_losses(ids, labels, attention)
 
     def _tap_layers(self, stack: ExitStack) -> None:
         full = {id(parameter): name for name, parameter in self.parameters.items()}
@@ -202,7 +215,7 @@ class GradientCapture:
                 self._go_slow(names, f"a {type(module).__name__} sees its input as {shape}, not by rows")
                 return None
             return Tap.apply(  # type: ignore[no-untyped-call]
-                self._trigger, output, x.detach(), layer, self._deliver
+                self._trigger, output, x.detach(), layer, self._deliver, self._copies
             )
 
         return hook

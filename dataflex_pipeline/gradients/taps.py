@@ -40,22 +40,25 @@ class Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, trigger: Tensor, output: Tensor, x: Tensor, layer: Tapped, deliver: Deliver
+        ctx: Any, trigger: Tensor, output: Tensor, x: Tensor, layer: Tapped, deliver: Deliver, copies: bool
     ) -> Tensor:
-        """Return ``output``; ``trigger`` makes it need a gradient where nothing below it does."""
+        """Return ``output``; ``trigger`` makes it need a gradient where nothing below it does.
+
+        A model that goes on to change the output in place cannot do so with a view, and gets a copy.
+        """
         ctx.save_for_backward(x)
         ctx.set_materialize_grads(False)
         ctx.layer, ctx.deliver = layer, deliver
-        return output.view_as(output)
+        return output.clone() if copies else output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor | None, None, None, None, None]:
         """Deliver (layer, x, gradient of the output); None where the output led nowhere."""
         (dy,) = gradients
         if dy is not None:
             (x,) = ctx.saved_tensors
             ctx.deliver(ctx.layer, x, dy)
-        return None, dy if ctx.needs_input_grad[1] else None, None, None, None
+        return None, dy if ctx.needs_input_grad[1] else None, None, None, None, None
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,45 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dataflex_pipeline.errors import ConfigError, did_you_mean
-from dataflex_pipeline.models.base import adapter_folder, attach_adapter
+from dataflex_pipeline.models.base import adapter_folder, attach_adapter, load_base, load_full
+from dataflex_pipeline.models.source import quiet
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from peft import PeftModel
     from transformers import PreTrainedModel
 
     from dataflex_pipeline.config.fields import Config
+
+
+def load_for_training(
+    config: Config, checkpoint: Path | None, device: str, seed: int, say: Callable[[str], None] = quiet
+) -> PreTrainedModel | PeftModel:
+    """Load the model as of a checkpoint, with what is trained trainable.
+
+    The weights are loaded as scoring loads them. The trainer's own way goes by the names that parameters have
+    in the live model; some families are saved under others, and theirs would stay the base model's.
+
+    Args:
+        config: the run's configuration.
+        checkpoint: of the step before; None: nothing was trained yet.
+        device: from `resolve_device`.
+        seed: of a fresh adapter's random initialisation, in [0, 2**64).
+        say: told what has to be said about the weights.
+
+    Raises:
+        UserError: what `load_base`, `load_full` and `wrap_for_training` refuse.
+    """
+    if config.finetuning_type == "full":
+        # AdamW steps are far below the resolution of bfloat16 near a weight: master weights stay in fp32 and
+        # bf16 then means autocast around the forward pass.
+        if checkpoint is not None:
+            return load_full(config, checkpoint, device, "float32").requires_grad_(True)
+        return wrap_for_training(config, load_base(config, device, "float32", say), seed)
+    base = load_base(config, device, say=say)
+    return wrap_for_training(config, base, seed) if checkpoint is None else attach_adapter(base, checkpoint)
 
 
 def wrap_for_training(config: Config, model: PreTrainedModel, seed: int) -> PreTrainedModel | PeftModel:
@@ -41,8 +73,6 @@ def _trainable_whole(config: Config, model: PreTrainedModel) -> PreTrainedModel:
             "Training all weights has no adapter to start from.",
             "Merge the adapter into the model first (dataflex export) and use the result as the model.",
         )
-    # AdamW steps are far below the resolution of bfloat16 near a weight: master weights stay in fp32 and
-    # bf16 then means autocast around the forward pass.
     return model.float().requires_grad_(True)
 
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline.errors import ConfigError, CorruptError, UserError
-from dataflex_pipeline.models.source import check_model_folder, explained, load_arguments, local_folder
+from dataflex_pipeline.models.source import (
+    attention_kernel,
+    check_model_folder,
+    explained,
+    load_arguments,
+    local_folder,
+    quiet,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -110,16 +117,25 @@ def precision(config: Config, device: str) -> Precision:
     return Precision("bfloat16")
 
 
-def _load(source: str, config: Config, device: str, **arguments: Any) -> PreTrainedModel:
+@dataclass(frozen=True)
+class _Loaded:
+    """A model on its device, and the names of weights that its files hold and it has no place for."""
+
+    model: PreTrainedModel
+    unexpected: tuple[str, ...]
+
+
+def _load(source: str, config: Config, device: str, dtype: str, **arguments: Any) -> _Loaded:
     import torch
     from transformers import AutoModelForCausalLM
 
-    if config.attn_implementation is not None:
-        arguments["attn_implementation"] = config.attn_implementation
+    kernel = attention_kernel(config)
+    if kernel is not None:
+        arguments["attn_implementation"] = kernel
     with explained(source, "weights"), no_bars():
         model, found = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=getattr(torch, precision(config, device).dtype),
+            dtype=getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
             **arguments,
@@ -131,7 +147,7 @@ def _load(source: str, config: Config, device: str, **arguments: Any) -> PreTrai
             "They would be random numbers, without a word.",
             "Use the folder of a whole causal language model (not of an encoder or a headless one).",
         )
-    return model.to(device)
+    return _Loaded(model.to(device), tuple(sorted(found["unexpected_keys"])))
 
 
 @contextmanager
@@ -150,12 +166,16 @@ def no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_base(config: Config, device: str) -> PreTrainedModel:
+def load_base(
+    config: Config, device: str, dtype: str | None = None, say: Callable[[str], None] = quiet
+) -> PreTrainedModel:
     """Load the base model named by ``model_name_or_path``.
 
     Args:
         config: names the model, its revision, precision and attention kernel.
         device: from `resolve_device`.
+        dtype: name of a torch number format; None for that of `precision`.
+        say: told which weights of the files the model has no place for.
 
     Raises:
         UserError: missing folder, not a model, pickled weights, or a hub name that cannot be loaded.
@@ -163,7 +183,15 @@ def load_base(config: Config, device: str) -> PreTrainedModel:
     folder = local_folder(config.model_name_or_path)
     if folder is not None:
         check_model_folder(folder)
-    return _load(str(folder or config.model_name_or_path), config, device, **load_arguments(config))
+    name = str(folder or config.model_name_or_path)
+    number_format = dtype or precision(config, device).dtype
+    loaded = _load(name, config, device, number_format, **load_arguments(config))
+    if loaded.unexpected:
+        say(
+            f"{len(loaded.unexpected)} weights of '{name}' have no place in a {type(loaded.model).__name__} "
+            f"and are not used: {shortened(loaded.unexpected)}."
+        )
+    return loaded.model
 
 
 def load_for_scoring(config: Config, checkpoint: Path | None, device: str) -> PreTrainedModel | PeftModel:
@@ -191,13 +219,41 @@ def load_for_scoring(config: Config, checkpoint: Path | None, device: str) -> Pr
     return (base if adapter is None else attach_adapter(base, adapter)).eval()
 
 
-def load_full(config: Config, checkpoint: Path, device: str) -> PreTrainedModel:
-    """Load the weights that a fully fine-tuned checkpoint holds."""
+def load_full(config: Config, checkpoint: Path, device: str, dtype: str | None = None) -> PreTrainedModel:
+    """Load the weights that a fully fine-tuned checkpoint holds, every one of them and nothing else.
+
+    Args:
+        config: precision and attention kernel. checkpoint: its folder. device: from `resolve_device`.
+        dtype: name of a torch number format; None for that of `precision`.
+
+    Raises:
+        CorruptError: there are none, or one that the model has no place for.
+        UserError: one is missing.
+    """
     if not (checkpoint / "config.json").is_file() or not any(checkpoint.glob("model*.safetensors")):
         raise _no_weights(checkpoint, "model.safetensors with its config.json", "full")
-    return _load(
-        str(checkpoint), config, device, trust_remote_code=config.trust_remote_code, local_files_only=True
+    loaded = _load(
+        str(checkpoint),
+        config,
+        device,
+        dtype or precision(config, device).dtype,
+        trust_remote_code=config.trust_remote_code,
+        local_files_only=True,
     )
+    if loaded.unexpected:
+        raise CorruptError(
+            f"The weights in {checkpoint} hold {len(loaded.unexpected)} that a {type(loaded.model).__name__} "
+            f"has no place for: {shortened(loaded.unexpected)}.",
+            "What was trained in them would be lost without a word.",
+            "Use the version of transformers that it was made with, or train that round again (--overwrite).",
+        )
+    return loaded.model
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Return the first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def attach_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:

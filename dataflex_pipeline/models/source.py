@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,14 @@ from dataflex_pipeline.store.fingerprint import digest, file_digest
 if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
 
+_KERNEL = re.compile(
+    r"attn_implementation|attention implementation|flash.?attention|flash_attn", re.IGNORECASE
+)
+"""What errors about an attention kernel that a model lacks, or that is not installed, say."""
+SOFT_CAPPED = ("gemma2", "t5gemma", "vaultgemma")
+"""Model types whose attention scores are soft-capped unless config.json says otherwise."""
+WITHOUT_SOFT_CAP = ("sdpa",)
+"""Attention kernels that pass over a model's soft-capping of attention scores without a word."""
 MODEL_KEY = "model_name_or_path"
 """The setting that messages name where no other is said."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -34,6 +43,10 @@ TOKENIZER_FILES = (
     "*.model",
     "*.tiktoken",
 )
+
+
+def quiet(line: str) -> None:
+    """Say nothing: the default listener of the loading functions."""
 
 
 def local_folder(name: str, key: str = MODEL_KEY) -> Path | None:
@@ -152,6 +165,12 @@ def explained(name: str, what: str, key: str = MODEL_KEY) -> Iterator[None]:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         found = lines[0] if lines else type(error).__name__
+        if _KERNEL.search(str(error)):
+            raise ConfigError(
+                f"The model '{name}' cannot be loaded with the attention kernel asked for: {found}",
+                "Not every model has every kernel, and some kernels are packages of their own.",
+                "Set attn_implementation to eager, which every model has, or leave it out.",
+            ) from error
         if "trust_remote_code" in str(error):
             raise ConfigError(
                 f"The model '{name}' comes with Python code of its own and trust_remote_code is false.",
@@ -173,6 +192,48 @@ def load_arguments(config: Config) -> dict[str, Any]:
         "local_files_only": local or not hub_reachable(),
         **({} if local or config.model_revision is None else {"revision": config.model_revision}),
     }
+
+
+def attention_kernel(config: Config) -> str | None:
+    """Return the attention kernel that the model is loaded with; None for transformers' own choice.
+
+    A model that soft-caps its attention scores (Gemma 2) gets eager where none is set: transformers would
+    take sdpa, which leaves the capping out.
+    """
+    if config.attn_implementation is None and soft_caps_attention(config):
+        return "eager"
+    return config.attn_implementation
+
+
+def attention_notice(config: Config) -> str | None:
+    """Return what has to be said about the attention kernel; None for nothing."""
+    if config.attn_implementation not in (None, *WITHOUT_SOFT_CAP) or not soft_caps_attention(config):
+        return None
+    if config.attn_implementation is None:
+        return (
+            "The model soft-caps its attention scores, which sdpa leaves out: it is run with eager attention."
+        )
+    return (
+        f"attn_implementation: {config.attn_implementation} leaves out the soft-capping of this model's "
+        "attention scores, so every number is that of a slightly different model; eager computes it."
+    )
+
+
+def soft_caps_attention(config: Config) -> bool:
+    """Whether the model bounds its attention scores by ``attn_logit_softcapping``."""
+    folder = local_folder(config.model_name_or_path)
+    if folder is None:
+        from transformers import AutoConfig
+
+        with explained(config.model_name_or_path, "configuration"):
+            found = AutoConfig.from_pretrained(config.model_name_or_path, **load_arguments(config))
+        return getattr(found.get_text_config(), "attn_logit_softcapping", None) is not None
+    check_model_folder(folder)
+    content = json.loads((folder / "config.json").read_bytes())
+    text = content.get("text_config") or content
+    # A value that is the family's default is not in the file.
+    default = str(text.get("model_type", "")).startswith(SOFT_CAPPED) or None
+    return text.get("attn_logit_softcapping", default) is not None
 
 
 def _folder_digest(folder: Path, patterns: tuple[str, ...], digest_of: Callable[[Path], str]) -> str:

@@ -6,16 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dataflex_pipeline.errors import UserError
-from dataflex_pipeline.models.source import explained, load_arguments, local_folder
+from dataflex_pipeline.models.source import explained, load_arguments, local_folder, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dataflex_pipeline.config.fields import Config
-
-
-def quiet(line: str) -> None:
-    """Say nothing: the default listener of the loading functions."""
 
 
 def load_tokenizer(config: Config, say: Callable[[str], None] = quiet) -> PreTrainedTokenizerBase:

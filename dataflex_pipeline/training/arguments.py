@@ -142,6 +142,26 @@ def check_settings(config: Config, plan: RoundPlan) -> None:
         )
 
 
+def check_router_coefficient(config: Config, model: Any) -> None:
+    """Refuse ``router_aux_loss_coef`` for a model without routers.
+
+    Raises:
+        ConfigError: it is set to more than 0, and the model is no mixture of experts.
+    """
+    text = model.config.get_text_config()
+    if config.router_aux_loss_coef and not hasattr(text, "output_router_logits"):
+        raise no_aux_loss(config.router_aux_loss_coef, str(text.model_type))
+
+
+def no_aux_loss(coefficient: float, model_type: str) -> ConfigError:
+    """Return the error for a load-balancing loss that was asked for and that the model does not give."""
+    return ConfigError(
+        f"router_aux_loss_coef: {coefficient} was set.",
+        f"A model of type {model_type} gives no load-balancing loss that it could weigh.",
+        "Set router_aux_loss_coef: 0, or leave it out.",
+    )
+
+
 def training_arguments(config: Config, plan: RoundPlan) -> SFTConfig:
     """Return the trainer's arguments. Creating them joins the process group, where there is one."""
     from trl import SFTConfig
@@ -162,6 +182,7 @@ def training_arguments(config: Config, plan: RoundPlan) -> SFTConfig:
         gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
         deepspeed=config.deepspeed,
         ddp_timeout=config.ddp_timeout,
+        router_aux_loss_coef=config.router_aux_loss_coef,
         **_quiet(config),
     )
     if config.deepspeed is not None:

@@ -46,6 +46,7 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
         self.step = plan.first_step
         self.stopped = False
         self.fresh_best = False
+        self.notices: list[str] = []
         self.started = time.monotonic()
         self.seconds_before = course.seconds
 
@@ -102,6 +103,11 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
                 f"step {self.step}/{self.plan.horizon}: loss {loss:.4f}, learning rate {self.rate:.3g}"
             )
 
+    def note(self, line: str) -> None:
+        """Say something about how this model is trained, and record it with the round's result."""
+        self.notices.append(line)
+        self.progress.say(line)
+
     def say_streams_restarted(self) -> None:
         """Say that the training continues a checkpoint made with another number of processes."""
         self.progress.say(
@@ -154,10 +160,13 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
                 "Check that the installed transformers and peft are versions that this package supports.",
             )
         ended = self.step == self.plan.last_step or self.stopped
-        result = result_of(self.plan, self.course, self.log, self.stopped).plain() if ended else None
+        result = self._result() if ended else None
         write_marker(
             folder, self.plan.ingredients, self.plan.describe(), self.step, self.course.plain(), result
         )
+
+    def _result(self) -> dict[str, Any]:
+        return result_of(self.plan, self.course, self.log, self.stopped, self.notices).plain()
 
     def prune(self, newest: Path) -> None:
         """Remove what no continuation needs any more now that the newest checkpoint is whole.

@@ -145,7 +145,9 @@ class StepLog:
         return [line for line in self.lines if "loss" in line]
 
 
-def result_of(plan: RoundPlan, course: Course, log: StepLog, stopped: bool) -> RoundResult:
+def result_of(
+    plan: RoundPlan, course: Course, log: StepLog, stopped: bool, notices: Sequence[str]
+) -> RoundResult:
     """Sum a round up from its log and the course at its end."""
     lines = log.steps()
     evaluated = course.evaluated
@@ -158,6 +160,7 @@ def result_of(plan: RoundPlan, course: Course, log: StepLog, stopped: bool) -> R
         seconds=course.seconds,
         stopped_early=stopped,
         best=course.best,
+        notices=list(notices),
     )
 
 

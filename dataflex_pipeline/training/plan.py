@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,7 @@ class RoundResult:
         seconds: wall time of the training, repeated stretches of killed calls not counted.
         stopped_early: early stopping ended the run in this round.
         best: round, step, metric and value of the best evaluation so far; None without one.
+        notices: what was said about how this model is trained.
     """
 
     steps: int
@@ -123,6 +124,7 @@ class RoundResult:
     seconds: float
     stopped_early: bool
     best: Mapping[str, Any] | None
+    notices: Sequence[str] = ()
 
     def plain(self) -> dict[str, Any]:
         """Return the result as plain values for the marker."""

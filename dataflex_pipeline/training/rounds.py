@@ -147,7 +147,7 @@ def _train(job: _Job, start: Start, arguments: SFTConfig) -> None:
 
     plan, config = job.plan, job.config
     conductor = Conductor(config, plan, start.course, start.log, job.rule, job.progress)
-    trainer = _trainer(job, conductor, arguments)
+    trainer = _trainer(job, start, conductor, arguments)
     total = plan.last_step - plan.first_step
     job.progress.start(f"train round {plan.round}", total, "steps", done=start.step - plan.first_step)
     try:
@@ -184,29 +184,34 @@ def _forget_deepspeed(config: Config) -> None:
         unset_hf_deepspeed_config()
 
 
-def _trainer(job: _Job, conductor: Conductor, arguments: SFTConfig) -> WeightedTrainer:
+def _trainer(job: _Job, start: Start, conductor: Conductor, arguments: SFTConfig) -> WeightedTrainer:
     from transformers import PrinterCallback
 
-    from dataflex_pipeline.models.adapters import wrap_for_training
-    from dataflex_pipeline.models.base import load_base, precision
+    from dataflex_pipeline.models.adapters import load_for_training
+    from dataflex_pipeline.models.base import precision
+    from dataflex_pipeline.models.source import attention_notice
     from dataflex_pipeline.models.tokenizer import load_tokenizer
-    from dataflex_pipeline.training.arguments import announce_to_lark
+    from dataflex_pipeline.training.arguments import announce_to_lark, check_router_coefficient
     from dataflex_pipeline.training.positions import PaddingCollator, target_positions, training_positions
     from dataflex_pipeline.training.trainer import WeightedTrainer
 
     config, device = job.config, str(arguments.device)
     # Several visible GPUs and one process: the trainer would copy the model to each for every batch.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    for notice in precision(config, device).notices:
-        job.progress.say(notice)
+    for notice in (*precision(config, device).notices, attention_notice(config)):
+        if notice is not None:
+            conductor.note(notice)
     tokenizer = load_tokenizer(config, job.progress.say)
-    model = wrap_for_training(config, load_base(config, device), derive_seed(config.seed, "adapter"))
+    seed = derive_seed(config.seed, "adapter")
+    model = load_for_training(config, start.folder, device, seed, conductor.note)
+    check_router_coefficient(config, model)
     vocabulary = model.get_input_embeddings().num_embeddings
     wanted = None if config.eval_strategy == "no" else job.target
     announce_to_lark(config)
     trainer = WeightedTrainer(
         conductor,
         config.seed,
+        aux_loss_asked=bool(config.router_aux_loss_coef),
         model=model,
         args=arguments,
         train_dataset=training_positions(job.plan, job.pool, vocabulary),

@@ -2,11 +2,17 @@
 
 Loss of an optimizer step over its rows i and their response tokens t (all micro-batches, all processes):
 
-    L = sum_i w_i sum_t l_it / sum_i T_i
+    L = sum_i w_i sum_t l_it / sum_i T_i + c a
 
 with l_it the negative log-likelihood in nats and T_i the number of labels != -100 after the shift by one
 (a label at the very first position has nothing before it and counts nowhere). The denominator is TRL's
-own and carries no weights, so w = 1 is exactly TRL's loss and a step of a single row feels its weight.
+own and carries no weights, so w = 1 is exactly TRL's loss and a step of a single row feels its weight. a is
+the load-balancing loss of a mixture of experts, the mean over the step's micro-batches of what the model
+itself gives for one, over all its tokens and without weights; c is router_aux_loss_coef, by default the
+model's own. Other models have no such term.
+
+TRL computes l from the last hidden states and the head's weight. On the first row that a process trains, that
+is compared with the model's own logits; where they differ, l comes from the model's own (own_logits.py).
 """
 
 from __future__ import annotations
@@ -28,6 +34,8 @@ from trl import SFTTrainer  # noqa: TID253
 from dataflex_pipeline.errors import RunError, UserError
 from dataflex_pipeline.models.base import widest_float
 from dataflex_pipeline.seeds import derive_seed
+from dataflex_pipeline.training.arguments import no_aux_loss
+from dataflex_pipeline.training.own_logits import OwnLogits
 from dataflex_pipeline.training.sharded import save_adam_states
 
 if TYPE_CHECKING:
@@ -40,6 +48,12 @@ model card without content, and programs."""
 FAILED_WRITES = ("(os error ", "inline_container.cc", "PytorchStreamWriter", "iostream error")
 """What errors of no kind of their own say when a write failed: tokenizers' (the first) and torch.save's."""
 
+LOSS_TOLERANCE, COARSE_LOSS_TOLERANCE = 1e-3, 1.0
+"""Difference (nats) of one token's log-probability that rounding explains where logits are as large as 64:
+sums in another order in fp32, and in bf16 the rounding of 64 to its 8 bits, twice."""
+ROUTING = ("output_router_logits", "router_aux_loss_coef")
+"""What TRL changes of a mixture of experts' configuration, which is saved with the checkpoint."""
+
 NOT_FOR_WANT_OF_ROOM = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 """Errors of the system that the command explains itself: the folder is read-only, or its disk has failed."""
 
@@ -50,13 +64,22 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
     Args:
         conductor: decides when to evaluate, save and stop, and keeps the books of the round.
         seed: of the random stream of a process that the checkpoint has none for.
-        arguments: as for SFTTrainer.
+        aux_loss_asked: whether the configuration asks for a load-balancing loss, so that it must be there.
+        arguments: as for SFTTrainer; the model has the weights of the checkpoint that is continued.
     """
 
-    def __init__(self, conductor: Conductor, seed: int, **arguments: Any) -> None:
+    def __init__(self, conductor: Conductor, seed: int, aux_loss_asked: bool, **arguments: Any) -> None:
+        text = arguments["model"].config.get_text_config()
+        routing = {name: getattr(text, name) for name in ROUTING if hasattr(text, name)}
         super().__init__(callbacks=[conductor], **arguments)
+        for name, value in routing.items():  # what TRL puts there would be saved with the checkpoint
+            setattr(text, name, value)
         self.conductor = conductor
         self.stream_seed = seed
+        self.aux_loss_asked = aux_loss_asked
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self.own_logits = OwnLogits(base)
+        self.loss_is_checked = False
         self.control: Any
         self.loss_of_step = torch.zeros((), device=self.args.device)
         self.norm_of_step: float | None = None
@@ -64,6 +87,9 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
     def _set_signature_columns_if_needed(self) -> None:
         # A column that is not named here is dropped before the collator sees it, without a word.
         self._signature_columns = ["input_ids", "labels", "weight"]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load nothing: the model has the checkpoint's weights from the start (`load_for_training`)."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: a checkpoint inside a run is described by its marker."""
@@ -81,6 +107,8 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> Any:
         """Return the micro-batch's share of the step's loss, each row's tokens scaled by its weight."""
         weight = inputs.pop("weight")  # [B]
+        if not self.loss_is_checked:
+            self._check_loss(model, inputs)
 
         def scale(_module: Any, _inputs: Any, outputs: Any) -> Any:
             # The loss is linear in the tokens' log-probabilities, so scaling them here leaves the rest of
@@ -93,6 +121,47 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         finally:
             hook.remove()
+
+    def _check_loss(self, model: Any, inputs: dict[str, Any]) -> None:
+        """Compare TRL's loss with the model's own on the first row of a batch; all processes decide alike.
+
+        Raises:
+            ConfigError: a load-balancing loss was asked for and the model gives none.
+        """
+        self.loss_is_checked = True
+        length = int(inputs["attention_mask"][0].sum())
+        row = {name: tensor[:1, :length] for name, tensor in inputs.items()}
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                found = self.own_logits.check(model, row, self.aux_loss_enabled)
+        finally:
+            self.model.train(was_training)
+        difference = torch.tensor([found.difference], device=self.args.device)
+        worst = float(self.accelerator.gather(difference).max())
+        self.own_logits.on = not worst <= (COARSE_LOSS_TOLERANCE if self.args.bf16 else LOSS_TOLERANCE)
+        if self.own_logits.on:
+            why = f" ({found.failure})" if found.failure else ""
+            self.conductor.note(
+                f"TRL's fused head does not compute this model's logits{why}: the loss comes from the "
+                "model's own logits, which takes more memory."
+            )
+        if self.aux_loss_enabled:
+            self._settle_aux_loss(found.gives_aux_loss)
+
+    def _settle_aux_loss(self, is_given: bool) -> None:
+        kind, c = self.model.config.get_text_config().model_type, self.router_aux_loss_coef
+        if is_given:
+            self.conductor.note(
+                f"The load-balancing loss of the experts is added, {c} times (router_aux_loss_coef); the "
+                "rows' weights do not change it."
+            )
+            return
+        if self.aux_loss_asked:
+            raise no_aux_loss(c, kind)
+        self.aux_loss_enabled = False
+        self.conductor.note(f"A model of type {kind} gives no load-balancing loss, so none is added.")
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run one micro-batch and add its loss to the step's."""
