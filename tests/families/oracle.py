@@ -109,21 +109,21 @@ def row_gradient(model: Any, row: Row) -> Vectors:
 
 
 def adam_update(checkpoint: Path) -> Callable[[Vectors], Vectors]:
-    """Return what turns a gradient into Adam's next update, from the states in ``optimizer.pt``."""
+    """Return what turns a gradient into Adam's next update, from the states in ``optimizer.pt``.
+
+    A parameter that has none never had a gradient: torch's AdamW begins with it at m = v = 0, t = 0.
+    """
+    nothing = {"step": 0, "exp_avg": 0.0, "exp_avg_sq": 0.0}
     saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)
     known = {
-        name: (group, saved["state"][number])
+        name: (group, saved["state"].get(number, nothing))
         for group in saved["param_groups"]
         for number, name in zip(group["params"], group["param_names"], strict=True)
-        if number in saved["state"]
     }
 
     def update(gradients: Vectors) -> Vectors:
         result = {}
         for name, g in gradients.items():
-            if name not in known and not g.any():  # it never had a gradient: torch's AdamW leaves it alone
-                result[name] = torch.zeros_like(g)
-                continue
             group, state = known[name]
             (b1, b2), t = group["betas"], float(state["step"]) + 1
             m = (b1 * state["exp_avg"] + (1 - b1) * g) / (1 - b1**t)
