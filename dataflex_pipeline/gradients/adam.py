@@ -105,8 +105,8 @@ def match_states(
 ) -> dict[str, AdamState]:
     """Return the states of every trainable parameter, in the parameters' order.
 
-    A parameter that never had a gradient (an image encoder's, where text is trained on) is where the optimizer
-    would begin with it: m = v = 0, t = 0.
+    A parameter that never had a gradient (of an image encoder, where text is trained on) is where the
+    optimizer would begin with it: m = v = 0, t = 0.
 
     Args:
         trainable: names and parameters that require a gradient. states: by parameter name.
