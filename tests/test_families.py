@@ -13,6 +13,7 @@ import pytest
 from families import oracle
 from families.check import Trial, measure
 from families.models import ALL, KINDS, NAMED
+from families.table import NAMES, REPOSITORY
 
 from dataflex_pipeline.errors import UserError
 
@@ -86,3 +87,14 @@ def test_the_balancing_loss_is_felt(folder):
     trial = Trial(replace(balanced, balancing=False), "full", folder / "unbalanced")
     with_it, without = Trial(balanced, "full", folder / "balanced").loop, trial.loop
     assert abs(with_it.losses[0] - without.losses[0]) > 1e-2
+
+
+def test_the_page_has_the_line_of_every_family_and_none_is_wrong():
+    page = (REPOSITORY / "docs" / "families.md").read_text(encoding="utf-8")
+    head, *lines = [line for line in page.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.split("|")[1:4]] for line in lines]
+    assert cells == [
+        [family.title, f"`{family.model_type}`", NAMES[kind]] for family in ALL for kind in KINDS
+    ]
+    assert head.startswith("| Family |")
+    assert "**" not in "".join(lines)

@@ -222,7 +222,9 @@ def _config(family: Family, kind: str, model: Path) -> Config:
         "eval_strategy": "epoch",
         "plot_loss": False,
     }
-    if "router_aux_loss_coef" in family.settings and not family.balancing:
+    if family.asked:
+        settings["router_aux_loss_coef"] = BALANCING
+    elif "router_aux_loss_coef" in family.settings and not family.balancing:
         settings["router_aux_loss_coef"] = 0.0
     return make_config(model, **settings)
 

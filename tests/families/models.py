@@ -79,12 +79,13 @@ BALANCED = (
     ),
     family("OLMoE, with its balancing loss", "olmoe", SOME_OF_FOUR, balancing=True),
     family(
-        "Qwen3-MoE, with its balancing loss",
+        "Qwen3-MoE, asked for its balancing loss",
         "qwen3_moe",
         HEADS,
         SOME_OF_FOUR,
-        {"moe_intermediate_size": 16},
+        {"moe_intermediate_size": 16, "router_aux_loss_coef": 0.5},
         balancing=True,
+        asked=True,
     ),
     family("GraniteMoE, with its balancing loss", "granitemoe", LOCAL_FOUR, MULTIPLIERS, balancing=True),
     family(
@@ -98,7 +99,22 @@ BALANCED = (
 )
 """Mixtures of experts trained with their load-balancing loss."""
 
-ALL = (*NAMED, *BALANCED, *FURTHER)
+NO_BALANCING = {kind: "gives no load-balancing loss that it could weigh" for kind in KINDS}
+REFUSED = (
+    family("Llama, asked for a balancing loss", "llama", asked=True, refused=NO_BALANCING, quick=True),
+    family(
+        "Llama 4 (text), asked for a balancing loss",
+        "llama4_text",
+        HEADS,
+        LOCAL_FOUR,
+        {"num_experts_per_tok": 1, "intermediate_size_mlp": 48},
+        asked=True,
+        refused=NO_BALANCING,
+    ),
+)
+"""What transformers' models do not have, and is refused where it is asked for."""
+
+ALL = (*NAMED, *BALANCED, *REFUSED, *FURTHER)
 
 
 def make_family(one: Family, folder: Path) -> Path:

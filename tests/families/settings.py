@@ -28,6 +28,7 @@ class Family:
         title: as people call it. model_type: transformers' name.
         settings: of its configuration.
         balancing: its training adds the model's load-balancing loss, times `BALANCING`.
+        asked: the run's configuration asks for that loss; otherwise the model's own does.
         refused: kind of fine-tuning -> words of the refusal, which names the model_type too; a kind that is
             not there has to work.
         quick: belongs to ``make test``; all others to ``make test-families``.
@@ -37,6 +38,7 @@ class Family:
     model_type: str
     settings: Mapping[str, Any]
     balancing: bool = False
+    asked: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
     quick: bool = False
 
