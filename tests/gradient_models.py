@@ -40,6 +40,7 @@ def family(name):
         AutoModelForCausalLM,
         CohereConfig,
         Gemma2Config,
+        Gemma3nTextConfig,
         MambaConfig,
         OPTConfig,
         Qwen3MoeConfig,
@@ -58,11 +59,22 @@ def family(name):
     }
     opt = {"ffn_dim": 64, "max_position_embeddings": 64, "word_embed_proj_dim": 32}
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 16}
+    gemma3n = {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "activation_sparsity_pattern": [0.0] * 4,
+        "head_dim": 16,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+    }
     configs = {
         "gemma2": lambda: Gemma2Config(**common, head_dim=16, final_logit_softcapping=3.0),
         "cohere": lambda: CohereConfig(**common, logit_scale=0.3),
         "qwen3_moe": lambda: Qwen3MoeConfig(**common, **experts),
         "opt": lambda: OPTConfig(**{k: common[k] for k in list(common)[:2]}, **opt, num_attention_heads=2),
+        "gemma3n": lambda: Gemma3nTextConfig(**common | gemma3n),
         "mamba": lambda: MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2),
     }
     torch.manual_seed(0)
@@ -98,12 +110,13 @@ def random_rows(count=5, seed=0, longest=14):
 
 
 def pad(rows, side="right"):
-    """Return ids, labels and mask of a padded batch. [B, T] each"""
+    """Return ids, labels and mask of a batch, each row padded with its own last token. [B, T] each"""
     width = max(len(ids) for ids, _ in rows)
     batch = torch.zeros(3, len(rows), width, dtype=torch.long)
     batch[1] = -100
     for row, (ids, labels) in enumerate(rows):
         span = slice(0, len(ids)) if side == "right" else slice(width - len(ids), width)
+        batch[0, row] = ids[-1]
         batch[0, row, span], batch[1, row, span], batch[2, row, span] = ids, labels, 1
     return tuple(batch)
 

@@ -273,3 +273,12 @@ def test_any_other_components_file_that_is_missing(given):
     error = refused(None, [f"components_cfg_file={given}"], {})
     assert error.what == f"components_cfg_file: {given} (command line) was given."
     assert error.why == "There is no such file."
+
+
+def test_the_peers_name_of_the_load_balancing_factor(tmp_path):
+    path = tmp_path / "moe.yaml"
+    path.write_text("model_name_or_path: m\ndataset: d.json\nmoe_aux_loss_coef: 0.01\n")
+    loaded = load_config(path, [])
+    assert loaded.config.router_aux_loss_coef == 0.01
+    (said,) = [line for line in loaded.notices if "moe_aux_loss_coef" in line]
+    assert said == f"moe_aux_loss_coef ({path}, line 3) is taken as router_aux_loss_coef"

@@ -68,6 +68,7 @@ SLOW = {
     "cohere": [],  # a LayerNorm of its own
     "qwen3_moe": ["gate.weight", "experts.gate_up_proj", "experts.down_proj"],
     "opt": ["embed_positions.weight", "fc1.weight", "fc2.bias"],  # flattens tokens before its last layers
+    "gemma3n": ["altup.correct_output_scale"],  # changes a layer's output in place
     "mamba": ["A_log", "dt_proj.weight"],  # reads a layer's weight behind its back
 }
 

@@ -16,7 +16,7 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError, DataError, UserError
 from dataflex_pipeline.features.build import build_feature, make_feature, plan_feature
 from dataflex_pipeline.features.losses import loss_table, mean_losses
-from dataflex_pipeline.models.batches import Sequences, length_batches, logits_only_at
+from dataflex_pipeline.models.batches import Sequences, length_batches, logits_only_at, padded
 from dataflex_pipeline.schemas import PREPARED
 from dataflex_pipeline.store.parts import PartedTable, PartsWriter
 
@@ -267,3 +267,12 @@ class TestBuild:
     def test_unknown_feature_is_named(self):
         with pytest.raises(ConfigError, match="asks for the feature 'lossess'"):
             make_feature(Need("lossess"), Config())
+
+
+def test_rows_are_filled_up_with_their_own_last_token():
+    """A padding token may be embedded as zeros, of which some norms have no gradient."""
+    rows = pa.table({"input_ids": [[5, 6, 7], [8], [3, 4]], "labels": [[-100, 6, 7], [8], [-100, 4]]})
+    ids, labels, attention = padded(Sequences.of(rows), np.array([2, 0, 1]))
+    assert ids.tolist() == [[3, 4, 4], [5, 6, 7], [8, 8, 8]]
+    assert labels.tolist() == [[-100, 4, -100], [-100, 6, 7], [8, -100, -100]]
+    assert attention.tolist() == [[1, 1, 0], [1, 1, 1], [1, 0, 0]]

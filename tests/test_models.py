@@ -11,9 +11,15 @@ from tiny_training import make_config, make_model
 
 from dataflex_pipeline.errors import ConfigError, CorruptError, RunError, UserError
 from dataflex_pipeline.hub import hub_reachable
-from dataflex_pipeline.models.base import load_base, precision, resolve_device
+from dataflex_pipeline.models.base import load_base, load_full, precision, resolve_device
 from dataflex_pipeline.models.optimizer_states import adam_states
-from dataflex_pipeline.models.source import local_folder, model_digest, tokenizer_digest
+from dataflex_pipeline.models.source import (
+    attention_kernel,
+    attention_notice,
+    local_folder,
+    model_digest,
+    tokenizer_digest,
+)
 from dataflex_pipeline.models.tokenizer import load_tokenizer
 
 
@@ -108,6 +114,86 @@ def test_weights_that_are_damaged_or_not_whole_are_refused(copy):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"The weights of the model .* could not be loaded"):
         load_base(make_config(copy), "cpu")
+
+
+def test_weights_without_a_place_are_said_of_a_base_and_refused_of_a_checkpoint(copy):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path, said = copy / "model.safetensors", []
+    save_file(load_file(path) | {"value_head.weight": torch.ones(3)}, path, metadata={"format": "pt"})
+    load_base(make_config(copy), "cpu", say=said.append)
+    assert said == [
+        f"1 weights of '{copy}' have no place in a LlamaForCausalLM and are not used: value_head.weight."
+    ]
+    with pytest.raises(CorruptError, match=r"has no place for: value_head.weight.\nWhat was trained in them"):
+        load_full(make_config(copy, finetuning_type="full"), copy, "cpu")
+
+
+# --- attention kernels ---
+
+
+@pytest.fixture(scope="module")
+def soft_capped(tmp_path_factory):
+    """A Gemma 2 whose attention scores are capped at 1."""
+    import torch
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    folder = make_model(tmp_path_factory.mktemp("models") / "gemma2")
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 2}
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.5}
+    config = Gemma2Config(**heads, **sizes, attn_logit_softcapping=1.0, query_pre_attn_scalar=1)
+    Gemma2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_soft_cap_of_attention_scores_is_kept(soft_capped, model):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        plain = {
+            kernel: AutoModelForCausalLM.from_pretrained(soft_capped, attn_implementation=kernel)(ids).logits
+            for kernel in ("eager", "sdpa")
+        }
+        assert (plain["eager"] - plain["sdpa"]).abs().max() > 0.1  # sdpa is another model
+        found = load_base(make_config(soft_capped), "cpu")(ids).logits
+    assert torch.equal(found, plain["eager"])
+    assert attention_kernel(make_config(soft_capped)) == "eager"
+    assert attention_kernel(make_config(model)) is None
+    assert attention_kernel(make_config(soft_capped, attn_implementation="sdpa")) == "sdpa"
+    assert attention_kernel(make_config(model, attn_implementation="eager")) == "eager"
+
+
+def test_what_is_said_about_a_soft_cap(soft_capped, model, tmp_path):
+    taken = "The model soft-caps its attention scores, which sdpa leaves out: it is run with eager attention."
+    assert attention_notice(make_config(soft_capped)) == taken
+    left = attention_notice(make_config(soft_capped, attn_implementation="sdpa"))
+    assert left.startswith("attn_implementation: sdpa leaves out the soft-capping of this model's attention")
+    assert attention_notice(make_config(soft_capped, attn_implementation="eager")) is None
+    assert attention_notice(make_config(model)) is None
+
+    # the family's default is not written into config.json, and no cap is written as null
+    folder = Path(shutil.copytree(soft_capped, tmp_path / "other"))
+    content = json.loads((folder / "config.json").read_text())
+    content.pop("attn_logit_softcapping")
+    (folder / "config.json").write_text(json.dumps(content))
+    assert attention_kernel(make_config(folder)) == "eager"
+    (folder / "config.json").write_text(json.dumps(content | {"attn_logit_softcapping": None}))
+    assert attention_kernel(make_config(folder)) is None
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "no_such_kernel"])
+def test_an_attention_kernel_that_cannot_be_had_is_named(model, kernel):
+    pytest.importorskip("torch")
+    with pytest.raises(ConfigError) as refused:
+        load_base(make_config(model, attn_implementation=kernel), "cpu")
+    what, why, fix = str(refused.value).split("\n")
+    assert what.startswith(f"The model '{model}' cannot be loaded with the attention kernel asked for: ")
+    assert why == "Not every model has every kernel, and some kernels are packages of their own."
+    assert fix == "Set attn_implementation to eager, which every model has, or leave it out."
 
 
 def test_an_unreachable_hub_is_told_at_once(monkeypatch):

@@ -23,6 +23,7 @@ from tiny_training import (
 
 from dataflex_pipeline.errors import RunError
 from dataflex_pipeline.store.atomic import read_json, write_json
+from dataflex_pipeline.store.fingerprint import file_digest
 from dataflex_pipeline.training import MARKER, read_marker, verify_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -234,3 +235,29 @@ def test_finished_round_is_not_trained_again(world, tmp_path):
     assert train(tmp_path, [0], config, pool) == first
     assert time.monotonic() - started < 0.5
     assert (tmp_path / "round-00/checkpoint/optimizer.pt").stat().st_mtime_ns == before
+
+
+def test_optimizer_states_of_other_parameters_are_refused(world, tmp_path):
+    """They are loaded by number: under another order each would go to another parameter."""
+    import torch
+
+    model, pool, _ = world
+    config = make_config(model)
+    train(tmp_path, [0], config, pool)
+    checkpoint = tmp_path / "round-00" / "checkpoint"
+    saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    names = saved["param_groups"][0]["param_names"]
+    names[0], names[2] = names[2], names[0]
+    torch.save(saved, checkpoint / "optimizer.pt")
+    marker = read_json(checkpoint / MARKER)
+    path = checkpoint / "optimizer.pt"
+    marker["files"]["optimizer.pt"] = {"bytes": path.stat().st_size, "digest": file_digest(path)}
+    write_json(checkpoint / MARKER, marker)
+
+    with pytest.raises(RunError) as refused:
+        train(tmp_path, [1], config, pool)
+    what, why, _ = str(refused.value).split("\n")
+    assert names[0] in what
+    assert names[2] in what
+    assert why == "They are loaded by number, so each would go to another parameter without a word."
+    assert not (tmp_path / "round-01" / "checkpoint").exists()

@@ -226,10 +226,10 @@ def test_positions_of_earlier_rounds_cannot_be_loaded(world, tmp_path):
     config = make_config(model)
     data = training_positions(make_plan(tmp_path, 1, config, pool), pool, 64)
     assert len(data) == 2 * STEPS * GLOBAL_BATCH
-    batch = PaddingCollator(0)([data[STEPS * GLOBAL_BATCH + i] for i in range(4)])
+    batch = PaddingCollator()([data[STEPS * GLOBAL_BATCH + i] for i in range(4)])
     assert set(batch) == {"input_ids", "attention_mask", "labels", "weight"}
     with pytest.raises(RuntimeError, match="outside of this round"):
-        PaddingCollator(0)([data[STEPS * GLOBAL_BATCH - 1]])
+        PaddingCollator()([data[STEPS * GLOBAL_BATCH - 1]])
 
 
 def test_an_index_of_other_row_ids_is_refused(world, tmp_path):

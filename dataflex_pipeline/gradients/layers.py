@@ -80,7 +80,8 @@ def embedding_gradient(module: Any, name: str, x: Tensor, dy: Tensor) -> Tensor:
     ids = x.reshape(rows, -1)
     values = _positions(dy) * float(getattr(module, "embed_scale", 1.0))
     if module.padding_idx is not None:
-        values = values * (ids != module.padding_idx)[..., None]
+        # Not multiplied by 0: what flows back to padding may be no number, and autograd leaves it out, too.
+        values = values.masked_fill((ids == module.padding_idx)[..., None], 0.0)
     flat = (ids + torch.arange(rows, device=ids.device)[:, None] * entries).flatten()
     result = torch.zeros(rows * entries, width, device=dy.device)
     # CUDA adds in a fixed order only in index_put_, which sorts; a CPU always does.

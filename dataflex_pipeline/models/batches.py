@@ -123,14 +123,18 @@ def logits_only_at(model: PreTrainedModel) -> Iterator[Callable[[torch.Tensor], 
 def padded(sequences: Sequences, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pad rows on the right to a common length.
 
+    A row is filled up with its own last token: the padding token is embedded as zeros in many models,
+    and where a norm divides by the size of that (Gemma 3n), gradients are no numbers.
+
     Returns:
-        ids (padding 0), labels (padding -100) and the attention mask, int64. [B, T] each.
+        ids, labels (padding -100) and the attention mask, int64. [B, T] each.
     """
     lengths = sequences.lengths[rows]
     filled = np.arange(lengths.max(initial=1)) < lengths[:, None]
-    ids = np.zeros(filled.shape, dtype=np.int64)
     labels = np.full(filled.shape, IGNORED, dtype=np.int64)
     spans = [slice(sequences.starts[row], sequences.starts[row + 1]) for row in rows]
+    last = [sequences.ids[span.stop - 1] if span.stop > span.start else 0 for span in spans]
+    ids = np.repeat(np.asarray(last, dtype=np.int64)[:, None], filled.shape[1], axis=1)
     ids[filled] = np.concatenate([sequences.ids[span] for span in spans])
     labels[filled] = np.concatenate([sequences.labels[span] for span in spans])
     return ids, labels, filled.astype(np.int64)

@@ -8,7 +8,6 @@ collator refuses to make a batch with one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,15 +117,12 @@ def _foreign_index(plan: RoundPlan, found: str) -> CorruptError:
     )
 
 
-@dataclass(frozen=True)
 class PaddingCollator:
     """Makes a batch: rows padded on the right to the longest, with their weights.
 
-    Attributes:
-        pad_token_id: fills up input_ids; attention mask 0 and label -100 leave it out of everything.
+    As in scoring (models/batches.py), a row is filled up with its own last token; attention mask 0 and label
+    -100 leave that out of everything.
     """
-
-    pad_token_id: int
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return input_ids, attention_mask, labels [B, T] and weight [B].
@@ -139,9 +135,10 @@ class PaddingCollator:
         if any(not example["input_ids"] for example in examples):
             raise RuntimeError("a training position outside of this round was loaded")
         length = max(len(example["input_ids"]) for example in examples)
-        ids = torch.full((len(examples), length), self.pad_token_id, dtype=torch.long)
         labels = torch.full((len(examples), length), IGNORED, dtype=torch.long)
         mask = torch.zeros((len(examples), length), dtype=torch.long)
+        last = [example["input_ids"][-1] for example in examples]
+        ids = torch.tensor(last, dtype=torch.long)[:, None].repeat(1, length)  # [B, T]
         for line, example in enumerate(examples):
             n = len(example["input_ids"])
             ids[line, :n] = torch.tensor(example["input_ids"], dtype=torch.long)

@@ -217,7 +217,7 @@ def _trainer(job: _Job, start: Start, conductor: Conductor, arguments: SFTConfig
         train_dataset=training_positions(job.plan, job.pool, vocabulary),
         eval_dataset=None if wanted is None else target_positions(wanted, vocabulary),
         processing_class=tokenizer,
-        data_collator=PaddingCollator(tokenizer.pad_token_id),
+        data_collator=PaddingCollator(),
     )
     trainer.remove_callback(PrinterCallback)
     conductor.trainer = trainer

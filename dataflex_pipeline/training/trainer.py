@@ -91,6 +91,23 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load nothing: the model has the checkpoint's weights from the start (`load_for_training`)."""
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load Adam's states, which go by number, and check that each number still is the same parameter."""
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        live = _parameter_names(self.optimizer)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for number, (name, saved) in enumerate(zip(live, _parameter_names(self.optimizer), strict=True)):
+            if name != saved:
+                raise RunError(
+                    f"The optimizer states in {checkpoint} are those of other parameters: number {number} "
+                    f"was {saved} and is {name}.",
+                    "They are loaded by number, so each would go to another parameter without a word.",
+                    "Go on with the versions of transformers and peft that made the checkpoint, or train "
+                    "from the warm-up on under another run name (--run).",
+                )
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: a checkpoint inside a run is described by its marker."""
 
@@ -245,6 +262,11 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
                 self.conductor.complete(folder)
             self.conductor.prune(folder)
         self.accelerator.wait_for_everyone()
+
+
+def _parameter_names(optimizer: Any) -> list[str]:
+    """Return the names of an optimizer's parameters, in its order."""
+    return [name for group in optimizer.param_groups for name in group["param_names"]]
 
 
 @contextmanager
