@@ -99,7 +99,7 @@ BALANCED = (
 )
 """Mixtures of experts trained with their load-balancing loss."""
 
-NO_BALANCING = {kind: "gives no load-balancing loss that it could weigh" for kind in KINDS}
+NO_BALANCING = dict.fromkeys(KINDS, "gives no load-balancing loss that it could weigh")
 REFUSED = (
     family("Llama, asked for a balancing loss", "llama", asked=True, refused=NO_BALANCING, quick=True),
     family(
