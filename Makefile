@@ -33,7 +33,7 @@ MINILM = $(shell $(BIN)/python -c 'from importlib.util import find_spec as f; fr
 OWN_DATA = $(findstring --config,$(ARGS))$(findstring dataset=,$(ARGS))
 EMBEDDER = $(if $(filter tsds near,$(1)),$(1).embed_model=$(MINILM) $(1).embed_method=sentence-transformers)
 
-.PHONY: help setup round compare test test-slow test-slow-ranks check docs format clean-run
+.PHONY: help setup round compare test test-families families test-slow test-slow-ranks check docs format clean-run
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -65,6 +65,12 @@ compare: setup ## run methods on the demo with several seeds and put them side b
 # long, first; by xdist's own order, by the number of tests, long files of few tests would come last.
 test: setup ## all tests, on two processes (WORKERS=2)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test-families: setup ## every family of models: losses, LESS and two rounds of training against plain loops
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'families or not families' tests/test_families.py
+
+families: setup ## the same, written as a table into docs/families.md
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m families.table
 
 test-slow: setup ## the long kill test: cold SIGKILLs of the real command at random times (KILLS=40)
 	PYTHONPATH=tests $(BIN)/python -m crash.cold_kills --kills $(or $(KILLS),40)

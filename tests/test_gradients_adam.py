@@ -7,7 +7,7 @@ import torch
 
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.gradients.adam import AdamUpdate, adam_update, match_states
-from dataflex_pipeline.models.optimizer_states import AdamState
+from dataflex_pipeline.models.optimizer_states import AdamState, adam_states
 
 
 def state(shape=(5, 7), step=9, betas=(0.9, 0.999), eps=1e-8, scale=1e-3):
@@ -68,6 +68,26 @@ def test_states_are_matched_by_name_and_shape():
     parameters = {"b": torch.zeros(5, 7), "a": torch.zeros(2)}
     states = {"a": state((2,)), "b": state()}
     assert list(match_states(parameters.items(), states)) == ["b", "a"]
+
+
+def test_a_parameter_that_never_had_a_gradient_is_where_the_optimizer_begins_with_it(tmp_path):
+    used, unused = (torch.nn.Parameter(torch.ones(5, 7, dtype=torch.float64)) for _ in range(2))
+    group = {"params": [used, unused], "param_names": ["used", "unused"]}
+    optimizer = torch.optim.AdamW([group], lr=0.5, eps=1e-4, weight_decay=0.0)
+    for _ in range(3):
+        used.square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    states = match_states({"used": used, "unused": unused}.items(), adam_states(tmp_path))
+    gradient = torch.randn(5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1e-3
+    gradient[0] = 0.0
+    found = adam_update(gradient[None].float(), states["unused"])[0]
+    unused.grad = gradient.clone()
+    optimizer.step()
+    torch.testing.assert_close(found, (2.0 * (1.0 - unused.detach())).float(), rtol=1e-5, atol=0)
+    assert torch.equal(found[0], torch.zeros(7))
+    assert states["unused"].step == 0 < states["used"].step
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,17 @@ def test_a_parameter_without_part_in_the_loss_is_given_as_zeros():
     assert all(not given.rows[row, "extra.weight"].any() for row in range(3))
 
 
+def test_a_parameter_of_an_unknown_kind_without_part_in_the_loss_is_given_as_zeros():
+    """As an image encoder's first layer, where all weights of such a model are trained on text."""
+    model, rows = llama(), random_rows(3)
+    model.extra = nn.Conv2d(1, 2, 3)
+    losses, given, said = capture(model, pad(rows))
+    assert "extra.weight" in said[0]
+    for row in range(3):
+        assert torch.equal(given.rows[row, "extra.weight"], torch.zeros(2, 1, 3, 3))
+    assert_equal(model, rows, losses, given)
+
+
 def test_a_row_without_labels_has_no_loss_and_zeros():
     model, rows = llama(), random_rows(3)
     rows[1] = (rows[1][0], torch.full_like(rows[1][1], -100))

@@ -18,7 +18,7 @@ own. The two differ by a factor of 10 per element at v = 1e-10.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from dataflex_pipeline.errors import UserError
@@ -105,6 +105,9 @@ def match_states(
 ) -> dict[str, AdamState]:
     """Return the states of every trainable parameter, in the parameters' order.
 
+    A parameter that never had a gradient (of an image encoder, where text is trained on) is where the
+    optimizer would begin with it: m = v = 0, t = 0.
+
     Args:
         trainable: names and parameters that require a gradient. states: by parameter name.
 
@@ -116,6 +119,9 @@ def match_states(
         state = states.get(name)
         if state is None:
             raise _foreign(f"The checkpoint's optimizer has no states of the parameter {name}.")
+        if state.step == 0:
+            nothing = parameter.detach().new_zeros(parameter.shape, device="cpu")
+            state = replace(state, exp_avg=nothing, exp_avg_sq=nothing)
         for found in (state.exp_avg, state.exp_avg_sq):
             if found.shape != parameter.shape:
                 raise _foreign(
@@ -135,8 +141,7 @@ def match_states(
 def _foreign(what: str) -> UserError:
     return UserError(
         what,
-        "These look like the states of another model or adapter (or of a parameter that never had a "
-        "gradient); an Adam update from them would mean nothing.",
+        "These look like the states of another model or adapter, and an update from them would mean nothing.",
         "Score with the checkpoint that was trained with this model, finetuning_type and lora_* settings, "
         "or set gradient_type: sgd to go without Adam.",
     )

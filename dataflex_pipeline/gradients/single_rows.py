@@ -42,7 +42,9 @@ def row_gradients(
         for row in range(batch[0].shape[0]):
             single = alone(*batch, row)
             if bool((single[1][:, 1:] != IGNORED).any()):
-                torch.autograd.backward(row_losses(*single).sum())
+                loss = row_losses(*single).sum()
+                if loss.requires_grad:  # it does not where none of these parameters has a part in it
+                    torch.autograd.backward(loss)
             for name, parameter in parameters.items():
                 gradient, parameter.grad = parameter.grad, None
                 found = torch.zeros_like(parameter) if gradient is None else gradient

@@ -33,7 +33,8 @@ class AdamState:
 
     Attributes:
         exp_avg, exp_avg_sq: running means m, v of the gradient and of its square; shape of the parameter.
-        step: optimizer steps that went into them.
+        step: optimizer steps that went into them. 0: the parameter never had a gradient; m and v are 0, the
+            file has none, and they are of shape [0] here.
         learning_rate: of the step that would come next.
         betas, eps, weight_decay: the optimizer's own settings for this parameter.
     """
@@ -52,7 +53,7 @@ def adam_states(checkpoint: Path) -> dict[str, AdamState]:
 
     Returns:
         Parameter name (as in ``named_parameters()`` of `load_for_scoring`'s model) -> state, in the
-        optimizer's order. A parameter that never had a gradient has no state and is not in it.
+        optimizer's order.
 
     Raises:
         RunError: the checkpoint has neither optimizer.pt nor gathered states.
@@ -76,8 +77,7 @@ def adam_states(checkpoint: Path) -> dict[str, AdamState]:
         if names is None or len(names) != len(group["params"]):
             raise _not_ours(path, "its parameter groups carry no parameter names")
         for name, number in zip(names, group["params"], strict=True):
-            if number in saved["state"]:
-                states[name] = _state(path, group, saved["state"][number])
+            states[name] = _state(path, group, saved["state"].get(number))
     return states
 
 
@@ -93,7 +93,11 @@ def _read(path: Path) -> dict[str, Any]:
     return saved
 
 
-def _state(path: Path, group: dict[str, Any], entry: dict[str, Any]) -> AdamState:
+def _state(path: Path, group: dict[str, Any], entry: dict[str, Any] | None) -> AdamState:
+    import torch
+
+    if entry is None:
+        entry = {"exp_avg": torch.zeros(0), "exp_avg_sq": torch.zeros(0), "step": 0}
     if not {"exp_avg", "exp_avg_sq", "step"} <= entry.keys():
         raise _not_ours(path, "it is not of Adam: exp_avg, exp_avg_sq or step is missing")
     return AdamState(
