@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataflex_pipeline.data.columns import PREFIX
-from dataflex_pipeline.data.entries import INFO_FILE
+from dataflex_pipeline.data.folders import INFO_FILE
 from dataflex_pipeline.data.layout import COLUMN_ROLES
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.run import RunFolder
