@@ -1,4 +1,4 @@
-"""What a path holds: the files of each split, in order, and what lies beside them and is not read.
+"""Files of a path: those of each split, in order, and what lies beside them and is not read.
 
 A folder that ``datasets`` saved (state.json, dataset_dict.json) is read as it says. In any other folder
 the names of files tell their split as they do for ``datasets``: ``train``, ``validation`` or ``test`` as a

@@ -1,4 +1,4 @@
-"""What the model can take: positions and token ids, told from its configuration before anything is trained.
+"""Limits of a model: positions and token ids, told from its configuration before anything is trained.
 
 A model with a table of positions (GPT-2, OPT, GPT-J, ...) has no others: a longer row stops it with an index
 error. A model with rotary positions computes any, and was trained on so many. An id beyond the

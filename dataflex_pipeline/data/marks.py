@@ -1,4 +1,4 @@
-"""What other tools write on a turn beside its role and text, and what becomes of it here.
+"""Marks that other tools write on a turn beside its role and text, and what becomes of them here.
 
 - ``weight`` (OpenAI, mistral-finetune), ``loss`` and ``loss_scale`` (ms-swift, AgentInstruct), ``train`` and
   ``training`` (axolotl), ``trainable``: 0 or false on an assistant turn takes its labels away. Nothing

@@ -1,4 +1,4 @@
-"""What of a source's columns is passed over or read in one of several ways, in words and in counts.
+"""Columns of a source that are passed over, or read in one of several ways, in words and in counts.
 
 Columns that other tools give a meaning to (`MEANINGS`) and that are not read here are never passed over
 without a word: each is one sentence, and a number of rows in the table's summary.

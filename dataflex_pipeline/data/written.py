@@ -1,4 +1,4 @@
-"""Is all of a row in the text that its chat template made of it? Nothing may vanish unseen.
+"""The check that all of a row is in the text that its chat template made: nothing may vanish unseen.
 
 Templates may trim, move white space, and write values as JSON, so texts are compared without white space and
 as JSON strings, too; calls of tools are looked for by name and by each value of their arguments.
