@@ -12,6 +12,7 @@ from dataflex_pipeline import launch
 from dataflex_pipeline.api import Progress
 from dataflex_pipeline.errors import CorruptError, RunError, StaleError
 from dataflex_pipeline.store.fingerprint import changes, digest
+from dataflex_pipeline.store.stale import named_changes
 from dataflex_pipeline.training.course import LOG, Course, StepLog
 from dataflex_pipeline.training.kept import set_aside_kept, usable_steps
 from dataflex_pipeline.training.marker import MARKER, Marker, missing_pieces, read_marker, verify_checkpoint
@@ -29,7 +30,8 @@ def already_there(plan: RoundPlan) -> Marker | None:
     if not plan.checkpoint.exists():
         return None
     marker = verify_checkpoint(plan.checkpoint)
-    differing = changes(marker.ingredients, plan.ingredients) + changes(marker.plan, plan.describe())
+    differing = named_changes(marker.ingredients, plan.ingredients)
+    differing += named_changes(marker.plan, plan.describe())
     if differing:
         raise StaleError(
             f"{plan.checkpoint} was made from other settings:\n" + "\n".join(differing),
