@@ -17,7 +17,7 @@ from dataflex_pipeline.config.components import ComponentEntry, method_parameter
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import Loaded, dump_config, load_config
 from dataflex_pipeline.config.overrides import COMMAND_LINE
-from dataflex_pipeline.errors import DataError, RunError, UserError
+from dataflex_pipeline.errors import CorruptError, DataError, RunError, UserError
 from dataflex_pipeline.methods import check_methods, configured_method
 from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.store.run import RunFolder, provenance
@@ -233,6 +233,12 @@ def open_context(options: Options, quiet: Progress | None = None) -> Context:
         run = RunFolder(run_folder(load_config(None, naming), options))
         base = run.read()[0] if run.exists() else None
         loaded = load_config(None, overrides, base=base)
+        if base is None and run.round(0).folder.exists() and loaded.sources.get("dataset") != COMMAND_LINE:
+            raise CorruptError(
+                f"{run.settings} is not there, and {run.folder} holds rounds of a run.",
+                "It records what they were made with: data, model and every setting.",
+                "Put it back, give the run's configuration (--config), or name another run (--run NAME).",
+            )
     check_methods(loaded.config, loaded.config_dir)
     notices = [*loaded.notices, *_unused_output_dir(loaded, options, run)]
     for notice in notices:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dataflex_pipeline import launch
 from dataflex_pipeline.api import Split
 from dataflex_pipeline.config.fields import Config, role_of
 from dataflex_pipeline.config.load import dump_config
@@ -24,7 +26,7 @@ JUDGED_BY_CONTENT = frozenset(
 )
 """Keys that say where something is: a moved file is the same file, its content is what counts."""
 JUDGED_BY_TRAINING = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps"})
-"""Their product is frozen in run.yaml; training adapts to it, or says why it cannot."""
+"""Their product is frozen in run.yaml: see `_changed_batch`."""
 
 
 def check_settings(context: Context) -> None:
@@ -49,8 +51,23 @@ def check_settings(context: Context) -> None:
             changed.append(
                 f"logging_steps: {before} -> {after} (without eval_steps it says when to evaluate)"
             )
+    changed += _changed_batch(context, old, new)
     if changed:
         raise stale(context.run.settings, f"The run {context.run.folder.name}", changed)
+
+
+def _changed_batch(context: Context, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the keys by which another number of rows per step was asked for than the run has, old -> new.
+
+    The same rows may be split otherwise, and over other processes.
+    """
+    names = [name for name in sorted(JUDGED_BY_TRAINING) if name in old and old[name] != new[name]]
+    asked = math.prod(new[name] for name in JUDGED_BY_TRAINING)
+    before = math.prod(old.get(name, new[name]) for name in JUDGED_BY_TRAINING)
+    if not names or asked in (before, context.global_batch / launch.world_size()):
+        return []
+    rows = f"(a step of this run has {context.global_batch} rows)"
+    return [f"{name}: {old[name]} -> {new[name]} {rows}" for name in names]
 
 
 def _evaluates_by_logging(settings: Mapping[str, Any]) -> bool:

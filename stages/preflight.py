@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from dataflex_pipeline.api import Feature, Method, Need, Selection, Split
-from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.features.plan import make_feature
 from dataflex_pipeline.sampling.exported import check_export
 from dataflex_pipeline.sampling.imported import Imported
@@ -31,6 +31,7 @@ def check_method(context: Context, sources: Mapping[Split, Source], last: int) -
     """
     if last:
         _check_quotas(context, sources["pool"])
+        _check_draw(context)
     if is_complete(context.run.round(0).checkpoint):
         return
     name = context.given.component_name
@@ -45,6 +46,22 @@ def check_method(context: Context, sources: Mapping[Split, Source], last: int) -
         feature.check(need, n_rows[need.split])
         for line in feature.reach() if last and not scored else ():
             context.progress.say(f"note: {line}")
+
+
+def _check_draw(context: Context) -> None:
+    """Refuse settings of a random draw where the method's own strategy is none."""
+    config = context.given
+    strategy = context.method(config.component_name)[0].default_strategy
+    if config.strategy is not None or strategy == "sample":
+        return
+    given = [f"weights={config.weights}"] if config.weights != "uniform" else []
+    given += ["replacement=true"] if config.replacement else []
+    if given:
+        raise ConfigError(
+            f"{given[0]} was set, and {config.component_name} selects by {strategy} unless told otherwise.",
+            "That strategy is not a random draw: each row is selected once or not at all.",
+            f"Set strategy=sample, or leave {given[0].partition('=')[0]} out.",
+        )
 
 
 def _check_quotas(context: Context, pool: Source) -> None:

@@ -208,3 +208,55 @@ def test_a_file_put_back_with_another_time_is_the_same_file(run):
     table.write_bytes(content)
     assert status()[1] is None
     assert "up to date" in done("round", 2, *ON)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_marker_of_which_one_digit_changed(run, number):
+    """The next scoring weighs by the mean learning rate that it records."""
+    path = run / f"round-{number:02d}" / "checkpoint" / "COMPLETE.json"
+    marker = json.loads(path.read_text())
+    marker["result"]["mean_learning_rate"] *= 1.01
+    path.write_text(json.dumps(marker))
+    for command in (("round", 2), ("score", "--round", 2), ("train-round", "--round", 2)):
+        what = refused(run, *command, *ON)
+        assert "checkpoint/COMPLETE.json: its content is not what was written." in what
+        assert "its content is not what was written" in what
+
+
+def test_rounds_without_their_settings_are_not_taken_for_the_demo(run):
+    (run / "run.yaml").unlink()
+    what = refused(run, "round", 2, *ON)
+    assert "run.yaml is not there" in what
+    assert "holds rounds of a run" in what
+    assert not list(run.parent.glob("demo*"))
+
+
+def test_a_report_says_what_is_missing_or_cut(run):
+    index = run / "round-02" / "index.parquet"
+    index.rename(index.with_suffix(".aside"))
+    assert "round-02/index.parquet cannot be read: it is not there" in refused(run, "report", "base")
+    index.with_suffix(".aside").rename(index)
+    history = run / "history.jsonl"
+    history.write_text(history.read_text()[:-20])
+    lines = len(history.read_text().splitlines())
+    assert f"history.jsonl, line {lines}: it is no line of a log." in refused(run, "report", "base")
+
+
+def test_another_number_of_rows_per_step_is_refused_by_its_keys(run):
+    """The rows of a step are frozen; run.yaml would record what was not trained."""
+    before = (run / "run.yaml").read_text()
+    for settings, shown in (
+        (
+            ["per_device_train_batch_size=3"],
+            "per_device_train_batch_size: 4 -> 3 (a step of this run has 4 rows)",
+        ),
+        (
+            ["gradient_accumulation_steps=2"],
+            "gradient_accumulation_steps: 1 -> 2 (a step of this run has 4 rows)",
+        ),
+    ):
+        for command in (("round", 2), ("train-round", "--round", 2)):
+            assert shown in refused(run, *command, *ON, *settings)
+        assert (run / "run.yaml").read_text() == before
+    split = ["per_device_train_batch_size=2", "gradient_accumulation_steps=2"]
+    assert "up to date" in done("round", 2, *ON, *split)

@@ -252,7 +252,7 @@ def test_optimizer_states_of_other_parameters_are_refused(world, tmp_path):
     marker = read_json(checkpoint / MARKER)
     path = checkpoint / "optimizer.pt"
     marker["files"]["optimizer.pt"] = {"bytes": path.stat().st_size, "digest": file_digest(path)}
-    write_json(checkpoint / MARKER, marker)
+    write_json(checkpoint / MARKER, marker | {"own_digest": ""})
 
     with pytest.raises(RunError) as refused:
         train(tmp_path, [1], config, pool)

@@ -148,6 +148,10 @@ def read_configuration(folder: Path) -> dict[str, Any]:
             f"it is of the kind {kind}" if kind else f"its {ADAPTER_CONFIG} names no peft_type",
             "Only LoRA adapters are trained and scored here; another kind would need its own gradients.",
         )
+    if found.get("lora_alpha") == 0:
+        raise _unusable(
+            folder, "its lora_alpha is 0", "What it adds is multiplied by 0, and is never trained."
+        )
     used = sorted(key for key, value in found.items() if key not in ABOUT | KNOWN and _is_set(key, value))
     start = found.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(CHANGES_THE_BASE):

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -246,6 +247,6 @@ def _left_out(model: PreTrainedModel, layers: set[str]) -> tuple[tuple[str, tupl
 
 def _place(name: str) -> str:
     """Return where a module is in its block: mlp.experts for model.layers.0.mlp.experts."""
-    parts = name.split(".")
+    parts = re.sub(r"(\.\d+)+$", "", name).split(".")  # a list of layers numbers its members at the end
     numbers = [i for i, part in enumerate(parts[:-1]) if part.isdigit()]
     return ".".join(part for part in parts[numbers[-1] + 1 if numbers else -2 :] if not part.isdigit())

@@ -18,6 +18,7 @@ from dataflex_pipeline.reports.look import Wanted, look, shared_rows
 from dataflex_pipeline.reports.numbers import spread
 from dataflex_pipeline.reports.query import Queries, open_queries, quoted
 from dataflex_pipeline.reports.records import PER_ROUND, RunRecord
+from dataflex_pipeline.store.parquet import corrupt
 from dataflex_pipeline.store.versions import changes_between_rounds
 
 EXAMPLES = 3
@@ -32,6 +33,10 @@ def findings(record: RunRecord) -> dict[str, Any]:
         CorruptError: a table of the run is damaged.
     """
     tables = tables_of(record.run)
+    indexed = {table.round for table in tables if table.kind == "index"}
+    for number in record.markers:
+        if number not in indexed:
+            raise corrupt(record.round(number).index, "it is not there, and the round was trained on it")
     with open_queries(tables) as queries:
         looks = {
             t.view: look(queries, t, tables, Wanted(EXAMPLES)) for t in tables if t.kind != "probabilities"

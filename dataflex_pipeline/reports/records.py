@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflex_pipeline.errors import RunError
+from dataflex_pipeline.errors import CorruptError, RunError
 from dataflex_pipeline.evaluation.figures import Figure, read_figures
 from dataflex_pipeline.store.parquet import read_whole
 from dataflex_pipeline.store.parts import PartedTable
@@ -149,9 +149,10 @@ class RunRecord:
         """The training log of all finished rounds: one entry per step and per evaluation, in order."""
         entries = []
         for number in self.markers:
-            path = self.round(number).folder / "training_log.jsonl"
+            # The round's own copy is for people; this one has a digest in the checkpoint's marker.
+            path = self.round(number).checkpoint / "training_log.jsonl"
             if path.is_file():
-                entries += [{"round": number, **json.loads(line)} for line in path.read_text().splitlines()]
+                entries += [{"round": number, **line} for line in _lines(path)]
         return entries
 
     def evaluations(self, metric: str = "eval_loss") -> dict[int, float]:
@@ -163,7 +164,7 @@ class RunRecord:
         """What was done when, and how many seconds it took, in order."""
         if not self.run.history.is_file():
             return []
-        return [json.loads(line) for line in self.run.history.read_text(encoding="utf-8").splitlines()]
+        return _lines(self.run.history)
 
     def gpu_hours(self, last: int) -> float | None:
         """Return the hours that GPUs were held for rounds up to ``last``; None where it was not recorded."""
@@ -181,3 +182,25 @@ class RunRecord:
                 if entry["stage"] == stage and entry.get("round", 0) <= last
             )
         )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log, one JSON object each.
+
+    Raises:
+        CorruptError: one is no such line, as where a full disk cut it off.
+    """
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise CorruptError(
+                f"{path}, line {number}: it is no line of a log.",
+                "It was cut off or edited. No result depends on it; what it said of times or steps is lost.",
+                "Delete that line, and run the command again.",
+            )
+        found.append(value)
+    return found

@@ -7,7 +7,7 @@ only then. A folder without a marker is an unfinished one, whatever it holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Marker:
         result: the round's result (`RoundResult.plain`), when finished.
         files: name -> {"bytes", "digest"} of every other file.
         version: of this package. versions: of the packages it was made with; empty where not recorded.
+        own_digest: `content_digest`; empty in markers of an earlier edition.
     """
 
     fingerprint: str
@@ -49,6 +50,12 @@ class Marker:
     files: dict[str, dict[str, Any]]
     version: str = __version__
     versions: dict[str, str] = field(default_factory=dict)
+    own_digest: str = ""
+
+    @property
+    def content_digest(self) -> str:
+        """Digest of all that the marker says, but for this digest itself."""
+        return digest({name: value for name, value in asdict(self).items() if name != "own_digest"})
 
 
 def write_marker(
@@ -78,6 +85,7 @@ def write_marker(
         files=files,
         versions=installed_versions(),
     )
+    marker = replace(marker, own_digest=marker.content_digest)
     write_json(folder / MARKER, asdict(marker))
     return marker
 
@@ -100,11 +108,14 @@ def read_marker(checkpoint: Path) -> Marker | None:
     if not path.is_file():
         return None
     content = read_json(path)
-    fields = set(Marker.__dataclass_fields__)
-    # Markers of an earlier edition do not record versions.
-    if not isinstance(content, dict) or set(content) not in (fields, fields - {"versions"}):
+    fields, later = set(Marker.__dataclass_fields__), {"versions", "own_digest"}
+    # Markers of an earlier edition do not have the later fields.
+    if not isinstance(content, dict) or not fields - later <= set(content) <= fields:
         raise _damaged(path, "it is not the marker of a checkpoint")
-    return Marker(**content)
+    marker = Marker(**content)
+    if marker.own_digest and marker.own_digest != marker.content_digest:
+        raise _damaged(path, "its content is not what was written")
+    return marker
 
 
 def verify_checkpoint(checkpoint: Path, digest_of: Callable[[Path], str] = file_digest) -> Marker:

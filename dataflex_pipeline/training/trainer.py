@@ -251,6 +251,9 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        # What the library logs are means since the process began; ours are the same after any kill.
+        before = [line for line in self.state.log_history if line["step"] <= self.conductor.plan.first_step]
+        self.state.log_history = before + [dict(line) for line in self.conductor.log.lines]
         with writing(folder):
             super()._save_checkpoint(model, trial)
             if self.is_deepspeed_enabled:
