@@ -107,12 +107,11 @@ def test_what_would_not_be_base_and_adapter_is_not_exported(bases, tmp_path, mon
     assert expected.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["embedding-saved", "lora-on-embedding"])
-def test_a_run_that_starts_from_such_an_adapter_is_exported_as_what_it_trained(
-    bases, tiny_demo, tmp_path, monkeypatch, kind
+def test_a_run_that_starts_from_an_adapter_on_the_embedding_is_exported_as_what_it_trained(
+    bases, tiny_demo, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    adapter(bases / "llama", tmp_path / "adapter", **KINDS[kind][0]("embed_tokens", "q_proj"))
+    adapter(bases / "llama", tmp_path / "adapter", target_modules=["q_proj", "embed_tokens"])
     shutil.copytree(bases / "llama", tmp_path / "base")
     settings = (
         f"dataset={tiny_demo.pool}",

@@ -144,7 +144,7 @@ def test_a_best_checkpoint_of_an_abandoned_course_is_not_taken_for_the_best(worl
     config = make_config(model, eval_strategy="epoch", load_best_model_at_end=True)
     train(tmp_path, [0], config, pool, target)
     edit = tmp_path / "best" / MARKER
-    write_json(edit, read_json(edit) | {"step": 99})
+    write_json(edit, read_json(edit) | {"step": 99, "own_digest": ""})
     heard = Listener()
     result = train(tmp_path, [1], config, pool, target, heard)
     assert any("best/ is not the best checkpoint before this round (step 3)" in x for x in heard.lines)

@@ -74,7 +74,7 @@ def save_merged(
 def _merge(model: PreTrainedModel, adapter: Path, say: Say) -> PreTrainedModel:
     """Return base and adapter as one model whose logits are theirs."""
     with explained(str(adapter), "adapter", "adapter_name_or_path"):
-        adapted = attach_adapter(model, adapter).eval()
+        adapted = attach_adapter(model, adapter, say, to_merge=True).eval()
     expected = _probe(adapted)
     doubled = _double_tied_head(adapted)
     with explained(str(adapter), "adapter", "adapter_name_or_path"):

@@ -57,6 +57,8 @@ KNOWN = frozenset(
     | {"fan_in_fan_out", "bias", "init_lora_weights"}
 )
 """Keys that are scored and trained as peft means them; any other that is set is refused by name."""
+MERGED_TOO = frozenset({"modules_to_save", "trainable_token_indices"})
+"""Keys of whole weights that an adapter brings besides; merging puts them in place."""
 CHANGES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Values of ``init_lora_weights`` with which peft rewrites the base model's own weights on loading."""
 
@@ -95,8 +97,12 @@ def adapted_layers(model: PeftModel) -> frozenset[str]:
     )
 
 
-def read_adapter(base: PreTrainedModel, folder: Path, say: Say) -> PeftModel:
+def read_adapter(base: PreTrainedModel, folder: Path, say: Say, to_merge: bool = False) -> PeftModel:
     """Put the adapter of a folder on a freshly loaded base; its parameters require a gradient.
+
+    Args:
+        base: from `load_base`. folder: of a LoRA adapter. say: is told what peft warns of.
+        to_merge: only to merge it, which follows more of peft (`MERGED_TOO`) than scoring and training do.
 
     Raises:
         UserError: it is no LoRA adapter, uses something of peft that is not scored and trained right here, or
@@ -105,7 +111,7 @@ def read_adapter(base: PreTrainedModel, folder: Path, say: Say) -> PeftModel:
     from peft import LoraConfig, get_peft_model
     from safetensors import safe_open
 
-    read_configuration(folder)
+    read_configuration(folder, to_merge)
     with explained(str(folder), "adapter"), safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     as_named = all(_on_a_layer(base, name) for name in shapes)
@@ -128,8 +134,10 @@ def read_adapter(base: PreTrainedModel, folder: Path, say: Say) -> PeftModel:
     return model
 
 
-def read_configuration(folder: Path) -> dict[str, Any]:
+def read_configuration(folder: Path, to_merge: bool = False) -> dict[str, Any]:
     """Return the configuration of a folder's adapter, which is one that is scored and trained right here.
+
+    With ``to_merge`` it is one that is merged right.
 
     Raises:
         UserError: it is damaged, no LoRA adapter, or sets something that is not followed here.
@@ -148,11 +156,12 @@ def read_configuration(folder: Path) -> dict[str, Any]:
             f"it is of the kind {kind}" if kind else f"its {ADAPTER_CONFIG} names no peft_type",
             "Only LoRA adapters are trained and scored here; another kind would need its own gradients.",
         )
+    known = ABOUT | KNOWN | (MERGED_TOO if to_merge else frozenset())
     if found.get("lora_alpha") == 0:
         raise _unusable(
             folder, "its lora_alpha is 0", "What it adds is multiplied by 0, and is never trained."
         )
-    used = sorted(key for key, value in found.items() if key not in ABOUT | KNOWN and _is_set(key, value))
+    used = sorted(key for key, value in found.items() if key not in known and _is_set(key, value))
     start = found.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(CHANGES_THE_BASE):
         used.append(f"init_lora_weights: {start}")

@@ -256,11 +256,14 @@ def shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def attach_adapter(base: PreTrainedModel, folder: Path, say: Callable[[str], None] = quiet) -> PeftModel:
+def attach_adapter(
+    base: PreTrainedModel, folder: Path, say: Callable[[str], None] = quiet, to_merge: bool = False
+) -> PeftModel:
     """Put the adapter of a folder on a freshly loaded base; its parameters require a gradient.
 
     Args:
         base: from `load_base`. folder: of a LoRA adapter. say: is told what peft warns of.
+        to_merge: only to merge it; see `read_adapter`.
 
     Raises:
         CorruptError: the folder has no adapter. UserError: its tensors are not those that its configuration
@@ -270,7 +273,7 @@ def attach_adapter(base: PreTrainedModel, folder: Path, say: Callable[[str], Non
 
     if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
         raise _no_weights(folder, f"{ADAPTER_WEIGHTS} with its {ADAPTER_CONFIG}", "lora")
-    return read_adapter(base, folder, say)
+    return read_adapter(base, folder, say, to_merge)
 
 
 def _no_weights(folder: Path, wanted: str, kind: str) -> CorruptError:
