@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.store.versions import changes_between_rounds, installed_versions, version_changes
 from dataflex_pipeline.training.marker import read_marker
 from stages.context import Context
@@ -11,7 +12,10 @@ def _recorded(context: Context) -> tuple[dict[str, str], dict[int, dict[str, str
     """Return the versions when the run began, and those of each finished round."""
     rounds = {}
     for number in range(context.given.update_times + 1):
-        marker = read_marker(context.run.round(number).checkpoint)
+        try:
+            marker = read_marker(context.run.round(number).checkpoint)
+        except CorruptError:  # which check_outputs reports, and --overwrite mends
+            break
         if marker is None:
             break
         rounds[number] = marker.versions

@@ -205,7 +205,8 @@ def _trainer(job: _Job, start: Start, conductor: Conductor, arguments: SFTConfig
     seed = derive_seed(config.seed, "adapter")
     model = load_for_training(config, start.folder, device, seed, conductor.note)
     check_router_coefficient(config, model)
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    embedding = model.get_input_embeddings()  # whose weight is empty where ZeRO-3 shards it
+    vocabulary = int(getattr(embedding, "base_layer", embedding).num_embeddings)
     wanted = None if config.eval_strategy == "no" else job.target
     announce_to_lark(config)
     trainer = WeightedTrainer(

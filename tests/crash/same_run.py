@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-CIRCUMSTANCES = frozenset({"seconds", "created", "time", "git", "hardware", "versions"})
+CIRCUMSTANCES = frozenset({"seconds", "created", "time", "git", "hardware", "versions", "own_digest"})
 """Keys of JSON and YAML files that say when and where something was made."""
 NOT_COMPARED = {".lock", ".lock-owner", "history.jsonl", "sources.json"}
 """Files that say who works, when something was done, and when the sources were last changed."""
