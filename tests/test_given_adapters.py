@@ -151,6 +151,7 @@ def test_numbers_that_are_not_finite_are_refused(model, adapter):
         ({"peft_type": None}, "its adapter_config.json names no peft_type"),
         ({"modules_to_save": ["lm_head"]}, "its adapter_config.json sets modules_to_save"),
         ({"trainable_token_indices": [3]}, "its adapter_config.json sets trainable_token_indices"),
+        ({"lora_alpha": 0}, "its lora_alpha is 0"),
         ({"lora_bias": True}, "its adapter_config.json sets lora_bias"),
         ({"layer_replication": [[0, 2]]}, "its adapter_config.json sets layer_replication"),
         ({"alora_invocation_tokens": [1]}, "its adapter_config.json sets alora_invocation_tokens"),

@@ -247,3 +247,12 @@ def test_parameters_of_nice_are_named_as_they_are_typed(here, tiny_demo):
         ("nice.reward_model_backend=reward_model", "nice.reward_model_backend: reward_model was chosen"),
     ):
         assert f"error: {named}" in refused(here, "round", *data(tiny_demo), wrong)
+
+
+@pytest.mark.parametrize("setting", ["weights=importance", "replacement=true"])
+def test_settings_of_a_random_draw_for_a_method_that_takes_the_best(here, tiny_demo, setting):
+    """The strategy is the method's own, so the configuration alone does not tell."""
+    given = (*data(tiny_demo), *STEPS, *SMALL, f"eval_dataset={tiny_demo.target}", "component_name=less")
+    text = refused(here, "round", 1, *given, setting)
+    assert f"{setting} was set, and less selects by top_k unless told otherwise." in text
+    assert "Set strategy=sample, or leave" in text

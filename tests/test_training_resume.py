@@ -79,6 +79,10 @@ def test_sigkill_in_the_middle_then_the_same_call_is_identical(world, tmp_path):
     assert any("goes on from step 8" in line for line in heard.lines)
     assert_same(states(tmp_path / "calm/round-01/checkpoint"), states(run / "round-01/checkpoint"))
     assert log_of(run, 1) == log_of(tmp_path / "calm", 1)
+    # The library's own means begin anew with a process; what is saved are the lines of our log.
+    logged = read_json(run / "round-01/checkpoint/trainer_state.json")
+    assert logged == read_json(tmp_path / "calm/round-01/checkpoint/trainer_state.json")
+    assert logged["log_history"] == log_of(run, 0) + log_of(run, 1)
     calm = read_marker(tmp_path / "calm/round-01/checkpoint").result
     assert {**again.plain(), "seconds": 0} == {**calm, "seconds": 0}
     assert not work.exists()
