@@ -21,14 +21,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline.api import Progress
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError
-from dataflex_pipeline.data.marks import NOTHING_TRAINED
+from dataflex_pipeline.data.marks import NOTHING_TRAINED, not_used
 from dataflex_pipeline.data.piece_tokens import PieceTokenizer
 from dataflex_pipeline.data.template_turns import Reads, as_dicts, reordered, with_tools_text
 from dataflex_pipeline.data.templates import TEMPLATES, NamedTemplate, named_template
@@ -254,6 +254,18 @@ class ChatFormat:
         except (TemplateError, TypeError) as error:
             raise RowError(f"the chat template refuses the row: {error}") from error
         return str(text)
+
+    def fitted(self, conversation: Conversation) -> Conversation:
+        """Return a conversation whose turns keep the keys that the template reads; others are noted."""
+        if not any(message.others for message in conversation.messages):
+            return conversation
+        reads = self._reads_with_tools if conversation.tools else self._reads
+        turns, notes = [], list(conversation.notes)
+        for message in conversation.messages:
+            kept = {key: value for key, value in message.others.items() if key in reads.keys}
+            notes += not_used({key: value for key, value in message.others.items() if key not in kept})
+            turns.append(replace(message, others=kept))
+        return replace(conversation, messages=tuple(turns), notes=tuple(dict.fromkeys(notes)))
 
     def pieces(self, conversation: Conversation, mask_history: bool = False) -> list[Piece]:
         """Cut a conversation's text into prompts and responses, in order; see `cut`."""

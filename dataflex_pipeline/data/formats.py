@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dataflex_pipeline.data.calls import Turn, calls_turn, paired, parse_tools
+from dataflex_pipeline.data.calls import Turn, calls_turn, paired, parse_tools, without_nulls
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError, check_conversation
 from dataflex_pipeline.data.layout import OPENAI_TAGS, Layout, json_or_self
 from dataflex_pipeline.data.marks import (
     NOTHING_TRAINED,
     UNTRAINED,
     check_media,
-    passed_over,
+    other_keys,
     reasoning_of,
     speaker_of,
     trained_mark,
@@ -137,11 +137,16 @@ def _turn(given: Any, tags: Mapping[str, str], columnar: bool) -> Turn:
     speaks = turn.message.role
     trained, notes = trained_mark(given, speaks, own)
     reasoning, more = reasoning_of(given, speaks, own)
+    others = other_keys(given, own)
     message = replace(
-        turn.message, trained=trained, reasoning=reasoning, speaker=speaker_of(given, speaks, own)
+        turn.message,
+        trained=trained,
+        reasoning=reasoning,
+        speaker=speaker_of(given, speaks, own),
+        others=without_nulls(others) if columnar else others,
     )
     renamed = (DEVELOPER,) if said == "developer" and said not in tags.values() else ()
-    return Turn(message, turn.ids, (*renamed, *turn.notes, *notes, *more, *passed_over(given, own)))
+    return Turn(message, turn.ids, (*renamed, *turn.notes, *notes, *more))
 
 
 def _spoken(given: Mapping[str, Any], role: str, tags: Mapping[str, str], columnar: bool) -> Turn:
