@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from dataflex_pipeline.api import Progress
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError
 from dataflex_pipeline.data.marks import NOTHING_TRAINED, not_used
-from dataflex_pipeline.data.piece_tokens import PieceTokenizer
+from dataflex_pipeline.data.piece_tokens import PieceTokenizer, puts_bos
 from dataflex_pipeline.data.template_turns import Reads, as_dicts, reordered, with_tools_text
 from dataflex_pipeline.data.templates import TEMPLATES, NamedTemplate, named_template
 from dataflex_pipeline.data.written import (
@@ -59,6 +59,14 @@ _RESULT_ORDER = "results of tool calls are written in the order of their calls, 
 _UNSTABLE_PROMPT = (
     "the chat template begins a response otherwise than its generation prompt does; choose a named template"
 )
+
+
+def rows_lack(token: str) -> str:
+    """Return the notice on rows that begin without the beginning-of-sequence token."""
+    return (
+        f"rows do not begin with {token}, which the tokenizer puts before every other text: the chat "
+        "template does not write it, and nothing else adds it to what a template wrote"
+    )
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,8 @@ class ChatFormat:
         elif not self._stops():
             lines.append(self._endless())
         lines += self._header_notice()
+        if self._lacks_bos():
+            lines.append(rows_lack(self.tokenizer.bos_token))
         if re.search(r"strftime_now|date_string", self._text):
             lines.append(
                 f"the chat template writes today's date; {TODAY:%d %b %Y} stands in, so that rows made on "
@@ -180,14 +190,25 @@ class ChatFormat:
         """Whether the labels of an answer end with a token that stands for an end."""
         _, response = self._probe()
         ids = self._pieces.ids(response[: self._length_with_marker(response, _ANSWER)])
+        return not response or self.is_ended(ids)
+
+    def _lacks_bos(self) -> bool:
+        """Whether rows of the tokenizer's own template lack the token that other texts begin with."""
+        before, _ = self._probe()
+        bos = self.tokenizer.bos_token_id
+        begins = self._pieces.ids(before)[:1] == [bos]
+        return self.named is None and bool(before) and puts_bos(self.tokenizer) and not begins
+
+    def is_ended(self, learnt: Sequence[int]) -> bool:
+        """Whether labels end with what stands for an end: the stop's tokens, or any special token."""
         stop = self.stop_ids
-        if not response or (stop and ids[-len(stop) :] == stop):
+        if stop and list(learnt[-len(stop) :]) == stop:
             return True
-        return bool(ids) and ids[-1] in self._pieces.special_ids
+        return bool(learnt) and learnt[-1] in self._pieces.special_ids
 
     def _endless(self) -> str:
         """Return the notice for a template that ends answers with no token of its own."""
-        ending = self._probe()[1].partition(_ANSWER)[2]
+        ending = self._ending or ""
         written = f"only {ending!r}" if ending else "nothing"
         return (
             f"the chat template writes {written} after an answer, so that no end token is learnt and the "
@@ -198,7 +219,7 @@ class ChatFormat:
     def _header_notice(self) -> Iterator[str]:
         """Yield a notice where the template ignores ``add_generation_prompt`` and has a header to write."""
         before, response = self._probe()
-        header = response.partition(_ANSWER)[0]
+        header = _around_answer(response)[0]
         if header.strip() and before == self.render([Message("user", _QUESTION)]):
             yield (
                 f"the chat template does not read add_generation_prompt: {header!r} before each answer "
@@ -209,8 +230,7 @@ class ChatFormat:
     @cached_property
     def _ending(self) -> str | None:
         """What the template writes after an answer; None where that cannot be told once for all rows."""
-        _, response = self._probe()
-        return response.partition(_ANSWER)[2] if _ANSWER in response else None
+        return _around_answer(self._probe()[1])[1]
 
     @cached_property
     def _writes_speaker(self) -> bool:
@@ -376,6 +396,12 @@ class ChatFormat:
     def encode(self, rows: Sequence[Sequence[Piece]]) -> list[tuple[list[int], list[int]]]:
         """Tokenise rows; see ``PieceTokenizer.encode``."""
         return self._pieces.encode([[(piece.text, piece.labelled) for piece in row] for row in rows])
+
+
+def _around_answer(response: str) -> tuple[str, str | None]:
+    """Return what stands before and after the probe's answer, however it is cased; None: it is not there."""
+    found = re.search(_ANSWER, response, re.IGNORECASE)
+    return (response[: found.start()], response[found.end() :]) if found else (response, None)
 
 
 def _learnt(turns: Sequence[Message], mask_history: bool) -> list[int]:
