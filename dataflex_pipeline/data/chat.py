@@ -38,6 +38,7 @@ from dataflex_pipeline.data.written import (
     check_unicode,
     missing_from,
     notes_on_history,
+    notes_on_tools,
 )
 from dataflex_pipeline.errors import ConfigError
 
@@ -56,6 +57,14 @@ _UNSTABLE_HISTORY = (
 )
 _LAST_UNTRAINED = "the last answer is marked as not to be trained on, and with mask_history no other one is"
 _RESULT_ORDER = "results of tool calls are written in the order of their calls, since the template has no ids"
+_TOOLS_IN_WORDS = (
+    "the chat template has no place for tools: their definitions stand in plain words at the end of the "
+    "system prompt"
+)
+_IN_WORDS = (
+    "prompt and completion are plain texts, and are written as one user and one assistant turn of the chat "
+    "template (template: plain adds no marks, only a line break between them)"
+)
 _UNSTABLE_PROMPT = (
     "the chat template begins a response otherwise than its generation prompt does; choose a named template"
 )
@@ -326,7 +335,7 @@ class ChatFormat:
         check_prompts(turns, whole)
         check_tools(conversation.tools, pieces[0].text)
         pieces.append(Piece(whole[written:], False))
-        notes = tuple(dict.fromkeys(self._notes(conversation, learnt, whole)))
+        notes = tuple(dict.fromkeys(self._notes(conversation, learnt, pieces[0].text, whole)))
         return Cut(tuple(piece for piece in pieces if piece.text), notes)
 
     def _close_earlier(self, pieces: list[Piece], whole: str, longer: str) -> int:
@@ -371,7 +380,9 @@ class ChatFormat:
         if reason is not None:
             raise RowError(reason)
 
-    def _notes(self, conversation: Conversation, learnt: Sequence[int], whole: str) -> Iterator[str]:
+    def _notes(
+        self, conversation: Conversation, learnt: Sequence[int], beginning: str, whole: str
+    ) -> Iterator[str]:
         turns = conversation.messages
         reads = self._reads_with_tools if conversation.tools else self._reads
         answers = [number for number, message in enumerate(turns) if message.role == "assistant"]
@@ -380,6 +391,11 @@ class ChatFormat:
             yield _RESULT_ORDER
         if any(message.speaker for message in turns) and not self._writes_speaker:
             yield "name of a turn is not written by the chat template"
+        yield from notes_on_tools(conversation.tools, beginning)
+        if conversation.tools and not reads.tools:
+            yield _TOOLS_IN_WORDS
+        if conversation.in_words and (self.named is None or self.named.name != "plain"):
+            yield _IN_WORDS
         for name in conversation.variables:
             if not reads.variable(name):
                 shown = name.encode("ascii", "backslashreplace").decode()

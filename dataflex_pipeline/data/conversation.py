@@ -65,12 +65,14 @@ class Conversation:
         tools: one mapping per tool, ``{"type": "function", "function": {...}}``; empty for none.
         variables: what the row gives its chat template besides (``chat_template_kwargs``).
         notes: what of the row was read otherwise than it is written, or passed over.
+        in_words: whether the row is a prompt and its completion, both plain texts.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     variables: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    in_words: bool = False
 
     @property
     def row_id(self) -> str:

@@ -56,7 +56,10 @@ def to_conversation(row: Row, layout: Layout, columnar: bool = False) -> Convers
     notes += notes_on_columns(row, layout)
     tools = tools or parse_tools(_functions(row, layout), columnar)
     variables = template_variables(row, layout, columnar)
-    return Conversation(tuple(messages), tools, variables, tuple(dict.fromkeys(notes)))
+    in_words = layout.kind == "prompt_completion" and not any(
+        _turns_in(row.get(layout.columns[role]), layout) for role in ("prompt", "response")
+    )
+    return Conversation(tuple(messages), tools, variables, tuple(dict.fromkeys(notes)), in_words)
 
 
 def _functions(row: Row, layout: Layout) -> list[Any]:
