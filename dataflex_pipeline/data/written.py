@@ -118,6 +118,8 @@ def check_tools(tools: Sequence[Mapping[str, Any]], text: str) -> None:
 
 def notes_on_tools(tools: Sequence[Mapping[str, Any]], text: str) -> Iterator[str]:
     """Yield what of the tools' definitions is not in the text before the first answer that is learnt."""
+    if not tools:
+        return
     squeezed = _squeezed(text)
     functions = [tool["function"] for tool in tools]
     described = [str(each["description"]) for each in functions if each.get("description")]
