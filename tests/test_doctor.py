@@ -274,6 +274,12 @@ def test_beginnings(rows, tokenizer, state):
     assert check_begin(rows, tokenizer).state == state
 
 
+@pytest.mark.parametrize("adds", [True, False])
+def test_beginnings_that_differ_are_said_to(adds):
+    found = check_begin([[1, 2], [3], [1, 4]], Words(1, adds)).found
+    assert found == "1 of 3 rows lack <s>, and the others begin with it"
+
+
 def test_labels_against_the_assistants_words():
     turns = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2 w3"}]
     row = {"row": 0, "input_ids": [1, 2, 3, 4], "labels": [-100, 2, 3, 4], "messages": turns}

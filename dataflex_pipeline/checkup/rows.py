@@ -106,14 +106,11 @@ def check_begin(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBas
     if never == len(rows) and puts_bos(tokenizer):
         advice = "Choose the template of the model's family, unless the model was made without it."
         return _finding("beginning", True, rows_lack(name), advice, "warning")
-    found = (
-        f"no row begins with {name}, nor does any other text"
-        if never
-        else f"every row begins with {name}, once"
-    )
-    return _finding(
-        "beginning", 0 < never < len(rows), found, "Some rows do and some do not: check the template."
-    )
+    if 0 < never < len(rows):
+        found = f"{never} of {len(rows)} rows lack {name}, and the others begin with it"
+        return _finding("beginning", True, found, "Some rows do and some do not: check the template.")
+    nothing = f"no row begins with {name}, nor does any other text"
+    return _finding("beginning", False, nothing if never else f"every row begins with {name}, once", "")
 
 
 def _cut(n_valid: int, n_whole: int, cutoff_len: int) -> Finding:
