@@ -458,3 +458,24 @@ def test_rows_that_lack_what_the_tokenizer_puts_before_other_texts(here, monkeyp
     assert (found["beginning"].state, found["beginning"].found) == ("warning", line)
     _, notices, found = looked_at(here / "b", "{{ bos_token }}" + ANGLES)
     assert (notices, found["beginning"].state) == ([], "ok")
+
+
+def test_what_rows_lack_is_said_once(own, here):
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(here / "model")
+    begin = tokenizer.eos_token
+    tokenizer.bos_token = begin
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, tokenizer.convert_tokens_to_ids(begin))]
+    )
+    tokenizer.chat_template = ANGLES.replace("<|im_end|>", begin)
+    tokenizer.save_pretrained(here / "model")
+    ran = dataflex("doctor", *own, "template=null", "--json")
+    found = json.loads(ran.out)["findings"]
+    said = [each for each in found if each["found"].startswith(f"rows do not begin with {begin}, which")]
+    assert [(each["check"], each["state"]) for each in said] == [
+        ("pool beginning", "warning"),
+        ("target beginning", "warning"),
+    ]
