@@ -132,7 +132,12 @@ def _split(context: Context, split: Split) -> tuple[list[Finding], pa.Table, lis
     found = check_rows(rows, chat, settings.cutoff_len, mask_history=settings.mask_history)
     named = [dataclasses.replace(each, check=f"{split} {each.check}") for each in found]
     named += [Finding(f"{split} data", "warning", line, "", "configuration") for line in scan.notices]
-    notices = [Finding("template", "warning", line, "", "configuration") for line in chat.notices()]
+    said = {each.found for each in named}
+    notices = [
+        Finding("template", "warning", line, "", "configuration")
+        for line in chat.notices()
+        if line not in said
+    ]
     findings = [*named, *beyond, *(notices if split == "pool" else [])]
     return findings, rows, example(rows, chat.tokenizer)
 

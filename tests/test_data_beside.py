@@ -12,6 +12,12 @@ from dataflex_pipeline.errors import DataError
 # Columns beside the conversation
 
 
+IN_WORDS = (
+    "prompt and completion are plain texts, and are written as one user and one assistant turn of the chat "
+    "template (template: plain adds no marks, only a line break between them)"
+)
+
+
 def test_answers_labelled_bad_are_refused(tmp_path):
     data = [
         {"prompt": "Is fire cold?", "completion": "Yes.", "label": False},
@@ -24,8 +30,8 @@ def test_answers_labelled_bad_are_refused(tmp_path):
     assert good["valid"]
     assert good["row_id"] == plain["row_id"]
     note = "label is not used further: the answer is trained on as it is"
-    assert (good["note"], plain["note"]) == (note, None)
-    assert table.summary["notes"] == {note: 1}
+    assert (good["note"], plain["note"]) == (f"{note}; {IN_WORDS}", IN_WORDS)
+    assert table.summary["notes"] == {note: 1, IN_WORDS: 2}
 
 
 @pytest.mark.parametrize(
@@ -225,3 +231,39 @@ def test_rows_beyond_what_rotary_positions_were_trained_on_are_said(tmp_path, sc
     )
     assert (line in said) is not scaled
     assert (line in table.summary["notices"]) is not scaled
+
+
+def test_plain_prompts_and_completions_are_said_to_go_through_the_template(tmp_path):
+    data = [{"prompt": "Once upon", "completion": " a time"}]
+    table, [row], said = rows_of(tmp_path / "a", data)
+    whole = "<|im_start|>user\nOnce upon<|im_end|>\n<|im_start|>assistant\n"
+    assert stretches(row, tmp_path / "a") == [(whole, False), (" a time<|im_end|>", True), ("\n", False)]
+    assert table.summary["notes"] == {IN_WORDS: 1}
+    assert f"pool: 1 rows: {IN_WORDS}" in said
+    table, [row], _ = rows_of(tmp_path / "b", data, "plain")
+    assert stretches(row, tmp_path / "b")[:2] == [("Once upon\n", False), (" a time</s>", True)]
+    assert table.summary["notes"] == {}
+    listed = [{"prompt": [{"role": "user", "content": "Q"}], "completion": "A"}]
+    table, _, _ = rows_of(tmp_path / "c", listed)
+    assert table.summary["notes"] == {}
+
+
+def test_columns_that_steer_other_tools_are_noted(tmp_path):
+    steering = {
+        "add_generation_prompt": True,
+        "chat_template": "{{ messages }}",
+        "train_on_inputs": True,
+        "tool_choice": {"type": "auto"},
+    }
+    empty = dict.fromkeys(steering)
+    data = [chat(("u", "Q", {}), ("a", "A", {}), **more) for more in (steering, empty, {})]
+    table, rows, _ = rows_of(tmp_path, data)
+    assert table.summary["notes"] == {
+        "column add_generation_prompt is not used: every row ends with an answer": 1,
+        "column chat_template is not used: rows are written with the configured template, or the "
+        "tokenizer's own": 1,
+        "column train_on_inputs is not used: only answers are trained on": 1,
+        "column tool_choice is not used: it has no meaning in training": 1,
+    }
+    assert len({row["row_id"] for row in rows}) == 1
+    assert [row["note"] for row in rows[1:]] == [None, None]

@@ -193,3 +193,65 @@ def test_older_forms_of_calls_and_roles(tmp_path):
     assert rows[0]["row_id"] == rows[1]["row_id"]
     assert rows[0]["input_ids"] == rows[1]["input_ids"]
     assert rows[0]["note"] == "a turn of role developer is read as the system prompt"
+
+
+# What a template leaves out of tools and calls
+
+FIRST_CALL = (
+    "{% for t in tools or [] %}{{ '[' + t.function.name + ']' }}{% endfor %}{% for m in messages %}"
+    "{{ '<|' + m.role + '|>' }}{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% endif %}"
+    "{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""A template that writes one call of a turn, and of the tools only their names."""
+ALL_CALLS = FIRST_CALL.replace("{{ m.tool_calls[0].function | tojson }}", "{{ m.tool_calls | tojson }}")
+DICE = {"name": "dice", "description": "Throws one.", "parameters": {"properties": {"sides": {"type": "n"}}}}
+
+
+def throws(*arguments, **beside):
+    called = [{"function": {"name": "dice", "arguments": each}} for each in arguments]
+    return chat(("u", "Throw!", {}), ("a", "", {"tool_calls": called}), **beside)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        ([{"sides": 6}], True),
+        ([{"sides": 6}, {"sides": 6}], False),
+        ([{"sides": 6}, {}], False),
+        ([{}, {}], False),
+    ],
+)
+def test_parallel_calls_that_are_alike_are_counted(tmp_path, arguments, kept):
+    data = [throws(*arguments), PLAIN]
+    _, [row, _], _ = rows_of(tmp_path / "first", data, FIRST_CALL)
+    reason = (
+        "the chat template leaves out a tool call's name or one of its arguments; choose a named template"
+    )
+    assert row["reason"] == (None if kept else reason)
+    _, [row, _], _ = rows_of(tmp_path / "all", data, ALL_CALLS)
+    assert row["valid"], row["reason"]
+
+
+def test_tools_of_which_only_the_names_are_written(tmp_path):
+    note = "the chat template writes only the names of tools"
+    data = [throws({"sides": 6}, tools=[DICE]), throws({"sides": 6}, tools=[{"name": "dice"}])]
+    _, rows, said = rows_of(tmp_path / "a", data, FIRST_CALL)
+    assert [row["note"] for row in rows] == [note, None]
+    assert f"pool: 1 rows: {note}" in said
+    described = FIRST_CALL.replace("t.function.name", "t.function.name + ':' + t.function.description")
+    _, [row], _ = rows_of(tmp_path / "b", data[:1], described)
+    assert row["note"] == "the chat template leaves out a parameter of a tool"
+    whole = FIRST_CALL.replace("t.function.name", "(t.function | tojson)")
+    _, [row], _ = rows_of(tmp_path / "c", data[:1], whole)
+    assert row["note"] is None
+
+
+def test_tools_in_words_of_our_own_are_said(tmp_path):
+    note = (
+        "the chat template has no place for tools: their definitions stand in plain words at the end of the "
+        "system prompt"
+    )
+    table, rows, said = rows_of(tmp_path, [throws({"sides": 6}, tools=[DICE]), PLAIN], "vicuna")
+    assert [row["note"] for row in rows] == [note, None]
+    assert table.summary["notes"] == {note: 1}
+    assert f"pool: 1 rows: {note}" in said

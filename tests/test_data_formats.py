@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from data_fixtures import learnt, rows_of, stretches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataflex_pipeline.data import DataSettings, scan_sources
 from dataflex_pipeline.data.columns import ColumnTypes
 from dataflex_pipeline.data.conversation import RowError
 from dataflex_pipeline.data.formats import to_conversation
@@ -276,3 +278,79 @@ def test_kinds_of_original_columns():
             assert column.kind == kind
             assert column.field.metadata[b"encoding"] == kind.encode()
             assert column.field.name == "original_x"
+
+
+# Prompts and completions that are lists of turns
+
+
+def turn(role, content, **more):
+    return {"role": role, "content": content, **more}
+
+
+ASKED = [turn("user", "q1"), turn("assistant", "NO"), turn("user", "q2")]
+
+
+def test_answers_inside_a_prompt_carry_no_labels(tmp_path):
+    data = [{"prompt": ASKED, "completion": [turn("assistant", "YES")]}]
+    table, [row], said = rows_of(tmp_path, data)
+    assert stretches(row, tmp_path) == [
+        (
+            "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\nNO<|im_end|>\n"
+            "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n",
+            False,
+        ),
+        ("YES<|im_end|>", True),
+        ("\n", False),
+    ]
+    note = "an answer inside the prompt is not trained on"
+    assert table.summary["notes"] == {note: 1}
+    assert f"pool: 1 rows: {note}" in said
+
+
+def test_every_answer_of_a_completion_carries_labels(tmp_path):
+    completion = [turn("assistant", "YES"), turn("user", "q3"), turn("assistant", "YES, TOO")]
+    _, [row], _ = rows_of(tmp_path, [{"prompt": ASKED, "completion": completion}])
+    assert learnt(row, tmp_path) == ["YES<|im_end|>", "YES, TOO<|im_end|>"]
+
+
+def test_a_completion_in_words_after_a_prompt_of_turns(tmp_path):
+    weighted = [ASKED[0], turn("assistant", "NO", weight=0), ASKED[2]]
+    data = [{"prompt": weighted, "completion": "YES"}]
+    _, [row], _ = rows_of(tmp_path, data)
+    assert learnt(row, tmp_path) == ["YES<|im_end|>"]
+    assert row["note"] == "an answer inside the prompt is not trained on"
+
+
+def test_turns_as_json_text_are_turns():
+    prompt = json.dumps([turn("system", "S"), turn("user", "Q")])
+    completion = json.dumps([turn("assistant", "A")])
+    assert turns({"prompt": prompt, "completion": completion}) == [("system", "S"), *QA]
+    assert turns({"prompt": prompt, "completion": "A", "system": "column"}) == [("system", "S"), *QA]
+    assert turns({"prompt": "Q", "completion": f" {completion}\n"}) == QA
+    listed = read({"prompt": json.loads(prompt), "completion": json.loads(completion)})
+    assert read({"prompt": prompt, "completion": completion}).row_id == listed.row_id
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"name": "x"}]', "[]", "[1, 2]", "[not JSON", '{"role": "user"}', '["role"]']
+)
+def test_other_json_in_a_prompt_is_text(text):
+    assert turns({"prompt": text, "completion": text}) == [("user", text), ("assistant", text)]
+
+
+def test_turns_as_json_text_in_a_csv_file(tmp_path):
+    import csv
+
+    with (tmp_path / "pool.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "completion"])
+        writer.writerow([json.dumps(ASKED), json.dumps([turn("assistant", "YES")])])
+    scan = scan_sources(DataSettings(("pool.csv",), str(tmp_path), "chatml", 4096, None))
+    [(_, row)] = scan.rows()
+    made = to_conversation(row, scan.sources[0].layout)
+    assert [(each.role, each.content, each.trained) for each in made.messages] == [
+        ("user", "q1", True),
+        ("assistant", "NO", False),
+        ("user", "q2", True),
+        ("assistant", "YES", True),
+    ]

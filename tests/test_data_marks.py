@@ -37,6 +37,9 @@ FORGETS_THOUGHTS = CUTS_THOUGHTS.replace("m.role == 'assistant' %}{% set c", "no
         ({"train": False}, "train false"),
         ({"training": False}, "training false"),
         ({"trainable": False}, "trainable false"),
+        ({"train_on_turn": False}, "train_on_turn false"),
+        ({"masked": True}, "masked true"),
+        ({"masked": 1}, "masked 1"),
     ],
 )
 def test_a_turn_marked_as_not_to_be_trained_on_carries_no_labels(tmp_path, mark, shown):
@@ -54,6 +57,7 @@ def test_a_turn_marked_as_not_to_be_trained_on_carries_no_labels(tmp_path, mark,
 
 def test_a_turn_marked_as_trained_on_is_like_any_other(tmp_path):
     marks = [{}, {"weight": 1}, {"loss": True}, {"train": None}, {"trainable": "true", "weight": 1.0}]
+    marks += [{"masked": False}, {"train_on_turn": True, "masked": 0}]
     table, rows, _ = rows_of(tmp_path, [two_answers(mark) for mark in marks])
     assert len({row["row_id"] for row in rows}) == 1
     assert {row["note"] for row in rows} == {None}
@@ -84,6 +88,8 @@ MARK_REASONS = [
     ),
     (chat(("u", "Q", {"train": True}), ("a", "A", {})), "a user turn is marked to be trained on (train)"),
     (chat(("u", "Q", {"loss": True}), ("a", "A", {})), "a user turn is marked to be trained on (loss)"),
+    (chat(("u", "Q", {"masked": False}), ("a", "A", {})), "a user turn is marked to be trained on (masked)"),
+    (two_answers({"weight": 1, "masked": True}), "the marks of a turn contradict each other"),
     (chat(("u", "Q", {}), ("a", "A", {"weight": 0})), "every answer is marked as not to be trained on"),
 ]
 
@@ -290,3 +296,79 @@ def test_notes_are_counted_over_a_preparation_that_was_cut_off(tmp_path, monkeyp
 def test_rows_without_marks_keep_the_ids_that_they_had(tmp_path):
     _, [row], _ = rows_of(tmp_path, [chat(("u", "Q", {}), ("a", "A", {"weight": 1}))])
     assert row["row_id"] == "ca7517141ba0a552eeda10ca871c732d"
+
+
+# Other keys of a turn
+
+PLANS = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>' }}"
+    "{% if m.tool_plan %}{{ m['tool_plan'] + '|' }}{% endif %}"
+    "{% if m.get('channel') %}{{ m.channel + '|' }}{% endif %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""A template that writes the plan of a turn, as that of Command R does."""
+
+
+def test_keys_that_the_template_reads_are_written_learnt_and_part_of_the_row(tmp_path):
+    from transformers import AutoTokenizer
+
+    data = [
+        chat(("u", "1+1?", {}), ("a", "2.", {"tool_plan": plan, "channel": "final"}))
+        for plan in ("Add them.", "Count.")
+    ]
+    data.append(chat(("u", "1+1?", {}), ("a", "2.", {})))
+    table, rows, _ = rows_of(tmp_path, data, PLANS)
+    assert stretches(rows[0], tmp_path) == [
+        ("<|user|>1+1?</s><|assistant|>", False),
+        ("Add them.|final|2.</s>", True),
+    ]
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    for row, given in zip(rows, data, strict=True):
+        ids = theirs.apply_chat_template(given["messages"], return_dict=False)
+        assert row["input_ids"] == ids
+    assert len({row["row_id"] for row in rows}) == 3
+    assert table.summary["notes"] == {}
+
+
+def test_keys_that_nothing_reads_are_noted_once_each_and_leave_the_row_as_it_is(tmp_path):
+    unread = {"tool_plan": "Add.", "citations": [1], "mask": True, "learn": False, "empty": "", "none": None}
+    data = [
+        chat(("u", "Q", {"id; \u00e9": "u1"}), ("a", "A", unread), ("u", "R", {}), ("a", "B", unread)),
+        chat(("u", "Q", {}), ("a", "A", {}), ("u", "R", {}), ("a", "B", {})),
+    ]
+    table, rows, said = rows_of(tmp_path, data)
+    assert rows[0]["input_ids"] == rows[1]["input_ids"]
+    assert rows[0]["row_id"] == rows[1]["row_id"]
+    notes = [
+        f"a turn's key '{key}' is not used"
+        for key in ("id, \\xe9", "tool_plan", "citations", "mask", "learn")
+    ]
+    assert rows[0]["note"] == "; ".join(notes)
+    assert table.summary["notes"] == dict.fromkeys(notes, 1)
+    assert f"pool: 1 rows: {notes[1]}" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        (
+            "{% for m in messages %}{{ m.a ~ m['b'] ~ m.get('c') }}{% if 'd' in m %}{% endif %}{% endfor %}",
+            "abcd",
+        ),
+        ("{{ messages[0].a }}{{ (messages | last).b }}{{ messages[1:][0]['c'] }}", "abc"),
+        ("{% set rest = messages[1:] if x else messages %}{% for t in rest %}{{ t.a }}{% endfor %}", "a"),
+        ("{% set ns = namespace(m=0) %}{% set ns.m = messages[0] %}{{ ns.m.a }}{{ ns.other.b }}", "a"),
+        (
+            "{% macro w(t, x) %}{{ t.a }}{{ x.b }}{% endmacro %}{{ w(messages[0], 1) }}",
+            "a",
+        ),
+        ("{% for m in messages | selectattr('a', 'equalto', 1) %}{{ loop.previtem.b }}{% endfor %}", "ab"),
+        ("{% for m in messages %}{% generation %}{{ m.a }}{% endgeneration %}{% break %}{% endfor %}", "a"),
+        ("{% for m in messages %}{% for c in m.a %}{{ c.id }}{% endfor %}{% endfor %}{{ tools[0].b }}", "a"),
+        ("{{ broken", ""),
+    ],
+)
+def test_the_keys_that_a_template_reads_from_messages(text, keys):
+    from dataflex_pipeline.data.template_keys import message_keys
+
+    assert {key for key in message_keys(text) if len(key) < 3} == set(keys)

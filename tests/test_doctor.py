@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli_runs import data, dataflex, done, finished, snapshot
@@ -13,7 +14,7 @@ from cli_runs import data, dataflex, done, finished, snapshot
 from dataflex_pipeline.checkup import batching, environment
 from dataflex_pipeline.checkup.environment import TESTED, deepspeed_ready
 from dataflex_pipeline.checkup.findings import Finding, checked, worst
-from dataflex_pipeline.checkup.rows import check_begin, check_labels, spans
+from dataflex_pipeline.checkup.rows import check_begin, check_labels, check_rows, spans
 from dataflex_pipeline.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -261,7 +262,7 @@ class Words:
     [
         ([[1, 2], [1, 3]], Words(1, True), "ok"),
         ([[1, 1, 2], [1, 3]], Words(1, True), "problem"),
-        ([[2], [3]], Words(1, True), "problem"),
+        ([[2], [3]], Words(1, True), "warning"),
         ([[1, 2], [3]], Words(1, True), "problem"),
         ([[2], [3]], Words(1, False), "ok"),
         ([[1, 2], [3]], Words(1, False), "problem"),
@@ -271,6 +272,12 @@ class Words:
 )
 def test_beginnings(rows, tokenizer, state):
     assert check_begin(rows, tokenizer).state == state
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_beginnings_that_differ_are_said_to(adds):
+    found = check_begin([[1, 2], [3], [1, 4]], Words(1, adds)).found
+    assert found == "1 of 3 rows lack <s>, and the others begin with it"
 
 
 def test_labels_against_the_assistants_words():
@@ -379,3 +386,96 @@ def test_a_gpu_and_the_compiler_that_its_training_needs(monkeypatch, compiler):
     assert (gpu.state, gpu.found) == ("ok", "NVIDIA H100, 70.0 of 80.0 GiB free, bf16")
     assert [each.state for each in more] == ([] if compiler else ["warning"])
     assert all("Install gcc or clang" in each.advice for each in more)
+
+
+# What a template writes around a row: doctor and preparation say the same
+
+ANGLES = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}
+
+
+def looked_at(folder, template, **more):
+    """The notices of a preparation, and doctor's findings on the same rows by their check."""
+    from data_fixtures import rows_of
+
+    from dataflex_pipeline.data.chat import ChatFormat
+
+    table, _, said = rows_of(folder, [ROW] * 3, template)
+    chat = ChatFormat.load(str(folder / "tokenizer"), None)
+    for name, value in more.items():
+        setattr(chat.tokenizer, name, value)
+    rows = next(iter(table.blocks()))
+    found = check_rows(pa.Table.from_batches([rows]), chat, 4096, mask_history=False)
+    assert all(line in said for line in table.summary["notices"])
+    return chat, table.summary["notices"], {each.check: each for each in found}
+
+
+def test_answers_that_end_with_another_special_token_than_the_tokenizers(here):
+    for folder, end in (("a", {}), ("b", {"eos_token": None})):
+        chat, notices, found = looked_at(here / folder, ANGLES, **end)
+        assert (chat.tokenizer.eos_token is None) == bool(end)
+        assert (notices, chat.notices()) == ([], [])
+        assert found["end"].state == "ok"
+        assert found["end"].found == "3 of 3 responses end with <|im_end|>, and learn it"
+
+
+def test_answers_that_end_with_nothing(here):
+    chat, _, found = looked_at(here, ANGLES.replace("<|im_end|>", ""))
+    assert any("does not learn to stop" in line for line in chat.notices())
+    assert found["end"].state == "warning"
+    assert found["end"].found == "0 of 3 responses end with </s>, and learn it"
+
+
+def test_the_case_of_answers_is_the_templates_affair(here):
+    chat, notices, found = looked_at(here, ANGLES.replace("m.content", "(m.content | lower)"))
+    assert (notices, chat.notices()) == ([], [])
+    assert found["end"].found == "3 of 3 responses end with <|im_end|>, and learn it"
+
+
+def test_rows_that_lack_what_the_tokenizer_puts_before_other_texts(here, monkeypatch):
+    import data_fixtures
+    from tokenizers.processors import TemplateProcessing
+
+    made = data_fixtures.byte_tokenizer
+
+    def adding(folder, *args, **more):
+        fast = made(folder, *args, **more)
+        fast.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", fast.bos_token_id)]
+        )
+        fast.save_pretrained(folder)
+
+    monkeypatch.setattr(data_fixtures, "byte_tokenizer", adding)
+    line = (
+        "rows do not begin with <s>, which the tokenizer puts before every other text: the chat template "
+        "does not write it, and nothing else adds it to what a template wrote"
+    )
+    _, notices, found = looked_at(here / "a", ANGLES)
+    assert notices == [line]
+    assert (found["beginning"].state, found["beginning"].found) == ("warning", line)
+    _, notices, found = looked_at(here / "b", "{{ bos_token }}" + ANGLES)
+    assert (notices, found["beginning"].state) == ([], "ok")
+
+
+def test_what_rows_lack_is_said_once(own, here):
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(here / "model")
+    begin = tokenizer.eos_token
+    tokenizer.bos_token = begin
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, tokenizer.convert_tokens_to_ids(begin))]
+    )
+    tokenizer.chat_template = ANGLES.replace("<|im_end|>", begin)
+    tokenizer.save_pretrained(here / "model")
+    ran = dataflex("doctor", *own, "template=null", "--json")
+    found = json.loads(ran.out)["findings"]
+    said = [each for each in found if each["found"].startswith(f"rows do not begin with {begin}, which")]
+    assert [(each["check"], each["state"]) for each in said] == [
+        ("pool beginning", "warning"),
+        ("target beginning", "warning"),
+    ]

@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from dataflex_pipeline.api import Split
 from dataflex_pipeline.checkup.findings import Finding
+from dataflex_pipeline.data.chat import rows_lack
 from dataflex_pipeline.data.limits import TokenLimits
 from dataflex_pipeline.data.marks import UNTRAINED
-from dataflex_pipeline.data.piece_tokens import IGNORED
+from dataflex_pipeline.data.piece_tokens import IGNORED, puts_bos
 from dataflex_pipeline.data.rows import NOTE_SEPARATOR, Tally
 
 if TYPE_CHECKING:
@@ -102,18 +103,14 @@ def check_begin(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBas
         return _finding(
             "beginning", True, f"{twice} of {len(rows)} rows begin with {name} more than once", advice
         )
-    by_itself = list(tokenizer("a")["input_ids"][:1]) == [bos]
-    if never and by_itself:
-        found = f"{never} of {len(rows)} rows lack {name}, which the tokenizer puts before every other text"
-        return _finding("beginning", True, found, "Choose the template of the model's family.")
-    found = (
-        f"no row begins with {name}, nor does any other text"
-        if never
-        else f"every row begins with {name}, once"
-    )
-    return _finding(
-        "beginning", 0 < never < len(rows), found, "Some rows do and some do not: check the template."
-    )
+    if never == len(rows) and puts_bos(tokenizer):
+        advice = "Choose the template of the model's family, unless the model was made without it."
+        return _finding("beginning", True, rows_lack(name), advice, "warning")
+    if 0 < never < len(rows):
+        found = f"{never} of {len(rows)} rows lack {name}, and the others begin with it"
+        return _finding("beginning", True, found, "Some rows do and some do not: check the template.")
+    nothing = f"no row begins with {name}, nor does any other text"
+    return _finding("beginning", False, nothing if never else f"every row begins with {name}, once", "")
 
 
 def _cut(n_valid: int, n_whole: int, cutoff_len: int) -> Finding:
@@ -178,18 +175,18 @@ def _squeezed(text: str) -> str:
 
 
 def _check_end(lines: Sequence[Mapping[str, Any]], chat: ChatFormat) -> Finding:
-    stops = set(chat.stop_ids[-1:])
-    ended = 0
-    for line in lines:
-        labelled = [token for token in line["labels"] if token != IGNORED]
-        ended += bool(labelled) and labelled[-1] in stops
+    """Check that the last answers end with a token that is learnt as their end (`ChatFormat.is_ended`)."""
+    labelled = [[token for token in line["labels"] if token != IGNORED] for line in lines]
+    ends = Counter(ids[-1] for ids in labelled if chat.is_ended(ids))
+    stops = [token for token, _ in ends.most_common()] or chat.stop_ids[-1:]
     if not stops:
         found = "neither template nor tokenizer has a token that ends a response"
         return _finding(
             "end", True, found, "The model does not learn to stop: choose a named template.", "warning"
         )
-    name = chat.tokenizer.decode(sorted(stops))
-    found = f"{ended} of {len(lines)} responses end with {name}, and learn it"
+    names = " or ".join(chat.tokenizer.decode([token]) for token in stops)
+    ended = ends.total()
+    found = f"{ended} of {len(lines)} responses end with {names}, and learn it"
     return _finding("end", ended < len(lines), found, "The model may not learn to stop.", "warning")
 
 

@@ -21,15 +21,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline.api import Progress
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError
-from dataflex_pipeline.data.marks import NOTHING_TRAINED
-from dataflex_pipeline.data.piece_tokens import PieceTokenizer
+from dataflex_pipeline.data.marks import NOTHING_TRAINED, not_used
+from dataflex_pipeline.data.piece_tokens import PieceTokenizer, puts_bos
 from dataflex_pipeline.data.template_turns import Reads, as_dicts, reordered, with_tools_text
 from dataflex_pipeline.data.templates import TEMPLATES, NamedTemplate, named_template
 from dataflex_pipeline.data.written import (
@@ -38,6 +38,7 @@ from dataflex_pipeline.data.written import (
     check_unicode,
     missing_from,
     notes_on_history,
+    notes_on_tools,
 )
 from dataflex_pipeline.errors import ConfigError
 
@@ -56,9 +57,25 @@ _UNSTABLE_HISTORY = (
 )
 _LAST_UNTRAINED = "the last answer is marked as not to be trained on, and with mask_history no other one is"
 _RESULT_ORDER = "results of tool calls are written in the order of their calls, since the template has no ids"
+_TOOLS_IN_WORDS = (
+    "the chat template has no place for tools: their definitions stand in plain words at the end of the "
+    "system prompt"
+)
+_IN_WORDS = (
+    "prompt and completion are plain texts, and are written as one user and one assistant turn of the chat "
+    "template (template: plain adds no marks, only a line break between them)"
+)
 _UNSTABLE_PROMPT = (
     "the chat template begins a response otherwise than its generation prompt does; choose a named template"
 )
+
+
+def rows_lack(token: str) -> str:
+    """Return the notice on rows that begin without the beginning-of-sequence token."""
+    return (
+        f"rows do not begin with {token}, which the tokenizer puts before every other text: the chat "
+        "template does not write it, and nothing else adds it to what a template wrote"
+    )
 
 
 @dataclass(frozen=True)
@@ -154,6 +171,8 @@ class ChatFormat:
         elif not self._stops():
             lines.append(self._endless())
         lines += self._header_notice()
+        if self._lacks_bos():
+            lines.append(rows_lack(self.tokenizer.bos_token))
         if re.search(r"strftime_now|date_string", self._text):
             lines.append(
                 f"the chat template writes today's date; {TODAY:%d %b %Y} stands in, so that rows made on "
@@ -180,14 +199,25 @@ class ChatFormat:
         """Whether the labels of an answer end with a token that stands for an end."""
         _, response = self._probe()
         ids = self._pieces.ids(response[: self._length_with_marker(response, _ANSWER)])
+        return not response or self.is_ended(ids)
+
+    def _lacks_bos(self) -> bool:
+        """Whether rows of the tokenizer's own template lack the token that other texts begin with."""
+        before, _ = self._probe()
+        bos = self.tokenizer.bos_token_id
+        begins = self._pieces.ids(before)[:1] == [bos]
+        return self.named is None and bool(before) and puts_bos(self.tokenizer) and not begins
+
+    def is_ended(self, learnt: Sequence[int]) -> bool:
+        """Whether labels end with what stands for an end: the stop's tokens, or any special token."""
         stop = self.stop_ids
-        if not response or (stop and ids[-len(stop) :] == stop):
+        if stop and list(learnt[-len(stop) :]) == stop:
             return True
-        return bool(ids) and ids[-1] in self._pieces.special_ids
+        return bool(learnt) and learnt[-1] in self._pieces.special_ids
 
     def _endless(self) -> str:
         """Return the notice for a template that ends answers with no token of its own."""
-        ending = self._probe()[1].partition(_ANSWER)[2]
+        ending = self._ending or ""
         written = f"only {ending!r}" if ending else "nothing"
         return (
             f"the chat template writes {written} after an answer, so that no end token is learnt and the "
@@ -198,7 +228,7 @@ class ChatFormat:
     def _header_notice(self) -> Iterator[str]:
         """Yield a notice where the template ignores ``add_generation_prompt`` and has a header to write."""
         before, response = self._probe()
-        header = response.partition(_ANSWER)[0]
+        header = _around_answer(response)[0]
         if header.strip() and before == self.render([Message("user", _QUESTION)]):
             yield (
                 f"the chat template does not read add_generation_prompt: {header!r} before each answer "
@@ -209,8 +239,7 @@ class ChatFormat:
     @cached_property
     def _ending(self) -> str | None:
         """What the template writes after an answer; None where that cannot be told once for all rows."""
-        _, response = self._probe()
-        return response.partition(_ANSWER)[2] if _ANSWER in response else None
+        return _around_answer(self._probe()[1])[1]
 
     @cached_property
     def _writes_speaker(self) -> bool:
@@ -255,6 +284,18 @@ class ChatFormat:
             raise RowError(f"the chat template refuses the row: {error}") from error
         return str(text)
 
+    def fitted(self, conversation: Conversation) -> Conversation:
+        """Return a conversation whose turns keep the keys that the template reads; others are noted."""
+        if not any(message.others for message in conversation.messages):
+            return conversation
+        reads = self._reads_with_tools if conversation.tools else self._reads
+        turns, notes = [], list(conversation.notes)
+        for message in conversation.messages:
+            kept = {key: value for key, value in message.others.items() if key in reads.keys}
+            notes += not_used({key: value for key, value in message.others.items() if key not in kept})
+            turns.append(replace(message, others=kept))
+        return replace(conversation, messages=tuple(turns), notes=tuple(dict.fromkeys(notes)))
+
     def pieces(self, conversation: Conversation, mask_history: bool = False) -> list[Piece]:
         """Cut a conversation's text into prompts and responses, in order; see `cut`."""
         return list(self.cut(conversation, mask_history).pieces)
@@ -294,7 +335,7 @@ class ChatFormat:
         check_prompts(turns, whole)
         check_tools(conversation.tools, pieces[0].text)
         pieces.append(Piece(whole[written:], False))
-        notes = tuple(dict.fromkeys(self._notes(conversation, learnt, whole)))
+        notes = tuple(dict.fromkeys(self._notes(conversation, learnt, pieces[0].text, whole)))
         return Cut(tuple(piece for piece in pieces if piece.text), notes)
 
     def _close_earlier(self, pieces: list[Piece], whole: str, longer: str) -> int:
@@ -339,7 +380,9 @@ class ChatFormat:
         if reason is not None:
             raise RowError(reason)
 
-    def _notes(self, conversation: Conversation, learnt: Sequence[int], whole: str) -> Iterator[str]:
+    def _notes(
+        self, conversation: Conversation, learnt: Sequence[int], beginning: str, whole: str
+    ) -> Iterator[str]:
         turns = conversation.messages
         reads = self._reads_with_tools if conversation.tools else self._reads
         answers = [number for number, message in enumerate(turns) if message.role == "assistant"]
@@ -348,6 +391,11 @@ class ChatFormat:
             yield _RESULT_ORDER
         if any(message.speaker for message in turns) and not self._writes_speaker:
             yield "name of a turn is not written by the chat template"
+        yield from notes_on_tools(conversation.tools, beginning)
+        if conversation.tools and not reads.tools:
+            yield _TOOLS_IN_WORDS
+        if conversation.in_words and (self.named is None or self.named.name != "plain"):
+            yield _IN_WORDS
         for name in conversation.variables:
             if not reads.variable(name):
                 shown = name.encode("ascii", "backslashreplace").decode()
@@ -364,6 +412,12 @@ class ChatFormat:
     def encode(self, rows: Sequence[Sequence[Piece]]) -> list[tuple[list[int], list[int]]]:
         """Tokenise rows; see ``PieceTokenizer.encode``."""
         return self._pieces.encode([[(piece.text, piece.labelled) for piece in row] for row in rows])
+
+
+def _around_answer(response: str) -> tuple[str, str | None]:
+    """Return what stands before and after the probe's answer, however it is cased; None: it is not there."""
+    found = re.search(_ANSWER, response, re.IGNORECASE)
+    return (response[: found.start()], response[found.end() :]) if found else (response, None)
 
 
 def _learnt(turns: Sequence[Message], mask_history: bool) -> list[int]:

@@ -29,6 +29,7 @@ class Message:
         answers: number of the call (over the conversation, from 0) that a tool's turn answers; None for
             the next one that has no answer yet.
         trained: whether an assistant turn carries labels.
+        others: what else the turn has, by key; `ChatFormat.fitted` leaves what the chat template reads.
     """
 
     role: str
@@ -39,6 +40,7 @@ class Message:
     speaker: str = ""
     answers: int | None = None
     trained: bool = True
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def identity(self) -> list[Any]:
@@ -48,6 +50,7 @@ class Message:
             "name": self.speaker,
             "answers": self.answers,
             "trained": None if self.trained else False,
+            "others": dict(self.others) or None,
         }
         present = {key: value for key, value in rare.items() if value not in ("", None)}
         return [self.role, self.content, *([present] if present else [])]
@@ -62,19 +65,22 @@ class Conversation:
         tools: one mapping per tool, ``{"type": "function", "function": {...}}``; empty for none.
         variables: what the row gives its chat template besides (``chat_template_kwargs``).
         notes: what of the row was read otherwise than it is written, or passed over.
+        in_words: whether the row is a prompt and its completion, both plain texts.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     variables: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    in_words: bool = False
 
     @property
     def row_id(self) -> str:
         """Content hash: blake2b-128 (hex) of what decides the text and the labels.
 
         That is roles, contents and tools; and, in rows that have them, reasoning, names of speakers, turns
-        that are not trained on, an order of tool results of its own, and variables of the template.
+        that are not trained on, an order of tool results of its own, other keys of turns that the chat
+        template reads, and variables of the template.
         """
         turns = [message.identity for message in self.messages]
         return content_hash([turns, list(self.tools), *([dict(self.variables)] if self.variables else [])])

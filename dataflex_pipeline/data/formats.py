@@ -1,10 +1,11 @@
 """Rows of every format as conversations.
 
 An alpaca prompt is instruction and input joined by a line break. Texts in prompt/completion become one
-user and one assistant turn. A function_call turn (sharegpt) or an assistant's tool_calls (OpenAI)
-becomes an assistant turn whose content is the call's JSON text; observation becomes a turn of role
-tool. OpenAI's older forms (``function_call`` on a turn, role function) and its role developer are read as
-what took their place. What else stands on a turn or beside the conversation: see `marks` and `row_fields`.
+user and one assistant turn; where they are lists of turns, or JSON text of such a list, only the answers of
+the completion are trained on. A function_call turn (sharegpt) or an assistant's tool_calls (OpenAI) becomes
+an assistant turn whose content is the call's JSON text; observation becomes a turn of role tool. OpenAI's
+older forms (``function_call`` on a turn, role function) and its role developer are read as what took their
+place. What else stands on a turn or beside the conversation: see `marks` and `row_fields`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dataflex_pipeline.data.calls import Turn, calls_turn, paired, parse_tools
+from dataflex_pipeline.data.calls import Turn, calls_turn, paired, parse_tools, without_nulls
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError, check_conversation
 from dataflex_pipeline.data.layout import OPENAI_TAGS, Layout, json_or_self
 from dataflex_pipeline.data.marks import (
     NOTHING_TRAINED,
+    UNTRAINED,
     check_media,
-    passed_over,
+    other_keys,
     reasoning_of,
     speaker_of,
     trained_mark,
@@ -29,6 +31,7 @@ from dataflex_pipeline.data.settings import Row
 from dataflex_pipeline.data.text_files import kind_name
 
 DEVELOPER = "a turn of role developer is read as the system prompt"
+IN_PROMPT = f"an answer inside the prompt {UNTRAINED}"
 
 
 def to_conversation(row: Row, layout: Layout, columnar: bool = False) -> Conversation:
@@ -53,7 +56,10 @@ def to_conversation(row: Row, layout: Layout, columnar: bool = False) -> Convers
     notes += notes_on_columns(row, layout)
     tools = tools or parse_tools(_functions(row, layout), columnar)
     variables = template_variables(row, layout, columnar)
-    return Conversation(tuple(messages), tools, variables, tuple(dict.fromkeys(notes)))
+    in_words = layout.kind == "prompt_completion" and not any(
+        _turns_in(row.get(layout.columns[role]), layout) for role in ("prompt", "response")
+    )
+    return Conversation(tuple(messages), tools, variables, tuple(dict.fromkeys(notes)), in_words)
 
 
 def _functions(row: Row, layout: Layout) -> list[Any]:
@@ -134,11 +140,16 @@ def _turn(given: Any, tags: Mapping[str, str], columnar: bool) -> Turn:
     speaks = turn.message.role
     trained, notes = trained_mark(given, speaks, own)
     reasoning, more = reasoning_of(given, speaks, own)
+    others = other_keys(given, own)
     message = replace(
-        turn.message, trained=trained, reasoning=reasoning, speaker=speaker_of(given, speaks, own)
+        turn.message,
+        trained=trained,
+        reasoning=reasoning,
+        speaker=speaker_of(given, speaks, own),
+        others=without_nulls(others) if columnar else others,
     )
     renamed = (DEVELOPER,) if said == "developer" and said not in tags.values() else ()
-    return Turn(message, turn.ids, (*renamed, *turn.notes, *notes, *more, *passed_over(given, own)))
+    return Turn(message, turn.ids, (*renamed, *turn.notes, *notes, *more))
 
 
 def _spoken(given: Mapping[str, Any], role: str, tags: Mapping[str, str], columnar: bool) -> Turn:
@@ -200,19 +211,32 @@ def _content(value: Any, tag: str) -> str | None:
 
 
 def _prompt_completion(row: Row, layout: Layout, columnar: bool) -> list[Turn]:
-    turns = [] if _starts_with_system(row, layout) else _system(row, layout)
-    for role, speaker in (("prompt", "user"), ("response", "assistant")):
-        name = layout.columns[role]
-        value = row.get(name)
-        if isinstance(value, list):
-            turns += _listed(value, name, layout.tags, columnar)
-        else:
-            turns.append(Turn(Message(speaker, _field(row, layout, role, required=True))))
-    return turns
+    """Read a prompt and its completion; only the completion's answers are trained on, as in TRL."""
+    asked, answer = layout.columns["prompt"], layout.columns["response"]
+    if (listed := _turns_in(row.get(asked), layout)) is not None:
+        turns = [_untrained(turn) for turn in _listed(listed, asked, layout.tags, columnar)]
+        if turns[0].message.role != "system":
+            turns = [*_system(row, layout), *turns]
+    else:
+        turns = [*_system(row, layout), Turn(Message("user", _field(row, layout, "prompt", required=True)))]
+    if (listed := _turns_in(row.get(answer), layout)) is not None:
+        return [*turns, *_listed(listed, answer, layout.tags, columnar)]
+    return [*turns, Turn(Message("assistant", _field(row, layout, "response", required=True)))]
 
 
-def _starts_with_system(row: Row, layout: Layout) -> bool:
-    prompt = row.get(layout.columns["prompt"])
-    first = prompt[0] if isinstance(prompt, list) and prompt else None
-    systems = (layout.tags["system_tag"], "developer")
-    return isinstance(first, dict) and first.get(layout.tags["role_tag"]) in systems
+def _turns_in(value: Any, layout: Layout) -> list[Any] | str | None:
+    """Return a prompt or completion that is a list of turns, or JSON text of one; None for plain text."""
+    if not isinstance(value, str):
+        return value if isinstance(value, list) else None
+    found = json_or_self(value) if value.lstrip().startswith("[") else None
+    key = layout.tags["role_tag"]
+    told = isinstance(found, list) and all(isinstance(turn, dict) and key in turn for turn in found)
+    return value if found and told else None
+
+
+def _untrained(turn: Turn) -> Turn:
+    """Take the labels of an answer that stands in a prompt."""
+    if turn.message.role != "assistant":
+        return turn
+    notes = tuple(note for note in turn.notes if not note.endswith(UNTRAINED))
+    return replace(turn, message=replace(turn.message, trained=False), notes=(*notes, IN_PROMPT))

@@ -1,27 +1,45 @@
 """Marks that other tools write on a turn beside its role and text, and what becomes of them here.
 
 - ``weight`` (OpenAI, mistral-finetune), ``loss`` and ``loss_scale`` (ms-swift, AgentInstruct), ``train`` and
-  ``training`` (axolotl), ``trainable``: 0 or false on an assistant turn takes its labels away. Nothing
-  between 0 and 1 can be honoured, nor 1 or true on another speaker's turn: such rows are refused.
+  ``training`` and ``train_on_turn`` (axolotl), ``trainable``: 0 or false on an assistant turn takes its
+  labels away, as ``masked`` (torchtune) does with 1 or true. Nothing between 0 and 1 can be honoured, nor a
+  mark to train on another speaker's turn: such rows are refused.
 - ``reasoning_content``, ``reasoning``, ``thinking``: an assistant's thoughts, given to the chat template.
 - ``name``: who speaks, given to the chat template.
 - images, sound and moving pictures in a turn: refused.
-- the rest (``refusal`` beside an answer, ``prefix``): passed over, and noted.
+- the rest (``tool_plan``, ``citations``, ``prefix``, ``refusal`` beside an answer ...): given to the chat
+  template where its text reads it from a message; else passed over, and noted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from dataflex_pipeline.data.columns import is_filled
 from dataflex_pipeline.data.conversation import RowError
 from dataflex_pipeline.data.text_files import kind_name
 
-MARKS = ("weight", "loss", "train", "trainable", "training", "loss_scale")
+MARKS = ("weight", "loss", "train", "trainable", "training", "loss_scale", "train_on_turn", "masked")
+_UNTRAINED_IF_TRUE = frozenset({"masked"})
 IN_PARTS = ("train_detail", "training_detail")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 _REASONING_OBJECTS = ("reasoning_details", "thinking_blocks")
 _MEDIA = ("audio", "audios", "image", "images", "video", "videos", "input_audio", "image_url")
+_READ = frozenset(
+    {
+        *MARKS,
+        *IN_PARTS,
+        *REASONING,
+        *_REASONING_OBJECTS,
+        *_MEDIA,
+        "name",
+        "tool_calls",
+        "function_call",
+        "tool_call_id",
+    }
+)
+"""Keys that have a meaning of their own here."""
 _YES = {"true": True, "yes": True, "1": True, "1.0": True}
 _NO = {"false": False, "no": False, "0": False, "0.0": False}
 
@@ -48,7 +66,7 @@ def trained_mark(turn: Mapping[str, Any], role: str, own: Iterable[str]) -> tupl
                 "row, or remove the mark"
             )
     given = {key: turn[key] for key in MARKS if turn.get(key) is not None and key not in own}
-    read = {key: _read_mark(key, value) for key, value in given.items()}
+    read = {key: _read_mark(key, value) != (key in _UNTRAINED_IF_TRUE) for key, value in given.items()}
     if role != "assistant":
         wanted = [key for key, trained in read.items() if trained]
         if wanted:
@@ -61,7 +79,7 @@ def trained_mark(turn: Mapping[str, Any], role: str, own: Iterable[str]) -> tupl
     if not read or all(read.values()):
         return True, ()
     key, value = next(iter(given.items()))
-    shown = str(value).lower() if isinstance(value, (bool, str)) else "0"
+    shown = str(value).lower() if isinstance(value, (bool, str)) else f"{value:g}"
     return False, (f"a turn marked {key} {shown} {UNTRAINED}",)
 
 
@@ -127,11 +145,24 @@ def speaker_of(turn: Mapping[str, Any], role: str, own: Iterable[str]) -> str:
     return name if isinstance(name, str) and role != "tool" and "name" not in frozenset(own) else ""
 
 
-def passed_over(turn: Mapping[str, Any], own: Iterable[str]) -> tuple[str, ...]:
-    """Return a note for each mark that has no meaning here."""
-    keys = [key for key in ("refusal", "prefix") if turn.get(key) and key not in frozenset(own)]
+def other_keys(turn: Mapping[str, Any], own: Iterable[str]) -> dict[str, Any]:
+    """Return what a turn has beside its role and text that only a chat template can use."""
+    return {
+        str(key): value
+        for key, value in turn.items()
+        if value is not None and key not in _READ and key not in frozenset(own)
+    }
+
+
+def not_used(keys: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a note for each key of a turn that says something and that nothing reads."""
     told = {
         "refusal": "refusal of a turn, beside its content, is not used",
         "prefix": "prefix of a turn has no meaning in training, and is not used",
     }
-    return tuple(told[key] for key in keys)
+    for key, value in keys.items():
+        if key in told and value:
+            yield told[key]
+        elif key not in told and is_filled(value):
+            shown = key.encode("ascii", "backslashreplace").decode().replace(";", ",")
+            yield f"a turn's key '{shown}' is not used"

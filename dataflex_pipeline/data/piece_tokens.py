@@ -39,8 +39,7 @@ class PieceTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, one_bos: bool) -> None:
         self.tokenizer = tokenizer
         self._bos = tokenizer.bos_token_id
-        begins = self._bos is not None and tokenizer("a")["input_ids"][:1] == [self._bos]
-        self._adds_bos = one_bos and begins
+        self._adds_bos = one_bos and puts_bos(tokenizer)
         first = tokenizer.convert_ids_to_tokens(self.ids("a")[:1])
         self._pads = bool(first) and first[0].startswith(_SPACES)
         added = tokenizer.added_tokens_decoder
@@ -149,6 +148,12 @@ class PieceTokenizer:
         bare = after.lstrip(_WHITE)
         found = next((token for token in self._left_strips if bare.startswith(token)), "")
         return after[: len(after) - len(bare)] + found if found else ""
+
+
+def puts_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer by itself begins every text with the beginning-of-sequence token."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
 
 
 def _bare_before(texts: Sequence[str], place: int) -> str:

@@ -34,7 +34,7 @@ PART_ROWS = 4096
 CHUNK_ROWS = 512
 MIN_ROWS_PER_WORKER = 8192
 """A process takes seconds to start; fewer rows than this are tokenised sooner without it."""
-PREPARE_VERSION = 2
+PREPARE_VERSION = 3
 """Raised whenever the same settings would make other rows."""
 
 Chunk = tuple[int, list[tuple[int, Row]]]

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dataflex_pipeline.data.calls import without_nulls
+from dataflex_pipeline.data.columns import is_filled
 from dataflex_pipeline.data.conversation import Message, RowError
 from dataflex_pipeline.data.layout import Layout, json_or_self
 from dataflex_pipeline.data.settings import Row
@@ -51,6 +52,12 @@ _PLACEHOLDERS = ("<image>", "<video>", "<audio>")
 _REJECTED = ("rejected", "rejected_response", "rejected_messages")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _TOKENISED = ("input_ids", "labels", "completion_mask", "assistant_masks", "loss_mask")
+_NOT_USED = {
+    "add_generation_prompt": "every row ends with an answer",
+    "chat_template": "rows are written with the configured template, or the tokenizer's own",
+    "train_on_inputs": "only answers are trained on",
+    "tool_choice": "it has no meaning in training",
+}
 _TRUTHS = {"true": True, "false": False}
 
 
@@ -106,6 +113,9 @@ def notes_on_columns(row: Row, layout: Layout) -> Iterator[str]:
         yield "column weight is not used: what a row weighs is up to the method"
     if beside.get("parallel_tool_calls") is not None:
         yield "parallel_tool_calls is not used: it has no meaning in training"
+    for key, reason in _NOT_USED.items():
+        if is_filled(beside.get(key)):
+            yield f"column {key} is not used: {reason}"
 
 
 def template_variables(row: Row, layout: Layout, columnar: bool) -> dict[str, Any]:

@@ -89,7 +89,8 @@ class RowMaker:
         scanned = self.scan.sources[number]
         draft = Draft(content_hash(row), scanned.source.name)
         try:
-            own = to_conversation(row, scanned.layout.of(row), scanned.source.columnar)
+            read = to_conversation(row, scanned.layout.of(row), scanned.source.columnar)
+            own = self.chat.fitted(read)
             draft.row_id = own.row_id
             draft.conversation = own.with_system(self.settings.default_system)
             self._set_group(draft, row)

@@ -10,6 +10,7 @@ from typing import Any
 
 from dataflex_pipeline.data.conversation import Message
 from dataflex_pipeline.data.marks import REASONING
+from dataflex_pipeline.data.template_keys import message_keys
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Reads:
     Attributes:
         tools: definitions of tools. calls: calls in a form of its own. ids: the ids of calls and results.
         reasoning: the names under which it takes an assistant's reasoning.
+        keys: what it reads from a message.
     """
 
     text: str
@@ -26,12 +28,20 @@ class Reads:
     calls: bool
     ids: bool
     reasoning: tuple[str, ...]
+    keys: frozenset[str]
 
     @classmethod
     def of(cls, text: str) -> Reads:
         """Look a template's text through."""
         names = tuple(name for name in REASONING if _mentions(text, name))
-        return cls(text, _mentions(text, "tools"), "tool_calls" in text, "tool_call_id" in text, names)
+        return cls(
+            text,
+            _mentions(text, "tools"),
+            "tool_calls" in text,
+            "tool_call_id" in text,
+            names,
+            message_keys(text) - {"role", "content"},
+        )
 
     def variable(self, name: str) -> bool:
         """Whether the template mentions a variable."""
@@ -58,8 +68,8 @@ def with_tools_text(
 ) -> list[Message]:
     """Return turns whose system prompt ends with the definitions of the tools."""
     turns = list(messages)
-    system = turns.pop(0).content if turns[0].role == "system" else default_system
-    return [Message("system", f"{system}\n\n{tools_text(tools)}".lstrip("\n")), *turns]
+    system = turns.pop(0) if turns[0].role == "system" else Message("system", default_system)
+    return [replace(system, content=f"{system.content}\n\n{tools_text(tools)}".lstrip("\n")), *turns]
 
 
 def reordered(messages: Sequence[Message], reads: Reads) -> bool:
@@ -77,7 +87,7 @@ def as_dicts(messages: Sequence[Message], reads: Reads) -> list[dict[str, Any]]:
     waiting: dict[int, str] = {}
     count = 0
     for message in _by_calls(messages) if reordered(messages, reads) else messages:
-        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        turn: dict[str, Any] = {**message.others, "role": message.role, "content": message.content}
         if message.calls:
             waiting = {count + place: str(call["name"]) for place, call in enumerate(message.calls)}
             if reads.calls:

@@ -1,13 +1,15 @@
 """The check that all of a row is in the text that its chat template made: nothing may vanish unseen.
 
 Templates may trim, move white space, and write values as JSON, so texts are compared without white space and
-as JSON strings, too; calls of tools are looked for by name and by each value of their arguments.
+as JSON strings, too; calls of tools are looked for by name and by each value of their arguments, as often
+as the calls of a turn have it.
 """
 
 from __future__ import annotations
 
 import html
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +25,8 @@ NO_REASONING = (
 )
 NO_CALL = "the chat template leaves out a tool call's name or one of its arguments; choose a named template"
 NO_TOOLS = "the chat template leaves out a tool's definition; choose a named template"
+ONLY_NAMES = "the chat template writes only the names of tools"
+NO_PARAMETERS = "the chat template leaves out a parameter of a tool"
 PART_OF_HISTORY = "the chat template leaves out a part of an answer that carries no labels"
 REASONING_OF_HISTORY = "the chat template leaves out the reasoning of an answer that carries no labels"
 
@@ -38,10 +42,8 @@ def missing_from(answer: Message, text: str) -> str | None:
         return NO_REASONING
     if not _holds(squeezed, answer.words if answer.calls else answer.content):
         return NO_ANSWER
-    for call in answer.calls:
-        if not all(_holds(squeezed, text) for text in (call["name"], *_leaves(call["arguments"]))):
-            return NO_CALL
-    return None
+    parts = Counter(text for call in answer.calls for text in (call["name"], *_leaves(call["arguments"])))
+    return None if all(_holds(squeezed, text, times) for text, times in parts.items()) else NO_CALL
 
 
 def _leaves(value: Any) -> Iterator[str]:
@@ -59,7 +61,8 @@ def _leaves(value: Any) -> Iterator[str]:
         yield json.dumps(value)
 
 
-def _holds(squeezed: str, text: str) -> bool:
+def _holds(squeezed: str, text: str, times: int = 1) -> bool:
+    """Whether a text without white space has another one in it, so many times."""
     if not text.strip():
         return True
     ways = (
@@ -69,7 +72,7 @@ def _holds(squeezed: str, text: str) -> bool:
         html.escape(text),
         html.escape(text, quote=False),
     )
-    return any(_squeezed(way) in squeezed for way in dict.fromkeys(ways))
+    return any(squeezed.count(_squeezed(way)) >= times for way in dict.fromkeys(ways))
 
 
 def _squeezed(text: str) -> str:
@@ -111,6 +114,27 @@ def check_tools(tools: Sequence[Mapping[str, Any]], text: str) -> None:
     squeezed = _squeezed(text)
     if not all(_holds(squeezed, str(tool["function"]["name"])) for tool in tools):
         raise RowError(NO_TOOLS)
+
+
+def notes_on_tools(tools: Sequence[Mapping[str, Any]], text: str) -> Iterator[str]:
+    """Yield what of the tools' definitions is not in the text before the first answer that is learnt."""
+    if not tools:
+        return
+    squeezed = _squeezed(text)
+    functions = [tool["function"] for tool in tools]
+    described = [str(each["description"]) for each in functions if each.get("description")]
+    parameters = [name for each in functions for name in _parameters(each)]
+    written = [_holds(squeezed, part) for part in (*described, *parameters)]
+    if written and not any(written):
+        yield ONLY_NAMES
+    elif not all(written[len(described) :]):
+        yield NO_PARAMETERS
+
+
+def _parameters(function: Mapping[str, Any]) -> list[str]:
+    schema = function.get("parameters")
+    named = schema.get("properties") if isinstance(schema, Mapping) else None
+    return list(map(str, named)) if isinstance(named, Mapping) else []
 
 
 def notes_on_history(answers: Sequence[Message], text: str) -> Iterator[str]:
