@@ -24,6 +24,10 @@ _TYPES: dict[str, pa.DataType] = {
     "json": pa.string(),
 }
 _EXACT = 2**53
+JSON_FIELD = {b"encoding": b"json"}
+"""Metadata of a field that holds JSON text."""
+NULLS_ABSENT = {b"dataflex_nulls": b"absent"}
+"""Metadata of a Parquet file in which null stands for what is not there, and JSON fields for their values."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,35 @@ class OriginalColumn:
         if self.kind == "json":
             return _json_text(value)
         return float(value) if self.kind == "number" else value
+
+
+def is_json(field: pa.Field) -> bool:
+    """Whether a field says that it holds JSON text."""
+    return (field.metadata or {}).get(b"encoding") == b"json"
+
+
+def absent_nulls(schema: pa.Schema) -> bool:
+    """Whether null stands for what is not there in a file, at any depth: as `dataflex export` writes it."""
+    return (schema.metadata or {}).get(b"dataflex_nulls") == b"absent"
+
+
+def exact_row(row: Mapping[str, Any], json_fields: frozenset[str]) -> Row:
+    """Return the row that such a file's row stands for: no nulls, and JSON text as its value.
+
+    Raises:
+        ValueError: a field that says that it holds JSON text does not.
+    """
+    return {
+        name: json.loads(value) if name in json_fields else _without_nulls(value)
+        for name, value in row.items()
+        if value is not None
+    }
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _json_text(value: Any) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class Source:
     sha1: str | None = None
     notices: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def columnar(self) -> bool:
         """Whether rows come from columnar files, which fill every object with the keys of all the others."""
         return self.hub is not None or any(is_columnar(path) for path in self.files)
