@@ -450,7 +450,42 @@ def test_max_samples_cuts_a_draw_to_a_smaller_one(tmp_path):
     assert part.n_rows == 8
     assert set(outputs(part)) < set(outputs(whole))
     assert outputs(part) == outputs(some(tmp_path, 8))
-    assert part.notices == whole.notices
+    assert part.notices == [
+        "data set 'some': num_samples: 20, and max_samples: 8 of that draw: 8 of 100 rows are drawn at random "
+        "by the run's seed (max_samples alone takes the first ones)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "at_most", "sentence"),
+    [
+        (
+            7,
+            3,
+            "num_samples: 7, and max_samples: 3 of that draw: 3 of 5 rows are drawn at random by the run's seed "
+            "(max_samples alone takes the first ones)",
+        ),
+        (
+            9,
+            7,
+            "num_samples: 9, and max_samples: 7 of that draw is more than its 5 rows: each is there once, and 2 "
+            "are drawn again at random by the run's seed",
+        ),
+        (
+            7,
+            8,
+            "num_samples: 7 is more than its 5 rows: each is there once, and 2 are drawn again at random by the "
+            "run's seed",
+        ),
+    ],
+)
+def test_a_draw_that_max_samples_cuts_says_how_many_rows_there_are(tmp_path, count, at_most, sentence):
+    write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(5))
+    entries(tmp_path, x={"file_name": "rows.jsonl", "num_samples": count})
+    found = scan(tmp_path, "x", max_samples=at_most)
+    assert found.n_rows == min(count, at_most)
+    assert len(set(outputs(found))) == min(5, found.n_rows)
+    assert found.notices == [f"data set 'x': {sentence}"]
 
 
 def test_a_draw_of_a_slice_and_of_a_hub_data_set(tmp_path, monkeypatch):
