@@ -15,6 +15,7 @@ import pytest
 from data_fixtures import alpaca_rows, write_jsonl
 
 from dataflex_pipeline.data import DataSettings, scan_sources
+from dataflex_pipeline.data.folders import split_by_name
 from dataflex_pipeline.data.readers import read_rows
 from dataflex_pipeline.errors import DataError
 
@@ -451,8 +452,8 @@ def test_max_samples_cuts_a_draw_to_a_smaller_one(tmp_path):
     assert set(outputs(part)) < set(outputs(whole))
     assert outputs(part) == outputs(some(tmp_path, 8))
     assert part.notices == [
-        "data set 'some': num_samples: 20, and max_samples: 8 of that draw: 8 of 100 rows are drawn at random "
-        "by the run's seed (max_samples alone takes the first ones)"
+        "data set 'some': num_samples: 20, and max_samples: 8 of that draw: 8 of 100 rows are drawn at "
+        "random by the run's seed (max_samples alone takes the first ones)"
     ]
 
 
@@ -462,20 +463,20 @@ def test_max_samples_cuts_a_draw_to_a_smaller_one(tmp_path):
         (
             7,
             3,
-            "num_samples: 7, and max_samples: 3 of that draw: 3 of 5 rows are drawn at random by the run's seed "
-            "(max_samples alone takes the first ones)",
+            "num_samples: 7, and max_samples: 3 of that draw: 3 of 5 rows are drawn at random by the run's "
+            "seed (max_samples alone takes the first ones)",
         ),
         (
             9,
             7,
-            "num_samples: 9, and max_samples: 7 of that draw is more than its 5 rows: each is there once, and 2 "
-            "are drawn again at random by the run's seed",
+            "num_samples: 9, and max_samples: 7 of that draw is more than its 5 rows: each is there once, "
+            "and 2 are drawn again at random by the run's seed",
         ),
         (
             7,
             8,
-            "num_samples: 7 is more than its 5 rows: each is there once, and 2 are drawn again at random by the "
-            "run's seed",
+            "num_samples: 7 is more than its 5 rows: each is there once, and 2 are drawn again at random by "
+            "the run's seed",
         ),
     ],
 )
@@ -557,3 +558,31 @@ def test_numbers_that_json_does_not_have(tmp_path):
         (tmp_path / "b.json").write_text(f'[{{"instruction": "a", "output": "b", "x": {text}}}]')
         with pytest.raises(DataError, match="JSON has no NaN and no Infinity; write null"):
             scan(tmp_path, "b.json")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.ndjson", "rows.jsonl.gz"])
+def test_an_array_in_a_json_lines_file_is_read_as_an_array(tmp_path, name, indent):
+    content = b"\n " + json.dumps(alpaca_rows(3), indent=indent).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert list(read_rows(tmp_path / name)) == alpaca_rows(3)
+
+
+def test_a_damaged_array_in_a_json_lines_file_is_told_with_its_place(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('[{"a": 1},\n {"b": }]\n')
+    with pytest.raises(DataError) as caught:
+        list(read_rows(tmp_path / "rows.jsonl"))
+    place = f"{tmp_path / 'rows.jsonl'}, line 2, column 8"
+    assert caught.value.what == f"{place}: not valid JSON (unexpected text)."
+
+
+@pytest.mark.parametrize("form", ["{}.jsonl", "my-{}.json", "a.{}_2.csv", "{}-00000-of-00001.parquet"])
+def test_the_words_of_a_split_in_a_file_name_are_those_of_datasets(form):
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    found = {
+        split: {split_by_name(form.format(word)) for word in SPLIT_KEYWORDS[split]}
+        for split in SPLIT_KEYWORDS
+    }
+    assert found == {"train": {"train"}, "validation": {"validation"}, "test": {"test"}}
+    assert {split_by_name(name) for name in ("heldout.jsonl", "trainingset.jsonl", "latest.jsonl")} == {None}

@@ -80,11 +80,10 @@ def _merge(model: PreTrainedModel, adapter: Path, say: Say) -> PreTrainedModel:
         adapted = attach_adapter(model, adapter).eval()
     expected = _probe(adapted)
     doubled = _double_tied_head(adapted)
-    with explained(str(adapter), "adapter", "adapter_name_or_path"):
-        # peft warns before `_tie_if_equal`, also where both stay one; what is true is said below
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", _TIED)
-            merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    # peft warns before `_tie_if_equal`, also where both stay one; what is true is said below
+    with explained(str(adapter), "adapter", "adapter_name_or_path"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _TIED)
+        merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     if doubled and not _tie_if_equal(merged):
         say(
             "embedding and head are one weight in the base, and the adapter changes them differently: they "
