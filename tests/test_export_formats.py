@@ -2,6 +2,8 @@
 
 import csv
 import json
+from datetime import date, datetime
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -391,3 +393,41 @@ def test_json_text_in_an_exported_parquet_file_is_read_as_what_it_stands_for(tmp
         '["a", null]',
         '"plain"',
     ]
+
+
+def test_what_json_has_not_is_exported_as_text_and_said(tmp_path, tiny_demo):
+    rows = [
+        {**alpaca(n), "when": datetime(2024, 5, n + 1, 6), "raw": b"\x01\xff", "price": Decimal("1.50")}
+        | {"inside": {"days": [date(2024, 5, 6)]}, "stars": n}
+        for n in range(2)
+    ]
+    table = pa.Table.from_pylist(rows)
+    table = table.append_column("exact", pa.array([1, 2], pa.timestamp("ns")))
+    pq.write_table(table, tmp_path / "t.parquet")
+    pool = prepared(tiny_demo, [str(tmp_path / "t.parquet")], tmp_path, tmp_path / "pool")
+    out = tmp_path / "out"
+    out.mkdir()
+    said = []
+    notes = write_subset(pool, everything(pool), out, said.append)
+    as_text = {
+        "exact": "dates and times",
+        "inside": "dates",
+        "price": "decimal numbers",
+        "raw": "bytes (as hexadecimal digits)",
+        "when": "dates and times",
+    }
+    assert notes["as_text"] == as_text
+    assert said == [
+        f"column {name} holds {what} in its source: exported as text, in both kinds of file"
+        for name, what in as_text.items()
+    ]
+    for kind in ("jsonl", "parquet"):
+        [_, first] = read_rows(out / f"selected.{kind}")
+        shown = {key: first[key] for key in ("when", "raw", "price", "inside", "stars")}
+        assert shown == {
+            "when": "2024-05-01 06:00:00",
+            "raw": "01ff",
+            "price": "1.50",
+            "inside": {"days": ["2024-05-06"]},
+            "stars": 0,
+        }

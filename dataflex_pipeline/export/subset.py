@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataflex_pipeline.data.columns import JSON_FIELD, NULLS_ABSENT, PREFIX, is_json
+from dataflex_pipeline.data.columns import JSON_FIELD, NULLS_ABSENT, PREFIX, beyond_json, is_json
 from dataflex_pipeline.data.folders import INFO_FILE
 from dataflex_pipeline.data.layout import COLUMN_ROLES, Layout
 from dataflex_pipeline.store.parts import PartedTable
@@ -162,7 +162,7 @@ def write_subset(
         say: is told about several formats, and columns that had to be named or typed otherwise.
 
     Returns:
-        Rows (lines) and different rows written, and the rows of each file.
+        Rows (lines) and different rows written, the rows of each file, and columns that became text.
     """
     originals = [name for name in pool.schema.names if name.startswith(PREFIX)]
     rows = pool.take(selected.column("row").to_numpy(), ["source", *originals])
@@ -189,7 +189,12 @@ def write_subset(
         listed = ", ".join(f"{name} ({count} rows)" for name, count in written.items())
         say(f"the selected rows are in {len(formats)} formats, so each has its file: {listed}")
     distinct = len(selected.column("row").unique())
-    return {"rows": selected.num_rows, "different_rows": distinct, "files": written}
+    notes = {"rows": selected.num_rows, "different_rows": distinct, "files": written}
+    as_text = {name: beyond_json(rows.schema.field(PREFIX + name)) for name in sorted(_filled(rows))}
+    as_text = {name: what for name, what in as_text.items() if what}
+    for name, what in as_text.items():
+        say(f"column {name} holds {what} in its source: exported as text, in both kinds of file")
+    return notes | ({"as_text": as_text} if as_text else {})
 
 
 def _groups(layouts: Mapping[str, tuple[Layout, ...]], rows: pa.Table) -> list[Group]:
