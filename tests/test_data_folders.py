@@ -15,6 +15,7 @@ import pytest
 from data_fixtures import alpaca_rows, write_jsonl
 
 from dataflex_pipeline.data import DataSettings, scan_sources
+from dataflex_pipeline.data.folders import split_by_name
 from dataflex_pipeline.data.readers import read_rows
 from dataflex_pipeline.errors import DataError
 
@@ -450,7 +451,42 @@ def test_max_samples_cuts_a_draw_to_a_smaller_one(tmp_path):
     assert part.n_rows == 8
     assert set(outputs(part)) < set(outputs(whole))
     assert outputs(part) == outputs(some(tmp_path, 8))
-    assert part.notices == whole.notices
+    assert part.notices == [
+        "data set 'some': num_samples: 20, and max_samples: 8 of that draw: 8 of 100 rows are drawn at "
+        "random by the run's seed (max_samples alone takes the first ones)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "at_most", "sentence"),
+    [
+        (
+            7,
+            3,
+            "num_samples: 7, and max_samples: 3 of that draw: 3 of 5 rows are drawn at random by the run's "
+            "seed (max_samples alone takes the first ones)",
+        ),
+        (
+            9,
+            7,
+            "num_samples: 9, and max_samples: 7 of that draw is more than its 5 rows: each is there once, "
+            "and 2 are drawn again at random by the run's seed",
+        ),
+        (
+            7,
+            8,
+            "num_samples: 7 is more than its 5 rows: each is there once, and 2 are drawn again at random by "
+            "the run's seed",
+        ),
+    ],
+)
+def test_a_draw_that_max_samples_cuts_says_how_many_rows_there_are(tmp_path, count, at_most, sentence):
+    write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(5))
+    entries(tmp_path, x={"file_name": "rows.jsonl", "num_samples": count})
+    found = scan(tmp_path, "x", max_samples=at_most)
+    assert found.n_rows == min(count, at_most)
+    assert len(set(outputs(found))) == min(5, found.n_rows)
+    assert found.notices == [f"data set 'x': {sentence}"]
 
 
 def test_a_draw_of_a_slice_and_of_a_hub_data_set(tmp_path, monkeypatch):
@@ -522,3 +558,161 @@ def test_numbers_that_json_does_not_have(tmp_path):
         (tmp_path / "b.json").write_text(f'[{{"instruction": "a", "output": "b", "x": {text}}}]')
         with pytest.raises(DataError, match="JSON has no NaN and no Infinity; write null"):
             scan(tmp_path, "b.json")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.ndjson", "rows.jsonl.gz"])
+def test_an_array_in_a_json_lines_file_is_read_as_an_array(tmp_path, name, indent):
+    content = b"\n " + json.dumps(alpaca_rows(3), indent=indent).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert list(read_rows(tmp_path / name)) == alpaca_rows(3)
+
+
+def test_a_damaged_array_in_a_json_lines_file_is_told_with_its_place(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('[{"a": 1},\n {"b": }]\n')
+    with pytest.raises(DataError) as caught:
+        list(read_rows(tmp_path / "rows.jsonl"))
+    place = f"{tmp_path / 'rows.jsonl'}, line 2, column 8"
+    assert caught.value.what == f"{place}: not valid JSON (unexpected text)."
+
+
+@pytest.mark.parametrize("form", ["{}.jsonl", "my-{}.json", "a.{}_2.csv", "{}-00000-of-00001.parquet"])
+def test_the_words_of_a_split_in_a_file_name_are_those_of_datasets(form):
+    from datasets.data_files import SPLIT_KEYWORDS
+
+    found = {
+        split: {split_by_name(form.format(word)) for word in SPLIT_KEYWORDS[split]}
+        for split in SPLIT_KEYWORDS
+    }
+    assert found == {"train": {"train"}, "validation": {"validation"}, "test": {"test"}}
+    assert {split_by_name(name) for name in ("heldout.jsonl", "trainingset.jsonl", "latest.jsonl")} == {None}
+
+
+# README.md with the hub's configs
+
+
+def card(folder: Path, configs: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "README.md").write_text(f"---\nlicense: mit\nconfigs:\n{configs}---\n# A data set\n")
+    return folder
+
+
+ONE_CONFIG = """\
+- config_name: default
+  data_files:
+  - split: train
+    path: good.jsonl
+  - split: test
+    path: [heldout*.jsonl]
+"""
+
+
+def test_the_splits_of_a_readme_are_those_of_datasets(tmp_path):
+    import datasets
+
+    folder = card(tmp_path / "set", ONE_CONFIG)
+    write_jsonl(folder / "good.jsonl", alpaca_rows(3))
+    write_jsonl(folder / "heldout-1.jsonl", alpaca_rows(6)[4:])
+    write_jsonl(folder / "draft.jsonl", alpaca_rows(9)[8:])
+    loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    found = scan(tmp_path, "set")
+    assert outputs(found) == loaded["train"]["output"][:] == answers(0, 3)
+    unnamed = (
+        f"data set '{{}}': not read in {folder}: draft.jsonl (README.md does not name them for the config "
+        "'default')"
+    )
+    assert found.notices == [
+        f"data set 'set': of the folder {folder} the split train is read (good.jsonl), as its README.md has "
+        "it; not read: test (heldout-1.jsonl). Another split is named by `split` in an entry of "
+        "dataset_info.json",
+        unnamed.format("set"),
+    ]
+    entries(
+        tmp_path,
+        held={"file_name": "set", "split": "test"},
+        both={"file_name": "set", "split": "test+train[:1]"},
+        none={"file_name": "set", "split": "dev"},
+    )
+    assert outputs(scan(tmp_path, "held")) == loaded["test"]["output"][:] == answers(4, 6)
+    assert scan(tmp_path, "held").notices == [unnamed.format("held")]
+    assert outputs(scan(tmp_path, "both")) == [*answers(4, 6), "answer 0"]
+    with pytest.raises(DataError, match=r"split is dev, and .* has no split 'dev'"):
+        scan(tmp_path, "none")
+
+
+TWO_CONFIGS = """\
+- config_name: en
+  {default}data_files: "en/*.jsonl"
+- config_name: de
+  sep: ";"
+  data_dir: de
+"""
+
+
+def test_the_config_of_a_readme_is_the_default_one_or_the_subset_of_an_entry(tmp_path):
+    import datasets
+
+    folder = card(tmp_path / "set", TWO_CONFIGS.format(default="default: true\n  "))
+    for name, first in (("en/a", 0), ("en/b", 2), ("de/train", 4), ("de/test", 6)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_jsonl(folder / f"{name}.jsonl", alpaca_rows(first + 2)[first:])
+    loaded = datasets.load_dataset(str(folder), "en", split="train", cache_dir=str(tmp_path / "cache"))
+    found = scan(tmp_path, "set")
+    assert outputs(found) == loaded["output"][:] == answers(0, 4)
+    assert found.notices == [
+        f"data set 'set': the config 'en' of {folder}/README.md is read; not read: de. Another config is "
+        "named by `subset` in an entry of dataset_info.json",
+        f"data set 'set': not read in {folder}: de/test.jsonl, de/train.jsonl (README.md does not name them "
+        "for the config 'en')",
+    ]
+    entries(tmp_path, x={"file_name": "set", "subset": "de"}, y={"file_name": "set", "subset": "fr"})
+    found = scan(tmp_path, "x")
+    assert outputs(found) == answers(4, 6)
+    assert (
+        f"data set 'x': {folder}/README.md sets sep for the config 'de', which is not used: files are read "
+        "by what is in them"
+    ) in found.notices
+    with pytest.raises(DataError, match=r"subset is fr, and .* has no config 'fr'"):
+        scan(tmp_path, "y")
+    card(folder, TWO_CONFIGS.format(default=""))
+    with pytest.raises(DataError) as caught:
+        scan(tmp_path, "set")
+    assert caught.value.what == (
+        f"dataset 'set' is the folder {folder}, whose README.md has the configs en, de."
+    )
+    assert caught.value.why == "Which of them is meant is not said: none is the default one."
+
+
+@pytest.mark.parametrize(
+    ("configs", "why"),
+    [
+        (
+            "- config_name: a\n  data_files: gone.jsonl\n",
+            "config 'a', split train: no file matches gone.jsonl",
+        ),
+        (
+            "- config_name: a\n  data_files: notes.txt\n",
+            "config 'a', split train: notes.txt is none of .json",
+        ),
+        ("- config_name: a\n  data_files: hf://x/y.jsonl\n", "hf://x/y.jsonl is not in this folder"),
+        ("- config_name: a\n  data_files: [{split: train}]\n", "config 'a': Invalid format for data_files"),
+        ("- data_files: rows.jsonl\n", "a config has no config_name"),
+        ("- config_name: [a\n", "its header is no YAML"),
+        ("  default: rows.jsonl\n", "configs is not a list of objects"),
+    ],
+)
+def test_configs_that_cannot_be_followed_name_the_readme(tmp_path, configs, why):
+    folder = card(tmp_path / "set", configs)
+    write_jsonl(folder / "rows.jsonl", alpaca_rows(2))
+    (folder / "notes.txt").write_text("notes")
+    with pytest.raises(DataError) as caught:
+        scan(tmp_path, "set")
+    assert caught.value.what.startswith(f"{folder / 'README.md'} cannot be followed: ")
+    assert why in caught.value.what
+
+
+def test_a_readme_without_files_in_its_configs_changes_nothing(tmp_path):
+    folder = card(tmp_path / "set", "- config_name: default\n  features: []\n")
+    write_jsonl(folder / "rows.jsonl", alpaca_rows(2))
+    found = scan(tmp_path, "set")
+    assert (outputs(found), found.notices) == (answers(0, 2), [])

@@ -399,3 +399,23 @@ def test_doctor_and_the_prepare_step_say_the_same(tmp_path, monkeypatch, tiny_de
     assert all(" ".join(line.split()) in joined for line in found)
     again = done("warmup", *given, "--run", "r")
     assert "up to date" in again
+
+
+def test_a_context_beside_prompt_and_answer_is_said_and_counted(tmp_path):
+    """Dolly's columns, and the same text beside an alpaca row."""
+    dolly = [{"instruction": f"Q{n}", "context": f"C{n}" if n else "", "response": f"A{n}"} for n in range(3)]
+    write_jsonl(tmp_path / "dolly.jsonl", dolly)
+    write_jsonl(tmp_path / "alpaca.jsonl", [{**each, "context": "C"} for each in alpaca_rows(2)])
+    columns = {"prompt": "instruction", "response": "response"}
+    settings = DataSettings(("dolly",), str(tmp_path), "chatml", 128, None, columns=columns)
+    found = scan_sources(settings)
+    assert found.notices == [
+        "data set 'dolly': the column 'context' is not used (columns does not list it); elsewhere it is the "
+        "prompt, or a part of it"
+    ]
+    assert found.passed_over == {"dolly": {"context": 2}}
+    plain = scan_sources(replace(settings, datasets=("alpaca",), columns={}))
+    assert plain.notices == [
+        "data set 'alpaca': the column 'context' is not used; elsewhere it is the prompt, or a part of it"
+    ]
+    assert plain.passed_over == {"alpaca": {"context": 2}}

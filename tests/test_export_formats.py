@@ -2,6 +2,8 @@
 
 import csv
 import json
+from datetime import date, datetime
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,9 +13,10 @@ from data_fixtures import write_jsonl
 
 from dataflex_pipeline.api import Silent
 from dataflex_pipeline.data.prepare import prepare
+from dataflex_pipeline.data.readers import read_rows
 from dataflex_pipeline.data.scan import scan_sources
 from dataflex_pipeline.data.settings import DataSettings
-from dataflex_pipeline.export.subset import write_subset
+from dataflex_pipeline.export.subset import several_formats, write_subset
 
 ADDED = {"row_id", "round", "score", "weight", "times"}
 CALL = {"name": "look", "arguments": {"at": None, "deep": 1}}
@@ -306,3 +309,125 @@ def test_an_older_export_of_several_formats_is_not_taken_for_this_one(tmp_path, 
     assert "formats: (not set) -> [" in refused(
         tmp_path, "export", "mixed", "--what", "data", "export_dir=out"
     )
+
+
+def call(n):
+    """Turns with a null that means something, which columns of structs cannot hold."""
+    asked = [
+        *messages(n)["messages"][:1],
+        {"role": "assistant", "content": None, "tool_calls": [{"function": CALL}]},
+        {"role": "tool", "content": "seen"},
+    ]
+    return {"prompt": asked, "completion": [{"role": "assistant", "content": f"C{n}"}]}
+
+
+MIXED = [
+    *({**messages(n), "tag": n} for n in range(3)),
+    *({**alpaca(n), "tag": f"t{n}"} for n in range(3)),
+    *(sharegpt(n) for n in range(3)),
+    *({"prompt": f"P{n}", "completion": f"C{n}"} for n in range(3)),
+    *(call(n) for n in range(2)),
+]
+
+
+def test_one_file_of_several_formats_read_back(tmp_path, tiny_demo):
+    write_jsonl(tmp_path / "m.jsonl", MIXED)
+    pool = prepared(tiny_demo, [str(tmp_path / "m.jsonl")], tmp_path, tmp_path / "pool")
+    assert pool.summary["valid"] == 14
+    assert len(several_formats(pool)) == 4
+    out = tmp_path / "out"
+    out.mkdir()
+    said = []
+    notes = write_subset(pool, everything(pool), out, said.append)
+    files = {
+        "selected-messages.jsonl": 3,
+        "selected-sharegpt.jsonl": 3,
+        "selected-alpaca.jsonl": 3,
+        "selected-prompt_completion.jsonl": 3,
+        "selected-prompt_completion-2.jsonl": 2,
+    }
+    assert notes == {"rows": 14, "different_rows": 14, "files": files}
+    listed = ", ".join(f"{name} ({count} rows)" for name, count in files.items())
+    assert said[-1] == f"the selected rows are in 5 formats, so each has its file: {listed}"
+    entries = json.loads((out / "dataset_info.json").read_text())
+    assert {name: entry["formatting"] for name, entry in entries.items()} == {
+        "selected-messages": "sharegpt",
+        "selected-sharegpt": "sharegpt",
+        "selected-alpaca": "alpaca",
+    }
+    expected = sorted(row_ids(pool))
+    stems = [name.removesuffix(".jsonl") for name in files]
+    back = prepared(tiny_demo, stems, out, tmp_path / "back")
+    assert (back.summary["valid"], sorted(row_ids(back))) == (14, expected)
+    for kind in ("jsonl", "parquet"):
+        paths = [str(out / f"{stem}.{kind}") for stem in stems]
+        table = prepared(tiny_demo, paths, "nowhere", tmp_path / f"back-{kind}")
+        assert (table.summary["valid"], sorted(row_ids(table))) == (14, expected)
+
+
+def test_json_text_in_an_exported_parquet_file_is_read_as_what_it_stands_for(tmp_path, tiny_demo):
+    rows = [
+        {**alpaca(0), "input": "", "beside": "plain"},
+        {**alpaca(1), "beside": ["a", None]},
+        {**alpaca(2), "beside": {"n": 1, "no": None}},
+    ]
+    write_jsonl(tmp_path / "s.jsonl", [*rows, {**call(3), "beside": 4}])
+    pool = prepared(tiny_demo, [str(tmp_path / "s.jsonl")], tmp_path, tmp_path / "pool")
+    out = tmp_path / "out"
+    out.mkdir()
+    said = []
+    write_subset(pool, everything(pool), out, said.append)
+    assert "column beside holds values of several kinds: in selected-alpaca.parquet it is JSON text" in said
+    for stem in ("selected-alpaca", "selected-prompt_completion"):
+        columnar, lines = (list(read_rows(out / f"{stem}.{kind}")) for kind in ("parquet", "jsonl"))
+        assert columnar == [
+            {key: value for key, value in line.items() if value is not None} for line in lines
+        ]
+    field = pq.read_schema(out / "selected-prompt_completion.parquet").field("prompt")
+    assert field.metadata == {b"encoding": b"json"}
+    # a file of someone else, without the mark, stays as it is
+    table = pq.read_table(out / "selected-alpaca.parquet").replace_schema_metadata()
+    pq.write_table(table, tmp_path / "plain.parquet")
+    assert [row["beside"] for row in read_rows(tmp_path / "plain.parquet")] == [
+        '{"n": 1, "no": null}',
+        '["a", null]',
+        '"plain"',
+    ]
+
+
+def test_what_json_has_not_is_exported_as_text_and_said(tmp_path, tiny_demo):
+    rows = [
+        {**alpaca(n), "when": datetime(2024, 5, n + 1, 6), "raw": b"\x01\xff", "price": Decimal("1.50")}
+        | {"inside": {"days": [date(2024, 5, 6)]}, "stars": n}
+        for n in range(2)
+    ]
+    table = pa.Table.from_pylist(rows)
+    table = table.append_column("exact", pa.array([1, 2], pa.timestamp("ns")))
+    pq.write_table(table, tmp_path / "t.parquet")
+    pool = prepared(tiny_demo, [str(tmp_path / "t.parquet")], tmp_path, tmp_path / "pool")
+    out = tmp_path / "out"
+    out.mkdir()
+    said = []
+    notes = write_subset(pool, everything(pool), out, said.append)
+    as_text = {
+        "exact": "dates and times",
+        "inside": "dates",
+        "price": "decimal numbers",
+        "raw": "bytes (as hexadecimal digits)",
+        "when": "dates and times",
+    }
+    assert notes["as_text"] == as_text
+    assert said == [
+        f"column {name} holds {what} in its source: exported as text, in both kinds of file"
+        for name, what in as_text.items()
+    ]
+    for kind in ("jsonl", "parquet"):
+        [_, first] = read_rows(out / f"selected.{kind}")
+        shown = {key: first[key] for key in ("when", "raw", "price", "inside", "stars")}
+        assert shown == {
+            "when": "2024-05-01 06:00:00",
+            "raw": "01ff",
+            "price": "1.50",
+            "inside": {"days": ["2024-05-06"]},
+            "stars": 0,
+        }

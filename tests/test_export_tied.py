@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -80,10 +81,13 @@ def test_the_reloaded_export_is_base_and_adapter(bases, tmp_path, monkeypatch, f
     plain = logits(AutoModelForCausalLM.from_pretrained(bases / family))
     assert float((expected - plain).abs().max()) > 1
 
-    text = done(
-        "export", f"model_name_or_path={bases / family}", "adapter_name_or_path=adapter", "export_dir=out"
-    )
+    with warnings.catch_warnings(record=True) as raw:
+        warnings.simplefilter("always")
+        text = done(
+            "export", f"model_name_or_path={bases / family}", "adapter_name_or_path=adapter", "export_dir=out"
+        )
 
+    assert [str(each.message) for each in raw if issubclass(each.category, UserWarning)] == []
     model, loading = AutoModelForCausalLM.from_pretrained("out", output_loading_info=True)
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]

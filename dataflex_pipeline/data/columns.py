@@ -7,6 +7,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -24,21 +26,42 @@ _TYPES: dict[str, pa.DataType] = {
     "json": pa.string(),
 }
 _EXACT = 2**53
+_BEYOND = b"beyond_json"
+BEYOND_JSON: Mapping[type, str] = {
+    datetime: "dates and times",
+    date: "dates",
+    time: "times of day",
+    timedelta: "durations",
+    Decimal: "decimal numbers",
+    bytes: "bytes (as hexadecimal digits)",
+}
+"""What Parquet and Arrow hold and JSON does not: it becomes text."""
+JSON_FIELD = {b"encoding": b"json"}
+"""Metadata of a field that holds JSON text."""
+NULLS_ABSENT = {b"dataflex_nulls": b"absent"}
+"""Metadata of a Parquet file in which null stands for what is not there, and JSON fields for their values."""
 
 
 @dataclass(frozen=True)
 class OriginalColumn:
-    """A column of the sources: its name there, and the kind that all its values share."""
+    """A column of the sources.
+
+    Attributes:
+        name: as it is called there. kind: what all its values share.
+        beyond: what it holds that JSON has not, and that is text here: see `BEYOND_JSON`.
+    """
 
     name: str
     kind: str
+    beyond: tuple[str, ...] = ()
 
     @property
     def field(self) -> pa.Field:
         """The column's field in the prepared table; the metadata says when it is JSON text."""
         how = " as JSON text" if self.kind == "json" else ""
         plain = column(PREFIX + self.name, _TYPES[self.kind], f"column '{self.name}' of the data set{how}")
-        return plain.with_metadata({**plain.metadata, b"encoding": self.kind.encode()})
+        beyond = {_BEYOND: ", ".join(self.beyond).encode()} if self.beyond else {}
+        return plain.with_metadata({**plain.metadata, b"encoding": self.kind.encode(), **beyond})
 
     def array(self, values: Iterable[Any]) -> pa.Array:
         """Return the values as an Arrow array; None and missing are null."""
@@ -49,6 +72,40 @@ class OriginalColumn:
         if self.kind == "json":
             return _json_text(value)
         return float(value) if self.kind == "number" else value
+
+
+def is_json(field: pa.Field) -> bool:
+    """Whether a field says that it holds JSON text."""
+    return (field.metadata or {}).get(b"encoding") == b"json"
+
+
+def beyond_json(field: pa.Field) -> str:
+    """Return what a column of the sources holds that JSON has not; empty for most columns."""
+    return str((field.metadata or {}).get(_BEYOND, b"").decode())
+
+
+def absent_nulls(schema: pa.Schema) -> bool:
+    """Whether null stands for what is not there in a file, at any depth: as `dataflex export` writes it."""
+    return (schema.metadata or {}).get(b"dataflex_nulls") == b"absent"
+
+
+def exact_row(row: Mapping[str, Any], json_fields: frozenset[str]) -> Row:
+    """Return the row that such a file's row stands for: no nulls, and JSON text as its value.
+
+    Raises:
+        ValueError: a field that says that it holds JSON text does not.
+    """
+    return {
+        name: json.loads(value) if name in json_fields else _without_nulls(value)
+        for name, value in row.items()
+        if value is not None
+    }
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _json_text(value: Any) -> str:
@@ -73,7 +130,23 @@ def _kind_of(value: Any) -> str:
         if abs(value) <= _EXACT:
             return "integer"
         return "long" if -(2**63) <= value < 2**63 else "json"
-    return "number" if isinstance(value, float) else "json"
+    return "number" if isinstance(value, float) else _beyond(value) or "json"
+
+
+def _beyond(value: Any) -> str | None:
+    """Return what a value is that JSON has not; pandas' times are datetimes, too."""
+    if isinstance(value, list | dict):
+        return None
+    return next((what for kind, what in BEYOND_JSON.items() if isinstance(value, kind)), None)
+
+
+def _kinds_within(value: Any) -> set[str]:
+    """Return what is in a list or an object, at any depth, that JSON has not."""
+    if isinstance(value, list | dict):
+        items = value.values() if isinstance(value, dict) else value
+        return {kind for item in items for kind in _kinds_within(item)}
+    what = _beyond(value)
+    return {what} if what is not None else set()
 
 
 def is_filled(value: Any) -> bool:
@@ -134,6 +207,7 @@ class ColumnTypes:
                 continue
             if name not in self._telling:
                 self._sample(name, value)
+                kinds |= _kinds_within(value)
             kinds.add(_kind_of(value))
             if value or is_filled(value):
                 self.filled[name] += 1
@@ -154,7 +228,11 @@ class ColumnTypes:
 
     def columns(self) -> tuple[OriginalColumn, ...]:
         """Return the columns in the order of their first appearance."""
-        return tuple(OriginalColumn(name, _common(kinds)) for name, kinds in self.kinds.items())
+        known = BEYOND_JSON.values()
+        return tuple(
+            OriginalColumn(name, _common(kinds), tuple(each for each in known if each in kinds))
+            for name, kinds in self.kinds.items()
+        )
 
 
 def _common(kinds: set[str]) -> str:

@@ -39,23 +39,30 @@ class Draw:
         """
         if n_rows == 0:
             return np.empty(0, np.int64)
-        wanted = self.count if self.at_most is None else min(self.count, self.at_most)
+        wanted = self._wanted
         if wanted < n_rows:
             return _smallest(n_rows, wanted, self.seed)
         words = np.random.Philox(key=derive_seed(self.seed, "again")).random_raw(wanted - n_rows)
         again = (words % np.uint64(n_rows)).astype(np.int64)
         return np.sort(np.concatenate([np.arange(n_rows, dtype=np.int64), again]))
 
+    @property
+    def _wanted(self) -> int:
+        """Rows that are there in the end."""
+        return self.count if self.at_most is None else min(self.count, self.at_most)
+
     def sentence(self, n_rows: int) -> str:
         """Return what was drawn, in words."""
-        if self.count <= n_rows:
-            return (
-                f"num_samples: {self.count} of {n_rows} rows are drawn at random by the run's seed "
-                "(max_samples takes the first ones)"
-            )
+        wanted, asked, first = self._wanted, f"num_samples: {self.count}", "max_samples"
+        if wanted < self.count:
+            asked, first = f"{asked}, and max_samples: {self.at_most} of that draw", "max_samples alone"
+        if wanted <= n_rows:
+            asked += ":" if wanted < self.count else ""
+            rows = f"{wanted} of {n_rows}" if wanted < self.count else f"of {n_rows}"
+            return f"{asked} {rows} rows are drawn at random by the run's seed ({first} takes the first ones)"
         return (
-            f"num_samples: {self.count} is more than its {n_rows} rows: each is there once, and "
-            f"{self.count - n_rows} are drawn again at random by the run's seed"
+            f"{asked} is more than its {n_rows} rows: each is there once, and "
+            f"{wanted - n_rows} are drawn again at random by the run's seed"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,8 @@ def _check_values(where: str, entry: Mapping[str, Any]) -> None:
         )
 
 
-def entry_notices(given: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what of a checked entry has no effect on its rows, one sentence each."""
+def entry_notices(given: str, entry: Mapping[str, Any], used: Collection[str] = ()) -> tuple[str, ...]:
+    """Return what of a checked entry has no effect on its rows, one sentence each; ``used`` has after all."""
     from_hub = bool(entry.get("hf_hub_url"))
     why = {key: text for key, text in (_NO_MEANING | _ELSEWHERE).items() if entry.get(key)}
     if from_hub:
@@ -138,4 +138,5 @@ def entry_notices(given: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         f"data set '{given}': {key}: {entry[key]} in its entry of {INFO_FILE} is not used ({text})"
         for key, text in why.items()
+        if key not in used
     )

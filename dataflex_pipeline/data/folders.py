@@ -1,8 +1,8 @@
 """Files of a path: those of each split, in order, and what lies beside them and is not read.
 
-A folder that ``datasets`` saved (state.json, dataset_dict.json) is read as it says. In any other folder
-the names of files tell their split as they do for ``datasets``: ``train``, ``validation`` or ``test`` as a
-word of its own.
+A folder that ``datasets`` saved (state.json, dataset_dict.json) is read as it says, and one whose README.md
+has configs by these. In any other folder the names of files tell their split as they do for ``datasets``:
+``train``, ``validation`` or ``test`` as a word of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from dataflex_pipeline.data.compressed import COMPRESSIONS
 from dataflex_pipeline.data.readers import READERS, is_data
+from dataflex_pipeline.data.readme_configs import README, FolderConfig, folder_config, has_configs
 from dataflex_pipeline.errors import DataError, did_you_mean
 
 INFO_FILE, STATE_FILE, DICT_FILE = "dataset_info.json", "state.json", "dataset_dict.json"
@@ -55,11 +56,15 @@ class Held:
 
 def has_data(path: Path) -> bool:
     """Whether a path is a file, or a folder with rows in it."""
-    return path.is_file() or (path / DICT_FILE).is_file() or bool(_data_files(path))
+    return path.is_file() or (path / DICT_FILE).is_file() or has_configs(path) or bool(_data_files(path))
 
 
-def held(path: Path, given: str, split: str | None) -> Held:
+def held(path: Path, given: str, split: str | None, subset: str | None = None) -> Held:
     """Return the files of a path that a split asks for; without one, all that are to be read together.
+
+    Args:
+        path: a file or folder. given: what the user wrote. split: name, slice or sum of splits.
+        subset: the config of the folder's README.md.
 
     Raises:
         DataError: there is no such split, none is named where one has to be, or there are no data files.
@@ -75,6 +80,9 @@ def held(path: Path, given: str, split: str | None) -> Held:
         name = _base_names(state.get("_split") or "train")[0]
         found = _chosen({name: files}, given, split or name, path)
         return _with_notices(found, _saved_notices(path, given, state), _beside(path, files, given))
+    config = folder_config(path, given, subset)
+    if config is not None:
+        return _configured(path, config, given, split)
     files = _data_files(path)
     if not files:
         raise _nothing_read(path, given)
@@ -97,6 +105,44 @@ def _folder(path: Path, files: tuple[Path, ...], given: str, split: str | None) 
     plain = [file.name for file in files if names[file] is None and file not in found.files]
     left_out = _not_read(given, path, plain, "their names tell no split")
     return _with_notices(found, left_out, _doubts(found.files, given), beside)
+
+
+def _configured(path: Path, config: FolderConfig, given: str, split: str | None) -> Held:
+    """Return the files of a split as README.md has it: train, the only one, or the one that is named."""
+    of_split = config.of_split
+    chosen = split or ("train" if "train" in of_split else next(iter(of_split)))
+    if split is None and "train" not in of_split and len(of_split) > 1:
+        raise DataError(
+            f"dataset '{given}' is the folder {path}, and its {README} has the splits {', '.join(of_split)}.",
+            "None of them is train, and which of them is meant is not said.",
+            f"Name one with split in an entry of {INFO_FILE}: file_name: {path}, split: {chosen}.",
+        )
+    found = _chosen(of_split, given, chosen, path)
+    notices = []
+    named = {file for files in of_split.values() for file in files}
+    if split is None and (len(of_split) > 1 or chosen != "train"):
+        rest = [f"{name} ({listed(files)})" for name, files in of_split.items() if name != chosen]
+        notices.append(
+            f"of the folder {path} the split {chosen} is read ({listed(found.files)}), as its {README} has it"
+            + (f"; not read: {', '.join(rest)}" if rest else "")
+            + f". Another split is named by `split` in an entry of {INFO_FILE}"
+        )
+    if config.others:
+        notices.append(
+            f"the config '{config.name}' of {path / README} is read; not read: "
+            f"{shortened(config.others)}. Another config is named by `subset` in an entry of {INFO_FILE}"
+        )
+    if config.unused:
+        notices.append(
+            f"{path / README} sets {', '.join(config.unused)} for the config '{config.name}', which is not "
+            "used: files are read by what is in them"
+        )
+    inside = [file for file in islice(path.rglob("*"), _MOST_INSIDE) if is_data(file) and file.is_file()]
+    names = [file.relative_to(path).as_posix() for file in sorted(set(inside) - named)]
+    unnamed = [name for name in names if name not in _METADATA_FILES and not f"/{name}".count("/.")]
+    beside = _not_read(given, path, unnamed, f"{README} does not name them for the config '{config.name}'")
+    said = [f"data set '{given}': {line}" for line in notices]
+    return _with_notices(found, said, _doubts(found.files, given), beside)
 
 
 def _doubts(files: Sequence[Path], given: str) -> list[str]:

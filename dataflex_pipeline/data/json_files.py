@@ -186,7 +186,13 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file with one JSON object per line; blank lines are allowed."""
+    """Yield the rows of a file with one JSON object per line; an array is read as `read_json` reads it."""
+    with open_data(path) as stream:
+        skip_bom(stream, path)
+        is_array = _first_byte(stream)[0] == b"["
+    if is_array:
+        yield from _read_array(path)
+        return
     with open_data(path) as stream:
         skip_bom(stream, path)
         for number, line in enumerate(stream, 1):

@@ -35,6 +35,7 @@ MEANINGS: Mapping[str, str] = {
     **dict.fromkeys(("reasoning", "reasoning_content", "thinking", "thought"), _REASONING),
     **dict.fromkeys(("tools", "functions", "available_tools"), _TOOLS),
     **dict.fromkeys(("instruction", "input", "prompt", "query", "question"), _PROMPT),
+    **dict.fromkeys(("context", "document", "passage", "article", "knowledge"), _PROMPT),
     **dict.fromkeys(("output", "completion", "response", "answer"), _ANSWER),
     **dict.fromkeys(("messages", "conversations", "conversation", "dialog"), _TURNS),
     "history": "earlier turns, as [prompt, response] pairs",

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataflex_pipeline.data.columns import absent_nulls, exact_row, is_json
 from dataflex_pipeline.data.compressed import COMPRESSIONS, data_suffix, open_data
 from dataflex_pipeline.data.json_files import read_json, read_jsonl
 from dataflex_pipeline.data.settings import Row
@@ -95,12 +96,15 @@ def _undecodable_line(path: Path) -> int | None:
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
-    """Yield the rows of a Parquet file, by batches."""
+    """Yield the rows of a Parquet file, by batches; of one that `dataflex export` wrote, as they were."""
     try:
         with pq.ParquetFile(path) as table:
+            schema = table.schema_arrow
+            exact, texts = absent_nulls(schema), frozenset(each.name for each in schema if is_json(each))
             for batch in table.iter_batches(BATCH_ROWS):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+                rows = batch.to_pylist()
+                yield from (exact_row(row, texts) for row in rows) if exact else rows
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, "Parquet", error) from error
 
 
@@ -148,14 +152,31 @@ _COLUMNAR = frozenset({read_parquet, read_arrow})
 
 
 def is_columnar(path: Path) -> bool:
-    """Whether a file holds its rows as columns, so that an object there has the keys of all the others."""
+    """Whether a file holds its rows as columns, so that an object there has the keys of all the others.
+
+    Rows that `dataflex export` wrote as Parquet are read without these keys.
+    """
+    if not _holds_columns(path):
+        return False
+    return data_suffix(path) != ".parquet" or not _is_exact(path, *file_state(path))
+
+
+def _holds_columns(path: Path) -> bool:
     return READERS.get(data_suffix(path)) in _COLUMNAR
+
+
+@lru_cache(maxsize=4096)
+def _is_exact(path: Path, *_state: int) -> bool:
+    try:
+        return absent_nulls(pq.read_schema(path))
+    except (pa.ArrowException, OSError):
+        return False  # the reader says what is wrong with it
 
 
 def is_data(path: Path) -> bool:
     """Whether a name is that of a file that is read: a known extension, for text also compressed."""
     known = data_suffix(path) in READERS
-    return known and not (is_columnar(path) and path.suffix.lower() in COMPRESSIONS)
+    return known and not (_holds_columns(path) and path.suffix.lower() in COMPRESSIONS)
 
 
 def count_rows(path: Path) -> int:

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dataflex_pipeline.data.entries import check_entry, entry_notices, read_entr
 from dataflex_pipeline.data.folders import INFO_FILE, has_data, held
 from dataflex_pipeline.data.hub import HubName, count_hub, read_hub
 from dataflex_pipeline.data.readers import READERS, count_rows, is_columnar, is_data, read_rows
+from dataflex_pipeline.data.readme_configs import has_configs
 from dataflex_pipeline.data.settings import DataSettings, Row
 from dataflex_pipeline.errors import DataError, did_you_mean
 from dataflex_pipeline.seeds import derive_seed
@@ -59,7 +61,7 @@ class Source:
     sha1: str | None = None
     notices: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def columnar(self) -> bool:
         """Whether rows come from columnar files, which fill every object with the keys of all the others."""
         return self.hub is not None or any(is_columnar(path) for path in self.files)
@@ -169,8 +171,8 @@ def _resolve(given: str, settings: DataSettings, entries: Mapping[str, dict[str,
     return replace(plain, hub=HubName(given))
 
 
-def _of_files(source: Source, path: Path, split: str | None) -> Source:
-    found = held(path, source.given, split)
+def _of_files(source: Source, path: Path, split: str | None, subset: str | None = None) -> Source:
+    found = held(path, source.given, split, subset)
     kinds = {is_columnar(file) for file in found.files}
     mixed = (
         f"data set '{source.given}': Parquet or Arrow lies beside text files; null members are taken for "
@@ -249,4 +251,7 @@ def _from_entry(given: str, entry: Mapping[str, Any], settings: DataSettings) ->
             f"Its entry in {info} says file_name: {entry['file_name']}, below dataset_dir.",
             "Put the file there, or correct the entry.",
         )
-    return _of_files(source, path.resolve(), entry.get("split"))
+    path = path.resolve()
+    subset = entry.get("subset") if path.is_dir() and has_configs(path) else None
+    source = replace(source, notices=entry_notices(given, entry, {"subset"} if subset else ()))
+    return _of_files(source, path, entry.get("split"), subset)

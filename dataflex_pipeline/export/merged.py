@@ -12,6 +12,7 @@ equal. The merged model's logits are compared with those of base and adapter bef
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 _SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, "min_p": None, "typical_p": 1.0}
 """Generation settings that only sampling reads, with the values that mean nothing."""
+_TIED = "Input and output embeddings are no longer tied|Model with `tie_word_embeddings=True`"
+"""What peft warns of while it merges an adapter into a base whose embedding and head are one weight."""
 TOLERANCE = {"float32": 1e-4}
 ROUNDED = 0.25
 """How far logits may change by merging, as a share of the largest: in a number format; in any other."""
@@ -77,7 +80,9 @@ def _merge(model: PreTrainedModel, adapter: Path, say: Say) -> PreTrainedModel:
         adapted = attach_adapter(model, adapter, say, to_merge=True).eval()
     expected = _probe(adapted)
     doubled = _double_tied_head(adapted)
-    with explained(str(adapter), "adapter", "adapter_name_or_path"):
+    # peft warns before `_tie_if_equal`, also where both stay one; what is true is said below
+    with explained(str(adapter), "adapter", "adapter_name_or_path"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _TIED)
         merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     if doubled and not _tie_if_equal(merged):
         say(

@@ -6,7 +6,9 @@ One line per row and round, in the order of training: the columns of the source 
 - ``weight``: mean loss weight over the row's positions in the round; ``times``: how many it has there.
 
 Rows of several formats (or of one with other column names) cannot be read from one file, so each format has
-a file of its own; ``dataset_info.json`` beside them says how each is read.
+a file of its own, whether the rows came from one file or from several; ``dataset_info.json`` beside them says
+how each is read. The Parquet file holds the rows of the JSONL file: null stands for what is not there, and a
+column that Arrow cannot hold exactly is JSON text, marked so that it is read as what it stands for.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataflex_pipeline.data.columns import PREFIX
+from dataflex_pipeline.data.columns import JSON_FIELD, NULLS_ABSENT, PREFIX, beyond_json, is_json
 from dataflex_pipeline.data.folders import INFO_FILE
-from dataflex_pipeline.data.layout import COLUMN_ROLES
+from dataflex_pipeline.data.layout import COLUMN_ROLES, Layout
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.run import RunFolder
 from dataflex_pipeline.store.tables import TableFile
@@ -69,9 +71,15 @@ def _of_round(run: RunFolder, number: int) -> pa.Table:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of one source that are read alike. lists: columns that hold a list where others hold a text."""
+    """Rows of one source that are read alike.
+
+    Attributes:
+        source: its name. layout: number of the layout that reads the rows, among all of the source.
+        lists: columns that hold a list where others hold a text.
+    """
 
     source: str
+    layout: int = 0
     lists: tuple[str, ...] = ()
 
 
@@ -96,18 +104,18 @@ class Format:
             return self.kind
         return "messages" if self.tags.get("role_tag") == "role" else "sharegpt"
 
-    def takes(self, group: Group, source: Mapping[str, Any], filled: set[str], own: set[str]) -> bool:
+    def takes(self, group: Group, layout: Layout, filled: set[str], own: set[str]) -> bool:
         """Whether a group can be read so too: same roles, and what only one of them names is empty there.
 
         Args:
-            group: the group. source: format, columns and tags of its source.
+            group: the group. layout: that reads it.
             filled: columns that have values in its rows. own: those of this format.
         """
-        if (self.kind, dict(self.tags)) != (source["format"], source["tags"]):
+        if (self.kind, dict(self.tags)) != (layout.kind, _tags(layout)):
             return False
         if self.groups[0].lists != group.lists:
             return False
-        other = source["columns"]
+        other = layout.columns
         return all(
             self.columns[role] == other[role]
             if role in self.columns and role in other
@@ -126,12 +134,22 @@ class Format:
 
 
 def several_formats(pool: PartedTable) -> list[str]:
-    """Return what the sources of a pool are read as, if that is not one and the same; for a fingerprint."""
+    """Return what the rows of a pool are read as, if that is not one and the same; for a fingerprint."""
     found = {
-        json.dumps([each["format"], each["columns"], each["tags"]], sort_keys=True)
-        for each in pool.ingredients["sources"]
+        json.dumps([each.kind, dict(each.columns), _tags(each)], sort_keys=True)
+        for layouts in _layouts(pool).values()
+        for each in layouts
     }
     return sorted(found) if len(found) > 1 else []
+
+
+def _layouts(pool: PartedTable) -> dict[str, tuple[Layout, ...]]:
+    """Return source -> how its rows are read; the first layout whose columns a row fills is that row's."""
+    return {each["name"]: Layout.from_plain(each).all for each in pool.ingredients["sources"]}
+
+
+def _tags(layout: Layout) -> dict[str, str]:
+    return {} if layout.kind == "alpaca" else dict(layout.tags)
 
 
 def write_subset(
@@ -144,7 +162,7 @@ def write_subset(
         say: is told about several formats, and columns that had to be named or typed otherwise.
 
     Returns:
-        Rows (lines) and different rows written, and the rows of each file.
+        Rows (lines) and different rows written, the rows of each file, and columns that became text.
     """
     originals = [name for name in pool.schema.names if name.startswith(PREFIX)]
     rows = pool.take(selected.column("row").to_numpy(), ["source", *originals])
@@ -152,8 +170,9 @@ def write_subset(
     renamed = [f"{name} -> {new}" for name, new in added.items() if new != name]
     if renamed:
         say(f"the data has columns of the same names, so ours are called otherwise: {', '.join(renamed)}")
-    groups = _groups(pool, rows)
-    formats = _formats(pool, rows, groups)
+    layouts = _layouts(pool)
+    groups = _groups(layouts, rows)
+    formats = _formats(layouts, rows, groups)
     written: dict[str, int] = {}
     entries: dict[str, Any] = {}
     for each, stem in zip(formats, _stems(formats), strict=True):
@@ -170,52 +189,69 @@ def write_subset(
         listed = ", ".join(f"{name} ({count} rows)" for name, count in written.items())
         say(f"the selected rows are in {len(formats)} formats, so each has its file: {listed}")
     distinct = len(selected.column("row").unique())
-    return {"rows": selected.num_rows, "different_rows": distinct, "files": written}
+    notes = {"rows": selected.num_rows, "different_rows": distinct, "files": written}
+    as_text = {name: beyond_json(rows.schema.field(PREFIX + name)) for name in sorted(_filled(rows))}
+    as_text = {name: what for name, what in as_text.items() if what}
+    for name, what in as_text.items():
+        say(f"column {name} holds {what} in its source: exported as text, in both kinds of file")
+    return notes | ({"as_text": as_text} if as_text else {})
 
 
-def _groups(pool: PartedTable, rows: pa.Table) -> list[Group]:
-    """Return each row's group: its source, and for prompt and completion whether they are texts or turns."""
-    asked = {
-        each["name"]: list(each["columns"].values())
-        for each in pool.ingredients["sources"]
-        if each["format"] == "prompt_completion"
-    }
+def _groups(layouts: Mapping[str, tuple[Layout, ...]], rows: pa.Table) -> list[Group]:
+    """Return each row's group; of prompt and completion turns are told from texts."""
     sources = rows.column("source").to_pylist()
-    nested = {
-        name: rows.column(PREFIX + name).to_pylist()
-        for name in dict.fromkeys(name for names in asked.values() for name in names)
-        if _is_json(rows.schema.field(PREFIX + name))
+    asked = {
+        name
+        for source in dict.fromkeys(sources)
+        for each in layouts[source]
+        if len(layouts[source]) > 1 or each.kind == "prompt_completion"
+        for name in each.columns.values()
     }
+    values = {name: _values(rows, PREFIX + name) for name in sorted(asked)}
     return [
-        Group(source, tuple(name for name in asked.get(source, ()) if _is_list(nested.get(name), number)))
+        _group(source, layouts[source], {name: column[number] for name, column in values.items()})
         for number, source in enumerate(sources)
     ]
 
 
-def _is_list(texts: Sequence[str | None] | None, number: int) -> bool:
-    return texts is not None and (texts[number] or "").startswith("[")
+def _values(rows: pa.Table, name: str) -> list[Any]:
+    """Return an original column as the values that the source had."""
+    values: list[Any] = rows.column(name).to_pylist()
+    if not is_json(rows.schema.field(name)):
+        return values
+    return [None if text is None else json.loads(text) for text in values]
 
 
-def _is_json(field: pa.Field) -> bool:
-    return (field.metadata or {}).get(b"encoding") == b"json"
+def _group(source: str, layouts: Sequence[Layout], row: Mapping[str, Any]) -> Group:
+    filled = (number for number, each in enumerate(layouts) if each.is_filled(row))
+    number = next(filled, 0) if len(layouts) > 1 else 0
+    if layouts[number].kind != "prompt_completion":
+        return Group(source, number)
+    names = layouts[number].columns.values()
+    return Group(source, number, tuple(name for name in names if isinstance(row[name], list)))
 
 
-def _formats(pool: PartedTable, rows: pa.Table, groups: Sequence[Group]) -> list[Format]:
+def _formats(
+    layouts: Mapping[str, tuple[Layout, ...]], rows: pa.Table, groups: Sequence[Group]
+) -> list[Format]:
     """Return the formats of the rows, in the order of their sources."""
+
+    def order(group: Group) -> tuple[int, tuple[str, ...]]:
+        return group.layout, group.lists
+
     found: list[tuple[Format, set[str]]] = []
-    for source in pool.ingredients["sources"]:
-        for group in sorted({each for each in groups if each.source == source["name"]}, key=str):
+    for source, several in layouts.items():
+        for group in sorted({each for each in groups if each.source == source}, key=order):
+            layout = several[group.layout]
             filled = _filled(rows.filter(pa.array([each == group for each in groups])))
             for known, own in found:
-                if known.takes(group, source, filled, own):
-                    known.columns |= source["columns"]
+                if known.takes(group, layout, filled, own):
+                    known.columns |= layout.columns
                     known.groups.append(group)
                     own |= filled
                     break
             else:
-                found.append(
-                    (Format(source["format"], dict(source["columns"]), source["tags"], [group]), filled)
-                )
+                found.append((Format(layout.kind, dict(layout.columns), _tags(layout), [group]), filled))
     return [known for known, _ in found]
 
 
@@ -256,20 +292,27 @@ def _write_files(
         form: of the rows. say: is told about columns that stay JSON text.
     """
     names = {name: name.removeprefix(PREFIX) for name in rows.column_names}
-    json_columns = {name for name in names if _is_json(rows.schema.field(name))}
+    json_columns = {name for name in names if is_json(rows.schema.field(name))}
     with stem.with_suffix(".jsonl").open("wb") as stream:
         for line in _lines(rows, names, json_columns, selected, added):
             stream.write(_encoded(line) + b"\n")
-    columns = {}
+    columns: dict[str, tuple[pa.ChunkedArray, bool]] = {}
     for name, plain in names.items():
         values = rows.column(name)
         typed = _typed(values, form.tags.get("role_tag")) if name in json_columns else values
+        marked = typed is None
         if typed is None:
             say(f"column {plain} holds values of several kinds: in {stem.name}.parquet it is JSON text")
             typed = _plain_texts(values) if plain in form.columns.values() else values
-        columns[plain] = typed
-    columns |= {new: selected.column(name) for name, new in added.items()}
-    pq.write_table(pa.table(columns), stem.with_suffix(".parquet"), compression="zstd")
+            marked = typed.equals(values)
+        columns[plain] = (typed, marked)
+    columns |= {new: (selected.column(name), False) for name, new in added.items()}
+    fields = [
+        pa.field(name, values.type, metadata=JSON_FIELD if marked else None)
+        for name, (values, marked) in columns.items()
+    ]
+    table = pa.table([values for values, _ in columns.values()], pa.schema(fields, NULLS_ABSENT))
+    pq.write_table(table, stem.with_suffix(".parquet"), compression="zstd")
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:
@@ -322,7 +365,10 @@ def _typed(values: pa.ChunkedArray, role_tag: str | None) -> pa.ChunkedArray | N
 
 
 def _plain_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return JSON text in which what is a text is that text, as readers of such columns expect it."""
+    """Return JSON text in which what is a text is that text, as readers of such columns expect it.
+
+    Turns, tools and history are read from JSON text as well as from lists.
+    """
     parsed = [None if text is None else json.loads(text) for text in values.to_pylist()]
     texts = [
         new if isinstance(new, str) else old for old, new in zip(values.to_pylist(), parsed, strict=True)
