@@ -65,14 +65,16 @@ def _holds(squeezed: str, text: str, times: int = 1) -> bool:
     """Whether a text without white space has another one in it, so many times."""
     if not text.strip():
         return True
-    ways = (
-        text,
-        json.dumps(text, ensure_ascii=False)[1:-1],
-        json.dumps(text)[1:-1],
-        html.escape(text),
-        html.escape(text, quote=False),
-    )
-    return any(squeezed.count(_squeezed(way)) >= times for way in dict.fromkeys(ways))
+    return any(squeezed.count(_squeezed(way)) >= times for way in _ways(text))
+
+
+def _ways(text: str) -> Iterator[str]:
+    """Yield how templates write a text; nearly always it is the first."""
+    yield text
+    yield json.dumps(text, ensure_ascii=False)[1:-1]
+    yield json.dumps(text)[1:-1]
+    yield html.escape(text)
+    yield html.escape(text, quote=False)
 
 
 def _squeezed(text: str) -> str:
