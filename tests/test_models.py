@@ -187,7 +187,6 @@ def test_what_is_said_about_a_soft_cap(soft_capped, model, tmp_path):
 
 @pytest.mark.parametrize("kernel", ["flash_attention_2", "no_such_kernel"])
 def test_an_attention_kernel_that_cannot_be_had_is_named(model, kernel):
-    pytest.importorskip("torch")
     with pytest.raises(ConfigError) as refused:
         load_base(make_config(model, attn_implementation=kernel), "cpu")
     what, why, fix = str(refused.value).split("\n")
