@@ -23,7 +23,7 @@ def _recorded(context: Context) -> tuple[dict[str, str], dict[int, dict[str, str
 
 
 def versions_said(context: Context) -> list[str]:
-    """Return one line for each round made with other versions than the one before, and one for now."""
+    """Return one line per round made with other versions than the one before, and one on those installed."""
     now = versions_now(context)
     return changes_between_rounds(*_recorded(context)) + ([now] if now else [])
 
