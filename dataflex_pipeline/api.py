@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -298,3 +298,18 @@ class Feature(ABC):
         self, given: FeatureInput, progress: Progress
     ) -> AbstractContextManager[Callable[[pa.Table], pa.Table]]:
         """Load what is needed once; yield a function from the rows of one part to the feature of them."""
+
+
+class Backend(Protocol):
+    """What an embedder, a generator and a rewarder share: a context manager around a model or a server.
+
+    Entering loads; leaving frees the accelerator's memory before the next phase loads its own model. No state
+    between calls changes an answer: the same input gives the same output whatever was asked before, and in
+    whatever batch up to the rounding of the model's precision.
+    """
+
+    def __enter__(self) -> Self:
+        """Load what is needed."""
+
+    def __exit__(self, *error: object) -> None:
+        """Free memory and end every process that was started."""

@@ -11,7 +11,8 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from dataflex_pipeline.reports.query import Answer
-from stages import console
+
+from . import console
 
 Form = Literal["text", "json", "csv"]
 SHOWN_LINES = 40

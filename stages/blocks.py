@@ -13,7 +13,7 @@ from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.tables import zip_blocks
 
 if TYPE_CHECKING:
-    from stages.score import Scoring
+    from .score import Scoring
 
 BLOCK_BYTES = 1 << 25
 """Bytes of one feature per block, at most about."""

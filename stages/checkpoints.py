@@ -9,7 +9,8 @@ from dataflex_pipeline.errors import ConfigError, RunError
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.stale import found_ingredients
 from dataflex_pipeline.training.kept import checkpoints_of, kept_folder
-from stages.context import Context
+
+from .context import Context
 
 
 def check_kept_checkpoints(context: Context, name: str) -> None:

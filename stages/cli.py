@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from dataflex_pipeline.errors import DataflexError
-from stages.cli_results import results
-from stages.options import (
+
+from .cli_results import results
+from .options import (
     EXAMPLES,
     ConfigOption,
     JsonOption,
@@ -57,7 +58,7 @@ def warmup(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Prepare the data and train round 0 on uniformly drawn rows."""
-    from stages import commands
+    from . import commands
 
     commands.warmup(config, settings or [], run, overwrite)
 
@@ -72,7 +73,7 @@ def score(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Score every row of the pool with one method; the result is a table."""
-    from stages import commands
+    from . import commands
 
     commands.score(config, settings or [], run, round_number, method, overwrite)
 
@@ -87,7 +88,7 @@ def select(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Turn scores into probabilities and draw the weighted index of a round."""
-    from stages import commands
+    from . import commands
 
     commands.select(config, settings or [], run, round_number, method, overwrite)
 
@@ -101,7 +102,7 @@ def train_round(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train one round on its index, going on from the round before."""
-    from stages import commands
+    from . import commands
 
     commands.train_round(config, settings or [], run, round_number, overwrite)
 
@@ -120,7 +121,7 @@ def round_(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Do whatever is missing up to round N: prepare, warm up, then score, select and train each round."""
-    from stages import commands
+    from . import commands
 
     commands.round_(config, arguments or [], run, method, overwrite)
 
@@ -132,7 +133,7 @@ def methods(
     templates: Annotated[bool, typer.Option("--templates", help="List the chat templates instead.")] = False,
 ) -> None:
     """List the methods: what they do, their parameters, defaults and source."""
-    from stages import listing
+    from . import listing
 
     listing.templates() if templates else listing.methods(name, config)
 
@@ -142,7 +143,7 @@ def init(
     path: Annotated[Path, typer.Argument(help="Where to write the configuration.")] = Path("dataflex.yaml"),
 ) -> None:
     """Write a configuration file with every key, its default and its meaning."""
-    from stages import listing
+    from . import listing
 
     listing.init(path)
 
@@ -156,7 +157,7 @@ def status(
     json: JsonOption = False,
 ) -> None:
     """Show what of a run is done, stale or missing."""
-    from stages import status as module
+    from . import status as module
 
     module.status(config, settings or [], run, method, json)
 
@@ -172,7 +173,7 @@ def main() -> None:
         code = _run()
         launch.leave_process_group()
         sys.exit(code)
-    from stages import several
+    from . import several
 
     code = several.run(_run)
     if code:
@@ -193,7 +194,7 @@ def _run() -> int:
             return READER_LEFT
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except Exception as error:
-        from stages.disk import disk_error
+        from .disk import disk_error
 
         explained = disk_error(error)
         if explained is None:
@@ -203,7 +204,7 @@ def _run() -> int:
 
 
 def _failed(error: DataflexError) -> int:
-    from stages import console
+    from . import console
 
     console.fail(error)
     return error.exit_code

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from dataflex_pipeline.errors import UserError
-from stages.options import (
+
+from .options import (
     EXAMPLES,
     ConfigOption,
     JsonOption,
@@ -37,7 +38,7 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Put runs side by side at equal budget: by method, over seeds, with a paired test."""
-    from stages import compare_runs
+    from . import compare_runs
 
     compare_runs.compare(runs, baseline, allow_different, json)
 
@@ -67,7 +68,7 @@ def inspect(
     rows: Annotated[int, typer.Option(help="Example rows of each kind; 0 for none.", min=0)] = 3,
 ) -> None:
     """Look at a table or a run: distribution, reasons, sources, example rows; or ask it with SQL."""
-    from stages import inspect_table
+    from . import inspect_table
 
     if json and csv:
         raise UserError(
@@ -89,7 +90,7 @@ def report(
     ] = None,
 ) -> None:
     """Write a run as one HTML page: rounds, curves, scores, what was selected, examples, settings."""
-    from stages import report_run
+    from . import report_run
 
     report_run.report(run or [], output)
 
@@ -126,7 +127,7 @@ def export(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write a model that needs nothing of a run: merged weights, adapter, selected rows and a model card."""
-    from stages import export as module
+    from . import export as module
 
     asked = module.Asked(what, round_number, rows_of_round, push_to_hub, public)
     module.export(config, arguments or [], run, method, overwrite, asked)
@@ -141,7 +142,7 @@ def doctor(
     json: JsonOption = False,
 ) -> None:
     """Check this machine and, where one is given, a configuration: what works, what does not, what to do."""
-    from stages import doctor as module
+    from . import doctor as module
 
     module.doctor(config, settings or [], run, method, json)
 
@@ -155,7 +156,7 @@ def estimate(
     json: JsonOption = False,
 ) -> None:
     """Predict what a run takes, from a short calibration here: time, memory, disk, FLOPs, API requests."""
-    from stages import estimate as module
+    from . import estimate as module
 
     module.estimate(config, settings or [], run, method, json)
 
@@ -188,7 +189,7 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Evaluate a round's model: loss, perplexity, generated answers, a judge, benchmark tasks."""
-    from stages import evaluate as module
+    from . import evaluate as module
 
     wanted = module.Wanted(
         tuple(metric or ()), judge, max_new_tokens, generator, tuple(task or ()), include_path, limit

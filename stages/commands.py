@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dataflex_pipeline import launch
-from stages import outcome
-from stages.context import Context, Options, open_context, parse_assignments, require_run
+
+from . import outcome
+from .context import Context, Options, open_context, parse_assignments, require_run
 
 
 def _options(
@@ -18,7 +19,7 @@ def _options(
 
 def warmup(config: Path | None, settings: list[str], run: str | None, overwrite: bool) -> None:
     """Prepare the data and train round 0."""
-    from stages import round as rounds
+    from . import round as rounds
 
     context = open_context(_options(config, settings, run, None, overwrite))
     _up_to(context, 0, rounds.next_after)
@@ -28,7 +29,7 @@ def round_(
     config: Path | None, arguments: list[str], run: str | None, method: str | None, overwrite: bool
 ) -> None:
     """Do whatever is missing up to a round."""
-    from stages import round as rounds
+    from . import round as rounds
 
     number, settings = rounds.parse_round(arguments)
     context = open_context(_options(config, settings, run, method, overwrite))
@@ -38,9 +39,9 @@ def round_(
 
 
 def _up_to(context: Context, last: int, next_steps: Callable[[Context, int], list[str]]) -> None:
-    from stages import round as rounds
-    from stages.damage import set_aside_damaged_tables
-    from stages.versions import say_versions
+    from . import round as rounds
+    from .damage import set_aside_damaged_tables
+    from .versions import say_versions
 
     say_versions(context)
     sources = rounds.check_before_start(context, last)
@@ -61,8 +62,8 @@ def score(
     overwrite: bool,
 ) -> None:
     """Score one round with one method."""
-    from stages.score import check_scored_round
-    from stages.score import score as stage
+    from .score import check_scored_round
+    from .score import score as stage
 
     context = open_context(_options(config, settings, run, None, overwrite))
     name = method or context.given.component_name
@@ -79,8 +80,8 @@ def select(
     overwrite: bool,
 ) -> None:
     """Draw the index of one round."""
-    from stages.score import check_scored_round
-    from stages.select_index import select as stage
+    from .score import check_scored_round
+    from .select_index import select as stage
 
     context = open_context(_options(config, settings, run, None, overwrite))
     name = method or context.given.component_name
@@ -92,8 +93,8 @@ def train_round(
     config: Path | None, settings: list[str], run: str | None, number: int, overwrite: bool
 ) -> None:
     """Train one round on its index."""
-    from stages.final_adapter import publish_adapter
-    from stages.train_round import train as stage
+    from .final_adapter import publish_adapter
+    from .train_round import train as stage
 
     context = open_context(_options(config, settings, run, None, overwrite))
     is_last = number >= context.given.update_times
@@ -118,9 +119,9 @@ def _one_stage(
     stage: Callable[[], list[outcome.Outcome]],
     next_step: str | None,
 ) -> None:
-    from stages.damage import check_outputs, set_aside_damaged_tables
-    from stages.existing import check_settings
-    from stages.versions import say_versions
+    from .damage import check_outputs, set_aside_damaged_tables
+    from .existing import check_settings
+    from .versions import say_versions
 
     require_run(context)
     check(context, number)

@@ -9,8 +9,9 @@ from typing import Any
 from dataflex_pipeline.reports.comparison import Comparison, Paired, Spread
 from dataflex_pipeline.reports.comparison import compare as compare_records
 from dataflex_pipeline.reports.records import RunRecord
-from stages import console
-from stages.subject import run_folders
+
+from . import console
+from .subject import run_folders
 
 CURVE_LINES = 12
 """Evaluations shown of the target loss, evenly spaced; --json has all."""

@@ -21,10 +21,11 @@ from dataflex_pipeline.errors import CorruptError, DataError, RunError, UserErro
 from dataflex_pipeline.methods import check_methods, configured_method
 from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.store.run import RunFolder, provenance
-from stages import console
-from stages.libraries import quieten
-from stages.memo import Memo
-from stages.progress import progress
+
+from . import console
+from .libraries import quieten
+from .memo import Memo
+from .progress import progress
 
 if TYPE_CHECKING:
     from dataflex_pipeline.demo import Demo

@@ -16,7 +16,8 @@ from dataflex_pipeline.store.run import RoundFolder
 from dataflex_pipeline.store.stale import is_complete
 from dataflex_pipeline.training.kept import KEPT
 from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
-from stages.context import Context
+
+from .context import Context
 
 BEST = "best"
 

@@ -16,8 +16,9 @@ from dataflex_pipeline.api import Feature, Need, Silent, Split
 from dataflex_pipeline.checkup.environment import deepspeed_ready, environment
 from dataflex_pipeline.checkup.findings import Finding, checked, worst
 from dataflex_pipeline.config.fields import Config
-from stages import console
-from stages.context import Context, Options, open_context, parse_assignments
+
+from . import console
+from .context import Context, Options, open_context, parse_assignments
 
 SAMPLE = 64
 """Rows of each data set that are looked at, from its start."""
@@ -58,7 +59,7 @@ def _context(config: Path | None, settings: list[str], run: str | None, method: 
 
 def _configuration(context: Context) -> tuple[list[Finding], list[dict[str, Any]]]:
     """Return the findings about a configuration, and an example row in stretches."""
-    from stages.prepare import splits_of
+    from .prepare import splits_of
 
     name = context.given.component_name
     findings = checked("method", lambda: _method(context, name))
@@ -85,7 +86,7 @@ def _configuration(context: Context) -> tuple[list[Finding], list[dict[str, Any]
 
 
 def _method(context: Context, name: str) -> list[Finding]:
-    from stages.round import check_target
+    from .round import check_target
 
     method, _ = context.method(name)
     check_target(context)
@@ -94,7 +95,7 @@ def _method(context: Context, name: str) -> list[Finding]:
 
 def _needed(context: Context, name: str) -> list[Finding]:
     """Check the models, packages, files and servers that the method needs; nothing is loaded or paid for."""
-    from stages.preflight import features_of
+    from .preflight import features_of
 
     method, _ = context.method(name)
     findings: list[Finding] = []
@@ -116,7 +117,8 @@ def _split(context: Context, split: Split) -> tuple[list[Finding], pa.Table, lis
     from dataflex_pipeline.data.chat import ChatFormat
     from dataflex_pipeline.data.rows import RowMaker
     from dataflex_pipeline.data.scan import scan_sources
-    from stages.prepare import data_settings, token_limits
+
+    from .prepare import data_settings, token_limits
 
     settings = data_settings(context, split)
     most = min(SAMPLE, settings.max_samples or SAMPLE)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages import console
-from stages.answers import clipped
+from . import console
+from .answers import clipped
 
 BAR = 30
 BESIDE_BAR = 48

@@ -18,9 +18,10 @@ from dataflex_pipeline.estimate.machine import import_seconds
 from dataflex_pipeline.estimate.records import Measured, StageCost, total
 from dataflex_pipeline.estimate.sample import Sample, sample_prepared, sample_sources
 from dataflex_pipeline.store.parts import PartedTable
-from stages import console
-from stages.context import Context, Options, open_context, parse_assignments
-from stages.prepare import read_sources, splits_of, table_folder
+
+from . import console
+from .context import Context, Options, open_context, parse_assignments
+from .prepare import read_sources, splits_of, table_folder
 
 LIBRARIES = ("torch", "transformers", "peft")
 BUDGET = 3.0
@@ -93,7 +94,8 @@ def predict(context: Context, budget: float = BUDGET) -> Estimate:
     from dataflex_pipeline.estimate.calibrate import calibrate
     from dataflex_pipeline.estimate.needs import needs_by_round
     from dataflex_pipeline.estimate.stages import run_stages
-    from stages.round import check_target
+
+    from .round import check_target
 
     if launch.world_size() > 1:
         raise UserError(
@@ -136,7 +138,8 @@ def _check_features(context: Context, method: Method) -> list[str]:
         UserError: a feature that is measured cannot be computed.
     """
     from dataflex_pipeline.estimate.calibrate import COMPUTED_ELSEWHERE
-    from stages.preflight import features_of
+
+    from .preflight import features_of
 
     doubts = []
     for need, feature in features_of(context, method):

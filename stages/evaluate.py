@@ -18,13 +18,14 @@ from dataflex_pipeline.features.plan import FeaturePlan, plan_feature
 from dataflex_pipeline.store.fingerprint import canonical, digest
 from dataflex_pipeline.store.stale import found_ingredients, is_complete
 from dataflex_pipeline.training.marker import verify_checkpoint
-from stages import console
-from stages.context import Context, open_context, require_run
-from stages.damage import check_checkpoint
-from stages.outcome import note
-from stages.prepare import look, prepare_split
-from stages.score import feature_input, feature_table
-from stages.subject import run_options
+
+from . import console
+from .context import Context, open_context, require_run
+from .damage import check_checkpoint
+from .outcome import note
+from .prepare import look, prepare_split
+from .score import feature_input, feature_table
+from .subject import run_options
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

@@ -14,12 +14,13 @@ from dataflex_pipeline.config.load import dump_config
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current, stale
 from dataflex_pipeline.store.tables import TableFile
-from stages.context import Context
-from stages.damage import check_outputs
-from stages.prepare import Source, open_split, table_folder
-from stages.score import is_scored, plan_scoring
-from stages.select_index import wanted_index, wanted_probabilities, wanted_warmup_index, warmup_draw
-from stages.train_round import wanted_checkpoint
+
+from .context import Context
+from .damage import check_outputs
+from .prepare import Source, open_split, table_folder
+from .score import is_scored, plan_scoring
+from .select_index import wanted_index, wanted_probabilities, wanted_warmup_index, warmup_draw
+from .train_round import wanted_checkpoint
 
 JUDGED_BY_CONTENT = frozenset(
     {"dataset", "eval_dataset", "dataset_dir", "model_name_or_path", "model_revision", "adapter_name_or_path"}

@@ -17,11 +17,12 @@ from dataflex_pipeline.models.source import model_digest, tokenizer_digest
 from dataflex_pipeline.store.atomic import read_json
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import named_changes
-from stages import console
-from stages.context import DEMO, Context, open_context, require_run
-from stages.damage import check_outputs
-from stages.outcome import Outcome, report
-from stages.subject import run_options
+
+from . import console
+from .context import DEMO, Context, open_context, require_run
+from .damage import check_outputs
+from .outcome import Outcome, report
+from .subject import run_options
 
 What = Literal["all", "model", "adapter", "data"]
 PARTS: dict[What, tuple[Part, ...]] = {

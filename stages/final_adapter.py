@@ -10,9 +10,10 @@ from dataflex_pipeline.models.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dataflex_pipeline.store.atomic import atomic_file
 from dataflex_pipeline.store.stale import is_complete
 from dataflex_pipeline.training import read_marker
-from stages import console
-from stages.context import Context
-from stages.outcome import Outcome
+
+from . import console
+from .context import Context
+from .outcome import Outcome
 
 BEST = "best"
 

@@ -13,9 +13,10 @@ from dataflex_pipeline.reports.overview import overview
 from dataflex_pipeline.reports.query import open_queries
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.run import RunFolder
-from stages import answers, console, drawing
-from stages.context import Options, open_context, require_run
-from stages.subject import split_subject
+
+from . import answers, console, drawing
+from .context import Options, open_context, require_run
+from .subject import split_subject
 
 SEED = derive_seed(0, "inspect") % 2**31
 """Of the rows that are shown by chance: the same ones every time."""

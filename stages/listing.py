@@ -14,7 +14,8 @@ from dataflex_pipeline.config.render import commented_yaml
 from dataflex_pipeline.errors import ConfigError, UserError, did_you_mean
 from dataflex_pipeline.methods import method_class, shipped_methods
 from dataflex_pipeline.store.atomic import write_text
-from stages import console
+
+from . import console
 
 
 def methods(name: str | None, config: Path | None) -> None:

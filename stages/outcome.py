@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataflex_pipeline import launch
-from stages import console
+
+from . import console
 
 if TYPE_CHECKING:
-    from stages.context import Context
+    from .context import Context
 
 
 @dataclass(frozen=True)

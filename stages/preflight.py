@@ -14,8 +14,9 @@ from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.sampling.quotas import check_quotas
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.stale import is_complete
-from stages.context import Context
-from stages.prepare import Source
+
+from .context import Context
+from .prepare import Source
 
 ROWS, TOKENS = 8, 16
 """Made-up sequences; one finite loss among them is enough, since single bad rows are found when scoring."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline.api import Split
-from dataflex_pipeline.backends.generation_settings import model_settings
 from dataflex_pipeline.data.limits import TokenLimits
 from dataflex_pipeline.data.prepare import ingredients, prepare, worker_count
 from dataflex_pipeline.data.scan import Scan, scan_sources
@@ -17,12 +16,14 @@ from dataflex_pipeline.data.settings import DataSettings
 from dataflex_pipeline.data.sources import Source as DataSource
 from dataflex_pipeline.data.sources import resolve_sources
 from dataflex_pipeline.errors import RunError
+from dataflex_pipeline.generate.settings import model_settings
 from dataflex_pipeline.models.source import tokenizer_digest
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import is_complete, is_current
-from stages.context import Context
-from stages.memo import sources_key
-from stages.outcome import Outcome
+
+from .context import Context
+from .memo import sources_key
+from .outcome import Outcome
 
 MAX_WORKERS = 8
 

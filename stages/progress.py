@@ -18,7 +18,8 @@ from rich.progress import (
 from rich.text import Text
 
 from dataflex_pipeline.api import Progress as ProgressProtocol
-from stages import console
+
+from . import console
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two progress lines where there is no terminal."""

@@ -9,9 +9,10 @@ import numpy as np
 
 from dataflex_pipeline import api
 from dataflex_pipeline.store.parts import PartedTable
-from stages.blocks import block_rows, pool_blocks
-from stages.context import Context
-from stages.score import Scoring, feature_tables
+
+from .blocks import block_rows, pool_blocks
+from .context import Context
+from .score import Scoring, feature_tables
 
 
 class PoolRankings:

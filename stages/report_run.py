@@ -10,8 +10,9 @@ from dataflex_pipeline.reports.findings import findings
 from dataflex_pipeline.reports.page import page
 from dataflex_pipeline.reports.records import RunRecord
 from dataflex_pipeline.store.atomic import write_text
-from stages import console
-from stages.subject import run_folders
+
+from . import console
+from .subject import run_folders
 
 NAME = "report.html"
 

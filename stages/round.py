@@ -8,17 +8,18 @@ from dataclasses import replace
 from dataflex_pipeline import launch
 from dataflex_pipeline.api import Selection, Split
 from dataflex_pipeline.errors import ConfigError, UserError
-from stages import console
-from stages.checkpoints import check_kept_checkpoints
-from stages.context import Context
-from stages.existing import check_existing
-from stages.final_adapter import publish_adapter
-from stages.outcome import Outcome
-from stages.preflight import check_method, check_model
-from stages.prepare import Source, look, prepare_split, read_sources, splits_of
-from stages.score import score
-from stages.select_index import draw_warmup, select
-from stages.train_round import ended_early, train
+
+from . import console
+from .checkpoints import check_kept_checkpoints
+from .context import Context
+from .existing import check_existing
+from .final_adapter import publish_adapter
+from .outcome import Outcome
+from .preflight import check_method, check_model
+from .prepare import Source, look, prepare_split, read_sources, splits_of
+from .score import score
+from .select_index import draw_warmup, select
+from .train_round import ended_early, train
 
 
 def check_before_start(context: Context, last: int) -> dict[Split, Source]:

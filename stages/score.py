@@ -26,11 +26,12 @@ from dataflex_pipeline.store.ranks import column_values, quantiles
 from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current
 from dataflex_pipeline.store.tables import TableFile, table_writer
 from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
-from stages.blocks import pool_blocks
-from stages.checkpoints import checkpoint_of, checkpoints_before
-from stages.context import Context
-from stages.outcome import Outcome, note
-from stages.prepare import open_split
+
+from .blocks import pool_blocks
+from .checkpoints import checkpoint_of, checkpoints_before
+from .context import Context
+from .outcome import Outcome, note
+from .prepare import open_split
 
 ROWS_SHOWN = 3
 

@@ -22,10 +22,11 @@ from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import is_current, is_kept
 from dataflex_pipeline.store.tables import TableFile, table_writer
-from stages.context import Context
-from stages.outcome import Outcome, note
-from stages.prepare import open_split
-from stages.score import Scoring, is_scored, plan_scoring
+
+from .context import Context
+from .outcome import Outcome, note
+from .prepare import open_split
+from .score import Scoring, is_scored, plan_scoring
 
 DRAFT = ".draft"
 """Ending of a probability table whose index is not drawn yet."""
@@ -193,7 +194,7 @@ def _draw(
 ) -> Drawn:
     if not settings.over_target_rows:
         return draw(scores, probabilities, scoring.pool, settings)
-    from stages.rankings import PoolRankings
+    from .rankings import PoolRankings
 
     rankings = PoolRankings(context, scoring)
     drawn = draw(scores, None, scoring.pool, settings, rankings=rankings, block_rows=rankings.block_rows)

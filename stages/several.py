@@ -11,9 +11,10 @@ from typing import Any
 
 from dataflex_pipeline import launch
 from dataflex_pipeline.errors import DataflexError, RunError
-from stages import console
-from stages.disk import disk_error
-from stages.libraries import quieten
+
+from . import console
+from .disk import disk_error
+from .libraries import quieten
 
 
 def run(lead: Callable[[], int]) -> int:
@@ -90,7 +91,7 @@ def _do(job: launch.Job, content: dict[str, Any]) -> None:
 
         compute_share(job, content)
     elif kind == "train":
-        from stages.train_round import train_share
+        from .train_round import train_share
 
         train_share(content)
     else:

@@ -13,16 +13,17 @@ from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current
 from dataflex_pipeline.store.tables import TableFile
 from dataflex_pipeline.training import read_marker
-from stages import console
-from stages.context import Context, Options, open_context, parse_assignments, require_run
-from stages.damage import BEST, check_best, check_checkpoint, check_tables, last_finished
-from stages.existing import check_settings
-from stages.final_adapter import published_state
-from stages.prepare import describe, look, open_split, splits_of, table_folder
-from stages.score import describe_scores, is_scored, plan_scoring
-from stages.select_index import wanted_index, wanted_probabilities, wanted_warmup_index, warmup_draw
-from stages.train_round import describe_checkpoint, ended_early, wanted_checkpoint
-from stages.versions import versions_said
+
+from . import console
+from .context import Context, Options, open_context, parse_assignments, require_run
+from .damage import BEST, check_best, check_checkpoint, check_tables, last_finished
+from .existing import check_settings
+from .final_adapter import published_state
+from .prepare import describe, look, open_split, splits_of, table_folder
+from .score import describe_scores, is_scored, plan_scoring
+from .select_index import wanted_index, wanted_probabilities, wanted_warmup_index, warmup_draw
+from .train_round import describe_checkpoint, ended_early, wanted_checkpoint
+from .versions import versions_said
 
 Row = tuple[str, str, str]
 COLUMNS = ("output", "state", "what")

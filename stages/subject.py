@@ -7,7 +7,8 @@ from pathlib import Path
 
 from dataflex_pipeline.config.load import load_config
 from dataflex_pipeline.errors import UserError
-from stages.context import Options, parse_assignments
+
+from .context import Options, parse_assignments
 
 
 def split_subject(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -23,12 +23,13 @@ from dataflex_pipeline.store.parts import MANIFEST, PartedTable
 from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current
 from dataflex_pipeline.training import RoundPlan, RoundResult, read_marker, train_round
 from dataflex_pipeline.training.marker import verify_checkpoint
-from stages.checkpoints import check_kept_checkpoints
-from stages.context import Context
-from stages.damage import remember_checkpoint
-from stages.outcome import Outcome, note
-from stages.prepare import has_target, open_split
-from stages.select_index import read_index
+
+from .checkpoints import check_kept_checkpoints
+from .context import Context
+from .damage import remember_checkpoint
+from .outcome import Outcome, note
+from .prepare import has_target, open_split
+from .select_index import read_index
 
 TRAINING_KEYS = (
     "finetuning_type",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.store.versions import changes_between_rounds, installed_versions, version_changes
 from dataflex_pipeline.training.marker import read_marker
-from stages.context import Context
+
+from .context import Context
 
 
 def _recorded(context: Context) -> tuple[dict[str, str], dict[int, dict[str, str]]]:

@@ -7,8 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from dataflex_pipeline.api import Need
-from dataflex_pipeline.backends.judge_prompts import prompt_texts
-from dataflex_pipeline.backends.reward_settings import ApiSettings, MetricSettings
 from dataflex_pipeline.estimate.costs import (
     RowCounts,
     embedding_flops,
@@ -21,6 +19,8 @@ from dataflex_pipeline.estimate.features import VECTORS, FeatureCost
 from dataflex_pipeline.estimate.records import Basis, Measured, StageCost
 from dataflex_pipeline.features.plan import make_feature
 from dataflex_pipeline.neighbours.cells import SCAN, choose_layout
+from dataflex_pipeline.reward.judge_prompts import prompt_texts
+from dataflex_pipeline.reward.settings import ApiSettings, MetricSettings
 
 CHARACTERS_PER_TOKEN = 4.0
 """Of English instructions to a judge, about."""

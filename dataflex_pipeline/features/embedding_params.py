@@ -8,9 +8,9 @@ from typing import Any, Literal
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from dataflex_pipeline import api
-from dataflex_pipeline.backends.embed_model import DEFAULT_MODEL, Dtype
-from dataflex_pipeline.backends.embedders import Chosen
 from dataflex_pipeline.data.texts import Text
+from dataflex_pipeline.embed.embedders import Chosen
+from dataflex_pipeline.embed.settings import DEFAULT_MODEL, Dtype
 
 
 class EmbeddingParams(api.Params):

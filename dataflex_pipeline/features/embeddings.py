@@ -21,11 +21,11 @@ import pyarrow as pa
 from pydantic import Field
 
 from dataflex_pipeline import api
-from dataflex_pipeline.backends import Embedder
-from dataflex_pipeline.backends.embed_model import DEFAULT_MODEL, Dtype, EmbedderSettings, EmbedModel
-from dataflex_pipeline.backends.embedders import Chosen, check_installed, make_embedder, resolve_embedder
 from dataflex_pipeline.data.texts import Text, row_text
 from dataflex_pipeline.data.vectors import VectorFile, unit_vectors
+from dataflex_pipeline.embed import Embedder
+from dataflex_pipeline.embed.embedders import Chosen, check_installed, make_embedder, resolve_embedder
+from dataflex_pipeline.embed.settings import DEFAULT_MODEL, Dtype, EmbedderSettings, EmbedModel
 from dataflex_pipeline.errors import DataflexError
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 

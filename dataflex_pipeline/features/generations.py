@@ -24,14 +24,14 @@ import pyarrow as pa
 from pydantic import Field
 
 from dataflex_pipeline import api
-from dataflex_pipeline.backends import Completion, Generator, Prompt
-from dataflex_pipeline.backends.generation_settings import (
+from dataflex_pipeline.generate import Completion, Generator, Prompt
+from dataflex_pipeline.generate.generators import check_generator, choose_generator, make_generator
+from dataflex_pipeline.generate.settings import (
     GenerationSettings,
     context_of,
     endings,
     model_settings,
 )
-from dataflex_pipeline.backends.generators import check_generator, choose_generator, make_generator
 from dataflex_pipeline.models.source import attention_kernel
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 from dataflex_pipeline.seeds import derive_seed

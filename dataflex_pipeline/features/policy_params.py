@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dataflex_pipeline import api
-from dataflex_pipeline.backends.reward_settings import BACKENDS, read_settings
 from dataflex_pipeline.gradients.policy import Baseline, Policy
+from dataflex_pipeline.reward.settings import BACKENDS, read_settings
 
 GENERATION = (
     "mc_samples",

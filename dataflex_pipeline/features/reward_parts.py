@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataflex_pipeline.api import FeatureInput, Progress
-from dataflex_pipeline.backends import Reward, Rewarder
-from dataflex_pipeline.backends.reward_answers import JudgedAnswer, conversation_text
-from dataflex_pipeline.backends.reward_journal import Journal, journal_path, journals, place
-from dataflex_pipeline.backends.reward_pace import BudgetError
-from dataflex_pipeline.backends.rewarders import IN_WORDS, PAID
+from dataflex_pipeline.reward import Reward, Rewarder
+from dataflex_pipeline.reward.answers import JudgedAnswer, conversation_text
+from dataflex_pipeline.reward.journal import Journal, journal_path, journals, place
+from dataflex_pipeline.reward.pace import BudgetError
+from dataflex_pipeline.reward.rewarders import IN_WORDS, PAID
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 from dataflex_pipeline.store.parts import PartedTable
 

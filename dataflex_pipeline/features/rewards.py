@@ -21,8 +21,11 @@ import pyarrow as pa
 from pydantic import Field
 
 from dataflex_pipeline import api
-from dataflex_pipeline.backends.judge_prompts import prompt_texts
-from dataflex_pipeline.backends.reward_settings import (
+from dataflex_pipeline.features.plan import make_feature
+from dataflex_pipeline.features.reward_parts import REWARDS, RewardParts, remove_finished
+from dataflex_pipeline.reward.judge_prompts import prompt_texts
+from dataflex_pipeline.reward.rewarders import check_ready, is_journalled, make_rewarder, reach
+from dataflex_pipeline.reward.settings import (
     ApiSettings,
     JudgeSettings,
     LocalVllmSettings,
@@ -31,9 +34,6 @@ from dataflex_pipeline.backends.reward_settings import (
     Settings,
     read_settings,
 )
-from dataflex_pipeline.backends.rewarders import check_ready, is_journalled, make_rewarder, reach
-from dataflex_pipeline.features.plan import make_feature
-from dataflex_pipeline.features.reward_parts import REWARDS, RewardParts, remove_finished
 from dataflex_pipeline.store.fingerprint import digest
 
 
@@ -86,7 +86,7 @@ class Rewards(api.Feature):
         if isinstance(self.settings, JudgeSettings):
             made["prompts"] = digest(prompt_texts(self.settings))
         if isinstance(self.settings, LocalVllmSettings | RewardModelSettings):
-            from dataflex_pipeline.backends.judge_files import JudgeFiles
+            from dataflex_pipeline.reward.judge_files import JudgeFiles
 
             del made["settings"]["hf_model_name_or_path"]  # a folder may move
             files = JudgeFiles(self.subject, self.backend, self.settings.trust_remote_code)
@@ -94,7 +94,7 @@ class Rewards(api.Feature):
         if isinstance(self.settings, RewardModelSettings):
             made["bf16"] = self.config.bf16
         if isinstance(self.settings, MetricSettings):
-            from dataflex_pipeline.backends.reward_metric import source_digest
+            from dataflex_pipeline.reward.metric import source_digest
 
             made["function"] = source_digest(self.settings.name)
         return {"backend": made}

@@ -58,10 +58,10 @@ def command() -> str:
     if world == 1:
         return "dataflex"
     if world == here:
-        return f"torchrun --standalone --nproc_per_node {world} -m -- stages.cli"
+        return f"torchrun --standalone --nproc_per_node {world} -m -- dataflex_pipeline"
     return (
         f"torchrun --nnodes {world // here} --nproc_per_node {here} --rdzv-backend c10d "
-        "--rdzv-endpoint FIRST_MACHINE:29500 -m -- stages.cli"
+        "--rdzv-endpoint FIRST_MACHINE:29500 -m -- dataflex_pipeline"
     )
 
 

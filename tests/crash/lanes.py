@@ -35,10 +35,10 @@ HEAVY = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
     "trl.trainer.sft_trainer",
-    "stages.cli",
-    "stages.commands",
-    "stages.round",
-    "dataflex_pipeline.backends.generate_transformers",
+    "dataflex_pipeline.stages.cli",
+    "dataflex_pipeline.stages.commands",
+    "dataflex_pipeline.stages.round",
+    "dataflex_pipeline.generate.transformers",
     "dataflex_pipeline.features.generations",
     "dataflex_pipeline.features.losses",
     "dataflex_pipeline.features.policy_gradients",
@@ -217,8 +217,7 @@ def _command(order: Order) -> int:
     import resource
 
     import torch
-
-    from stages.cli import main
+    from dataflex_pipeline.stages.cli import main
 
     torch.set_num_threads(1)
     install(Book(Path(order.folder) / "book", Path(order.folder)), order.kill, order.hold)

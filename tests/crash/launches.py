@@ -21,7 +21,7 @@ PATIENCE = 240.0
 """Seconds after which a launch counts as hung."""
 
 
-def command(processes: int, arguments: tuple[str, ...], module: str = "stages.cli") -> list[str]:
+def command(processes: int, arguments: tuple[str, ...], module: str = "dataflex_pipeline") -> list[str]:
     """Return the command line of a launch; one process needs no launcher."""
     if processes == 1:
         return [sys.executable, "-m", module, *arguments]
@@ -51,7 +51,7 @@ class Launch:
         folder: Path,
         processes: int,
         *arguments: str,
-        module: str = "stages.cli",
+        module: str = "dataflex_pipeline",
         more: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.started(folder, processes, command(processes, arguments, module), environment() | more)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
+from dataflex_pipeline.stages import cli, several
+
 from dataflex_pipeline import launch
-from stages import cli, several
 
 
 def _all() -> int:

@@ -67,7 +67,7 @@ NAMED = (
     ),
     family("Falcon-H1", "falcon_h1", STATE_SPACE, {"mamba_d_ssm": 64, "lm_head_multiplier": 0.5}),
 )
-"""The families of `tests/test_families.py`."""
+"""The families of `tests/reference/test_families.py`."""
 
 BALANCED = (
     family(

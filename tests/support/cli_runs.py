@@ -1,0 +1,109 @@
+"""Running commands in this process, on copies of one finished run of the tiny demo."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from dataflex_pipeline.stages import cli
+
+from dataflex_pipeline.demo import Demo
+
+STEPS = ("warmup_step=2", "update_step=2", "update_times=3")
+SMALL = (
+    "per_device_train_batch_size=4",
+    "lora_rank=4",
+    "learning_rate=0.002",
+    "plot_loss=false",
+    "eval_strategy=no",
+)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left: exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def dataflex(*arguments: object) -> Ran:
+    """Run one command as a shell would, without the second that a new interpreter takes."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        mock.patch.object(sys, "argv", ["dataflex", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+def done(*arguments: object) -> str:
+    """Run a command that has to succeed; return what it printed."""
+    ran = dataflex(*arguments)
+    assert ran.code == 0, ran.out + ran.err
+    return ran.out
+
+
+def data(demo: Demo) -> tuple[str, ...]:
+    """Return the settings that name the tiny demo's files."""
+    return (f"dataset={demo.pool}", f"eval_dataset={demo.target}", f"model_name_or_path={demo.model}")
+
+
+def small(demo: Demo) -> tuple[str, ...]:
+    """Return the settings of a run that takes seconds."""
+    return (*data(demo), *STEPS, *SMALL)
+
+
+@functools.cache
+def finished(demo: Demo) -> Path:
+    """Return a run with method loss that has done rounds 0 to 2 of 3; never write to it."""
+    runs = demo.folder.parent / "finished"
+    done("round", 2, *small(demo), "--run", "base", f"runs_dir={runs}")
+    return runs / "base"
+
+
+def copied(demo: Demo, runs: Path, name: str = "base") -> Path:
+    """Return a copy of the finished run, modification times and all."""
+    folder = runs / name
+    shutil.copytree(finished(demo), folder)
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
+    """Return digest and modification time of everything below a folder, the empty lock file aside."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            found[f"{path.relative_to(folder)}/"] = ("", 0)
+        elif path.name != ".lock":
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[str(path.relative_to(folder))] = (content, path.stat().st_mtime_ns)
+    return found
+
+
+def refused(watched: Path, *arguments: object) -> str:
+    """Run a command that has to be refused: three parts, exit code 2, nothing changed; return the text."""
+    before = snapshot(watched)
+    ran = dataflex(*arguments)
+    assert ran.code == 2, ran.out + ran.err
+    assert "Traceback" not in ran.out + ran.err
+    lines = ran.err.rstrip().splitlines()
+    assert lines[0].startswith("error: ")
+    assert len(lines) >= 3
+    assert lines[-1].startswith("-> ")
+    assert snapshot(watched) == before
+    return ran.err
