@@ -7,8 +7,7 @@ from pathlib import Path
 
 from dataflex_pipeline.config.load import load_config
 from dataflex_pipeline.errors import UserError
-
-from .context import Options, parse_assignments
+from dataflex_pipeline.pipeline.locate import Options
 
 
 def split_subject(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -74,3 +73,15 @@ def run_folders(arguments: Sequence[str]) -> list[Path]:
         )
     runs_dir = Path(load_config(None, settings).config.runs_dir)
     return [Path(name) if (Path(name) / "run.yaml").is_file() else runs_dir / name for name in names]
+
+
+def parse_assignments(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Check that the free arguments of a command are key=value pairs."""
+    for argument in arguments:
+        if "=" not in argument:
+            raise UserError(
+                f"The argument '{argument}' is not understood.",
+                "Settings are given as key=value, for example learning_rate=1e-4.",
+                "Write key=value, or see --help for the options of this command.",
+            )
+    return tuple(arguments)
