@@ -61,7 +61,7 @@ def warmup(
     """Prepare the data and train round 0 on uniformly drawn rows."""
     from . import warmup as module
 
-    module.warmup(run_options(config, settings or [], run, None, overwrite))
+    module.warmup(run_options(config, settings or [], run, None, overwrite, begins=True))
 
 
 @app.command(epilog=EXAMPLES + "dataflex score --round 1 --method loss loss.focus=medium")
@@ -76,7 +76,7 @@ def score(
     """Score every row of the pool with one method; the result is a table."""
     from . import score as module
 
-    options = run_options(config, settings or [], run, None, overwrite)
+    options = run_options(config, settings or [], run, None, overwrite, begins=True)
     module.score(options, round_number, method)
 
 
@@ -92,7 +92,7 @@ def select(
     """Turn scores into probabilities and draw the weighted index of a round."""
     from . import select_index as module
 
-    options = run_options(config, settings or [], run, None, overwrite)
+    options = run_options(config, settings or [], run, None, overwrite, begins=True)
     module.select(options, round_number, method)
 
 
@@ -107,7 +107,7 @@ def train_round(
     """Train one round on its index, going on from the round before."""
     from . import train_round as module
 
-    options = run_options(config, settings or [], run, None, overwrite)
+    options = run_options(config, settings or [], run, None, overwrite, begins=True)
     module.train_round(options, round_number)
 
 
@@ -128,7 +128,7 @@ def round_(
     from . import round as module
 
     number, settings = module.parse_round(arguments or [])
-    module.round_(run_options(config, settings, run, method, overwrite), number)
+    module.round_(run_options(config, settings, run, method, overwrite, begins=True), number)
 
 
 @app.command(epilog=EXAMPLES + "dataflex methods loss")

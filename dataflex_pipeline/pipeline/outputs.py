@@ -68,6 +68,7 @@ def all_outputs(run: OpenRun) -> Iterator[Output]:
         selecting = _selecting_method(run, number)
         if not scored:
             scored = {selecting: Scores(run, number, selecting)}
+            scored[selecting].label = f"round {number} scores"
         yield from scored.values()
         yield Index(scored.get(selecting) or Scores(run, number, selecting))
         checkpoint = Checkpoint(run, number)
