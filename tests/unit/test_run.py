@@ -1,0 +1,183 @@
+"""`Run`, the front door in Python: the commands' files, nothing printed, mistakes as exceptions."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from cli_runs import done
+
+from dataflex_pipeline import Run, UserError
+from dataflex_pipeline.errors import ConfigError, RunError, StaleError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = {"warmup_step": 2, "update_step": 2, "update_times": 2, "per_device_train_batch_size": 10}
+SMALL |= {"gradient_accumulation_steps": 1, "lora_rank": 2, "seed": 3}
+
+
+def settings(demo):
+    files = {"dataset": demo.pool, "eval_dataset": demo.target, "model_name_or_path": demo.model}
+    return {key: str(path) for key, path in files.items()} | SMALL
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_demo, tmp_path_factory):
+    """A run with one round, made in Python."""
+    run = Run(tmp_path_factory.mktemp("runs") / "mine", **settings(tiny_demo))
+    run.warmup()
+    run.score(1, "loss", loss={"focus": "low"})
+    run.select(1, "loss", fraction=0.1)
+    run.train(1)
+    return run
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import dataflex_pipeline, sys; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert not {"torch", "numpy", "pyarrow", "pydantic"} & set(loaded)
+    import dataflex_pipeline
+
+    assert all(hasattr(dataflex_pipeline, name) for name in dataflex_pipeline.__all__)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        dataflex_pipeline.no_such_name  # noqa: B018
+
+
+def test_the_same_tables_as_the_commands_byte_for_byte(finished, tiny_demo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [f"{key}={value}" for key, value in settings(tiny_demo).items()]
+    done("warmup", "--run", "mine", *given)
+    done("score", "--run", "mine", "--round", "1", "--method", "loss", "loss.focus=low")
+    done("select", "--run", "mine", "--round", "1", "--method", "loss", "fraction=0.1")
+    done("train-round", "mine", "--round", "1")
+    names = sorted(
+        path.relative_to(finished.folder)
+        for kind in ("*.parquet", "*.safetensors", "optimizer.pt")
+        for path in finished.folder.rglob(kind)
+    )
+    assert len(names) > 10
+    for name in names:
+        assert (finished.folder / name).read_bytes() == (tmp_path / "runs/mine" / name).read_bytes(), name
+    one, other = (
+        {line for line in (folder / "run.yaml").read_text().splitlines() if "runs_dir" not in line}
+        for folder in (finished.folder, tmp_path / "runs" / "mine")
+    )
+    assert {line.split(":")[0].strip() for line in one ^ other} <= {"created"}
+
+
+def test_repeating_keeps_and_other_settings_are_stale(finished, tiny_demo):
+    again = Run(finished.folder, **settings(tiny_demo), loss={"focus": "low"})
+    again.score(1, "loss")
+    assert [outcome.done for outcome in again.outcomes] == [False]
+    with pytest.raises(StaleError, match="focus"):
+        again.score(1, "loss", loss={"focus": "high"})
+    states = {output.label: output.state() for output in Run.open(finished.folder).outputs()}
+    assert {state.name for label, state in states.items() if "round 2" not in label} == {"done"}
+    assert {state.name for label, state in states.items() if "round 2" in label} == {"missing"}
+    changed = {
+        output.label: output.state() for output in Run(finished.folder, loss={"focus": "high"}).outputs()
+    }
+    assert changed["round 1 scores/loss"].name == "stale"
+    assert "low" in str(changed["round 1 scores/loss"])
+    assert str(changed["pool"]).startswith("done (200 rows")
+
+
+def test_a_score_table_as_an_object(finished):
+    scores = finished.score(1, "loss")
+    table = pq.read_table(scores.path)
+    assert scores.to_arrow().equals(table)
+    assert list(scores.to_pandas().columns) == table.schema.names
+    values = table.column("score").to_numpy()
+    best = np.lexsort((np.arange(len(values)), -np.nan_to_num(values, nan=-np.inf)))[:7]
+    assert scores.top(7).column("row").to_pylist() == best.tolist()
+    assert f"{table.num_rows:,} rows scored" in scores.summary
+
+
+def test_the_rows_of_a_selection_as_a_file(finished, tmp_path):
+    file = finished.export(tmp_path / "selected.jsonl")
+    index = pq.read_table(finished.store.round(1).index)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["row_id"] for line in lines] == list(dict.fromkeys(index.column("row_id").to_pylist()))
+    assert len(lines) == 20  # a tenth of 200
+    assert {line["round"] for line in lines} == {1}
+    assert list(tmp_path.iterdir()) == [file]
+    with pytest.raises(UserError, match="exists"):
+        finished.export(file)
+
+
+def test_mistakes_are_exceptions_and_write_nothing(tiny_demo, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="'lerning_rate'"):
+        Run(tmp_path / "a", lerning_rate=1)
+    run = Run(tmp_path / "a", **settings(tiny_demo))
+    with pytest.raises(RunError, match="There is no run"):
+        run.score(1)
+    with pytest.raises(RunError, match="There is no run"):
+        Run.open(tmp_path / "a")
+    with pytest.raises(UserError, match="runs_dir or output_dir"):
+        run.warmup(output_dir=str(tmp_path))
+    with pytest.raises(RunError, match="update_times is 2"):
+        run.round(3)
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="2 processes"):
+        Run(tmp_path / "a")
+
+
+def test_nothing_is_said_but_to_the_object_that_was_given(tiny_demo, tmp_path, capfd):
+    class Heard:
+        def __init__(self):
+            self.lines = []
+
+        def start(self, what, total, unit, done=0):
+            self.lines.append(what)
+
+        def advance(self, n):
+            pass
+
+        def finish(self):
+            pass
+
+        def say(self, line):
+            self.lines.append(line)
+
+    heard = Heard()
+    run = Run(tmp_path / "a", progress=heard, **settings(tiny_demo))
+    checkpoint = run.round(1)
+    assert checkpoint.number == 1
+    assert checkpoint.state().name == "done"
+    assert "Round 1: loss" in heard.lines
+    assert "losses of the pool" in heard.lines
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_example_script(tiny_demo, tmp_path):
+    script = REPOSITORY / "examples" / "pick_rows.py"
+    places = (tiny_demo.pool, tiny_demo.target, tiny_demo.model, "runs/mine", "selected.jsonl")
+    more = [f"{key}={value}" for key, value in SMALL.items()] + ["less.proj_dim=64"]
+    command = [sys.executable, script, *map(str, places)]
+    ran = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    kinds = ("scores:", "selection:", "  row ", "pool:", "target:", "round ", "20 rows are in")
+    assert [line for line in ran.stdout.splitlines() if not line.startswith(kinds)] == []
+    refused = subprocess.run(
+        [*command, "no_key=1"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+    assert "'no_key'" in refused.stderr
+
+
+def test_the_notebook(tiny_demo, tmp_path, monkeypatch):
+    """Its cells, in order, as a kernel runs them; the embedded demo is the small one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dataflex_pipeline.demo.ensure_demo", lambda root, say: tiny_demo)
+    monkeypatch.setattr("dataflex_pipeline.demo.find_demo", lambda root: tiny_demo)
+    notebook = json.loads((REPOSITORY / "examples" / "run.ipynb").read_text())
+    names: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert (tmp_path / "selected.jsonl").stat().st_size > 0
+    assert all(output.state().name == "done" for output in names["run"].outputs())
