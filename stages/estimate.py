@@ -2,277 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import sys
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import typer
 
-from dataflex_pipeline import launch
-from dataflex_pipeline.api import Method, Split
-from dataflex_pipeline.errors import UserError
-from dataflex_pipeline.estimate.costs import RowCounts
-from dataflex_pipeline.estimate.machine import import_seconds
-from dataflex_pipeline.estimate.records import Measured, StageCost, total
-from dataflex_pipeline.estimate.sample import Sample, sample_prepared, sample_sources
-from dataflex_pipeline.pipeline.locate import Options
-from dataflex_pipeline.pipeline.prepare import read_sources, splits_of
-from dataflex_pipeline.pipeline.run import Run
-from dataflex_pipeline.store.parts import PartedTable
+from .options import EXAMPLES, ConfigOption, JsonOption, MethodOption, RunArguments, RunOption
+from .subject import run_options
 
-from . import console
-from .opening import open_run
-from .subject import parse_assignments
-
-LIBRARIES = ("torch", "transformers", "peft")
-BUDGET = 3.0
-"""Seconds of computing per measurement, about."""
+commands = typer.Typer()
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A predicted run.
-
-    Attributes:
-        stages: in order. measured: the calibration. batch: rows per optimizer step. warnings: in words.
-    """
-
-    stages: list[StageCost]
-    measured: Measured
-    batch: int
-    warnings: list[str]
-
-    def plain(self) -> dict[str, Any]:
-        """Return everything as plain values, for --json."""
-        found = self.measured
-        training = found.training
-        return {
-            "stages": [dataclasses.asdict(each) for each in self.stages],
-            "total": dataclasses.asdict(total(self.stages)),
-            "global_batch": self.batch,
-            "pool": dataclasses.asdict(found.pool),
-            "target": None if found.target is None else dataclasses.asdict(found.target),
-            "model": dataclasses.asdict(found.model)
-            | {"gradient_bytes": found.model.gradient_bytes, "adam_bytes": found.model.adam_bytes},
-            "calibration": {
-                "import_seconds": found.import_seconds,
-                "load_seconds": found.load_seconds,
-                "training": None
-                if training is None
-                else {k: v for k, v in dataclasses.asdict(training).items() if k != "checkpoint"},
-                "features": {name: dataclasses.asdict(cost) for name, cost in found.features.items()},
-            },
-            "warnings": self.warnings,
-        }
-
-
+@commands.command(epilog=EXAMPLES + "dataflex estimate --config my-run.yaml --method less")
 def estimate(
-    config: Path | None, settings: list[str], run: str | None, method: str | None, as_json: bool
+    arguments: RunArguments = None,
+    config: ConfigOption = None,
+    run: RunOption = None,
+    method: MethodOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """Predict a run and print it.
+    """Predict what a run takes, from a short calibration here: time, memory, disk, FLOPs, API requests."""
+    from dataflex_pipeline.estimate.run import predict
+    from dataflex_pipeline.terminal import console
+    from dataflex_pipeline.terminal.answers import print_json
+    from dataflex_pipeline.terminal.estimate import draw_estimate
 
-    Raises:
-        UserError: what the run would stop at, too.
-    """
-    with console.messages_to_stderr(as_json):
-        context = open_run(Options(config, parse_assignments(settings), run, method))
-        found = predict(context)
-    if as_json:
-        sys.stdout.write(json.dumps(found.plain(), indent=2) + "\n")
+    from .opening import open_run
+
+    with console.messages_to_stderr(json):
+        opened = open_run(run_options(config, arguments or [], run, method, False, begins=True))
+        found = predict(opened)
+    if json:
+        print_json(found.plain())
     else:
-        draw(context, found)
-
-
-def predict(context: Run, budget: float = BUDGET) -> Estimate:
-    """Count, measure and predict.
-
-    Args:
-        context: of the run, which need not exist. budget: seconds of computing per measurement, about.
-
-    Raises:
-        UserError: several processes were started, or the configuration cannot work.
-    """
-    from dataflex_pipeline.estimate.calibrate import calibrate
-    from dataflex_pipeline.estimate.needs import needs_by_round
-    from dataflex_pipeline.estimate.stages import run_stages
-    from dataflex_pipeline.pipeline.preflight import check_target
-
-    if launch.world_size() > 1:
-        raise UserError(
-            f"`dataflex estimate` was started in {launch.world_size()} processes.",
-            "It measures what one process takes; features take about so much divided by their number.",
-            "Run it without torchrun.",
-        )
-    imports = import_seconds(LIBRARIES)
-    check_target(context)
-    name = context.given.component_name
-    chosen, _ = context.method(name)
-    doubts = _check_features(context, chosen)
-    rounds = needs_by_round(chosen, context.config)
-    with tempfile.TemporaryDirectory(prefix="dataflex-estimate-") as folder:
-        scratch = Path(folder)
-        context.progress.say("reading the data")
-        made = [_sample(context, split, scratch) for split in splits_of(context)]
-        samples = [sample for sample, _ in made]
-        needs = [need for needed in rounds for need in needed]
-        measured = calibrate(
-            context.config,
-            samples,
-            needs,
-            context.global_batch,
-            imports,
-            scratch,
-            budget,
-            context.progress.say,
-        )
-        stages = run_stages(
-            measured, samples, [count for _, count in made], chosen, rounds, context.global_batch
-        )
-    return Estimate(stages, measured, context.global_batch, [*doubts, *_warnings(context, measured)])
-
-
-def _check_features(context: Run, method: Method) -> list[str]:
-    """Check what the measurements need; return what else the run would stop at, in words.
-
-    Raises:
-        UserError: a feature that is measured cannot be computed.
-    """
-    from dataflex_pipeline.estimate.calibrate import COMPUTED_ELSEWHERE
-    from dataflex_pipeline.pipeline.preflight import features_of
-
-    doubts = []
-    for need, feature in features_of(context, method):
-        try:
-            feature.check(need, None)
-        except UserError as error:
-            if need.feature not in COMPUTED_ELSEWHERE:
-                raise
-            doubts.append(f"the run would not begin yet: {error.what} {error.fix}")
-    return doubts
-
-
-def _sample(context: Run, split: Split, scratch: Path) -> tuple[Sample, int]:
-    """Return a sample of a split, and how many processes would prepare it."""
-    from dataflex_pipeline.data.chat import ChatFormat
-
-    folder, seed = context.store.split(split), context.given.seed
-    if PartedTable.is_complete(folder):
-        return sample_prepared(PartedTable.open(folder), split, seed), 1
-    settings, scan = read_sources(context, split)
-    config = context.config
-    chat = ChatFormat.load(config.model_name_or_path, config.template, config.trust_remote_code)
-    return sample_sources(settings, scan, chat, split, seed, scratch), settings.workers
-
-
-def _warnings(context: Run, found: Measured) -> list[str]:
-    config, lines = context.given, []
-    if config.deepspeed is not None:
-        lines.append("training was measured without DeepSpeed, in one process")
-    if found.training is None:
-        lines.append("training was not measured: a checkpoint is larger than an estimate should write")
-    if config.finetuning_type == "full" and found.training is not None:
-        lines.append("a checkpoint holds all weights and Adam's moments, and every round leaves one")
-    if not found.pool.exact:
-        lines.append("tokens are scaled up from a sample of the pool")
-    lines.append(
-        "seconds are those of this machine as busy as it is now; a longer row than the sample's "
-        "takes more memory"
-    )
-    return lines
-
-
-def draw(context: Run, found: Estimate) -> None:
-    """Print the stages, those of all rounds together, and what it rests on."""
-    model, pool = found.measured.model, found.measured.pool
-    console.line(f"What {context.folder} will take, from one short calibration here", style="bold")
-    console.line(
-        f"model: {model.parameters:,} parameters, {model.trained:,} trained; in memory "
-        f"{size(model.weight_bytes)} of weights, {size(model.gradient_bytes)} of gradients, "
-        f"{size(model.adam_bytes)} of Adam's moments"
-    )
-    console.line(f"pool: {_counted(pool)}")
-    if found.measured.target is not None:
-        console.line(f"target: {_counted(found.measured.target)}")
-    lines = [_row(name, stages) for name, stages in _grouped(found.stages)]
-    lines.append(["all", "", *_row("all", [total(found.stages)])[2:]])
-    heads = [
-        "stage",
-        "times",
-        "rows",
-        "tokens",
-        "steps",
-        "FLOP",
-        "time",
-        "disk",
-        "memory",
-        "requests",
-        "seconds are",
-    ]
-    console.print_table("", heads, lines, wraps="stage")
-    for name, stages in _grouped(found.stages):
-        notes = dict.fromkeys(each.note for each in stages if each.note)
-        if notes:
-            console.line(f"{name}: {'; '.join(notes)}")
-    for line in found.warnings:
-        console.line(f"note: {line}")
-
-
-def _grouped(stages: Sequence[StageCost]) -> list[tuple[str, list[StageCost]]]:
-    """Put the same stage of all rounds together; the warm-up stands for itself."""
-    found: dict[str, list[StageCost]] = {}
-    for each in stages:
-        name = f"{each.stage}, warm-up" if each.round == 0 else each.stage
-        found.setdefault(name, []).append(each)
-    return list(found.items())
-
-
-def _row(name: str, stages: Sequence[StageCost]) -> list[str]:
-    whole = total(stages)
-    known = all(each.seconds is not None for each in stages)
-    bases = dict.fromkeys(each.basis for each in stages)
-    return [
-        name,
-        f"{len(stages)}",
-        f"{whole.rows:,}" if whole.rows else "",
-        number(whole.tokens),
-        f"{whole.steps:,}" if whole.steps else "",
-        number(whole.flops),
-        duration(whole.seconds or 0.0) if known or whole.seconds else "?",
-        size(whole.disk_bytes) if whole.disk_bytes else "",
-        size(whole.memory_bytes) if whole.memory_bytes else "",
-        f"{whole.requests:,}" if whole.requests else "",
-        ", ".join(bases) if name != "all" else "",
-    ]
-
-
-def _counted(counts: RowCounts) -> str:
-    about = "" if counts.exact else "about "
-    return (
-        f"{counts.rows:,} rows, {about}{counts.valid:,.0f} usable, {about}{counts.tokens:,.0f} tokens, "
-        f"{about}{counts.responses:,.0f} of them in responses"
-    )
-
-
-def number(value: float) -> str:
-    """Return a large count in three digits: 1.23e+09; empty for none."""
-    return "" if not value else f"{value:,.0f}" if value < 1e6 else f"{value:.3g}"
-
-
-def size(count: float) -> str:
-    """Return bytes in a unit of thousands."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as they are read: 3.2 s, 4.5 min, 7.1 h, 3.3 d."""
-    for unit, length in (("s", 60.0), ("min", 60.0), ("h", 48.0)):
-        if seconds < length:
-            return f"{seconds:.1f} {unit}"
-        seconds /= 60.0 if unit != "h" else 24.0
-    return f"{seconds:.1f} d"
+        draw_estimate(opened.folder, found)

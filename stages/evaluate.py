@@ -2,44 +2,64 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
 
-from dataflex_pipeline.evaluation.figures import Figure
-from dataflex_pipeline.pipeline.evaluate import Wanted
-from dataflex_pipeline.pipeline.evaluate import evaluate as evaluate_run
-from dataflex_pipeline.pipeline.locate import Options
+import typer
 
-from . import console
-from .opening import open_run
+from .options import EXAMPLES, ConfigOption, JsonOption, OverwriteOption, RunArguments, RunOption
+from .subject import run_options
 
-COLUMNS = ("task", "metric", "value", "stderr", "over", "unscored")
+commands = typer.Typer()
 
 
-def evaluate(options: Options, number: int | None, wanted: Wanted, as_json: bool) -> None:
-    """Evaluate the checkpoint of a round (None: the last finished one) and print the figures."""
-    with console.messages_to_stderr(as_json):
-        run = open_run(options)
-        chosen, path, figures = evaluate_run(run, number, wanted)
-    if as_json:
-        found = {"run": run.folder.name, "round": chosen, "figures": [asdict(f) for f in figures]}
-        console.out.file.write(json.dumps(found, indent=2) + "\n")
+@commands.command(epilog=EXAMPLES + "dataflex evaluate quickstart-loss --metric exact_match")
+def evaluate(
+    arguments: RunArguments = None,
+    config: ConfigOption = None,
+    run: RunOption = None,
+    round_number: Annotated[
+        int | None, typer.Option("--round", "-r", help="The round; the last finished one by default.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Of generated answers: exact_match, f1, rouge_l, ...; several times."),
+    ] = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Grade the answers with the reward backend set for nice.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer.", min=1)] = 512,
+    generator: Annotated[str, typer.Option("--generator", help="auto, vllm or transformers.")] = "auto",
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="A task of the lm-evaluation-harness; several times.")
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option("--include-path", help="Folder of task files of your own.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Documents of each task.", min=1)] = None,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Evaluate a round's model: loss, perplexity, generated answers, a judge, benchmark tasks."""
+    from dataflex_pipeline.pipeline.evaluate import Wanted
+    from dataflex_pipeline.pipeline.evaluate import evaluate as evaluate_run
+    from dataflex_pipeline.terminal import console
+    from dataflex_pipeline.terminal.answers import print_json
+    from dataflex_pipeline.terminal.figures import draw_figures
+
+    from .opening import open_run
+
+    wanted = Wanted(
+        tuple(metric or ()), judge, max_new_tokens, generator, tuple(task or ()), include_path, limit
+    )
+    with console.messages_to_stderr(json):
+        opened = open_run(run_options(config, arguments or [], run, None, overwrite))
+        chosen, path, figures = evaluate_run(opened, round_number, wanted)
+    if json:
+        found = [asdict(figure) for figure in figures]
+        print_json({"run": opened.folder.name, "round": chosen, "figures": found})
         return
-    console.line(f"Round {chosen} of {run.folder}", style="bold")
-    console.print_table("", COLUMNS, _rows(figures), wraps="task")
+    console.line(f"Round {chosen} of {opened.folder}", style="bold")
+    draw_figures(figures)
     console.line(f"table:  {path}")
-
-
-def _rows(figures: Sequence[Figure]) -> list[list[str]]:
-    return [
-        [
-            figure.task,
-            figure.metric,
-            f"{figure.value:.4f}",
-            "" if figure.stderr is None else f"{figure.stderr:.4f}",
-            "" if figure.n is None else f"{figure.n:,}",
-            "" if not figure.unscored else f"{figure.unscored:,}",
-        ]
-        for figure in figures
-    ]

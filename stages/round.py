@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from dataflex_pipeline.errors import UserError
-from dataflex_pipeline.pipeline.locate import Options
+from typing import Annotated
 
-from .opening import open_run
-from .summary import after_round, report
+import typer
 
+from .completion import complete_argument
+from .options import EXAMPLES, ConfigOption, MethodOption, OverwriteOption, RunOption
+from .subject import run_options, split_round
 
-def round_(options: Options, number: int | None) -> None:
-    """Do whatever is missing up to a round; None for the last of the horizon."""
-    run = open_run(options)
-    last = run.given.update_times if number is None else number
-    run.round(last)
-    report(run.folder, run.outcomes, after_round(run, last))
+commands = typer.Typer()
 
 
-def parse_round(arguments: list[str]) -> tuple[int | None, list[str]]:
-    """Split ``[N] key=value ...`` into the round number and the assignments."""
-    if arguments and "=" not in arguments[0]:
-        try:
-            return int(arguments[0]), arguments[1:]
-        except ValueError as error:
-            raise UserError(
-                f"The round is given as '{arguments[0]}'.",
-                "A round is a whole number: 0 is the warm-up, then 1, 2, ...",
-                "Write for example `dataflex round 2`; settings are given as key=value.",
-            ) from error
-    return None, arguments
+@commands.command("round", epilog=EXAMPLES + "dataflex round 2 --method delta_loss learning_rate=1e-4")
+def round_(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[N] [RUN] [KEY=VALUE]...",
+            help="How far to go (without N: to the horizon), a run's name or folder, and settings.",
+            autocompletion=complete_argument,
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    run: RunOption = None,
+    method: MethodOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Do whatever is missing up to round N: prepare, warm up, then score, select and train each round."""
+    from .opening import open_run
+    from .summary import after_round, report
+
+    number, words = split_round(arguments or [])
+    opened = open_run(run_options(config, words, run, method, overwrite, begins=True))
+    last = opened.given.update_times if number is None else number
+    opened.round(last)
+    report(opened.folder, opened.outcomes, after_round(opened, last))

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from dataflex_pipeline.pipeline.locate import Options
+import typer
 
-from .opening import open_run
-from .summary import command, report
+from .options import (
+    EXAMPLES,
+    ConfigOption,
+    MethodOption,
+    OverwriteOption,
+    RoundOption,
+    RunArguments,
+    RunOption,
+)
+from .subject import run_options
+
+commands = typer.Typer()
 
 
-def score(options: Options, number: int, method: str | None) -> None:
-    """Score one round with one method."""
-    run = open_run(options)
-    name = method or run.given.component_name
-    run.score(number, name)
-    next_step = command("select", "select", f"--round {number} --method {name}", run)
-    report(run.folder, run.outcomes, [next_step])
+@commands.command(epilog=EXAMPLES + "dataflex score --round 1 --method loss loss.focus=medium")
+def score(
+    arguments: RunArguments = None,
+    config: ConfigOption = None,
+    run: RunOption = None,
+    round_number: RoundOption = 1,
+    method: MethodOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Score every row of the pool with one method; the result is a table."""
+    from .opening import open_run
+    from .summary import command, report
+
+    opened = open_run(run_options(config, arguments or [], run, None, overwrite, begins=True))
+    name = method or opened.given.component_name
+    opened.score(round_number, name)
+    next_step = command("select", "select", f"--round {round_number} --method {name}", opened)
+    report(opened.folder, opened.outcomes, [next_step])

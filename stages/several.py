@@ -11,9 +11,9 @@ from typing import Any
 
 from dataflex_pipeline import launch
 from dataflex_pipeline.errors import DataflexError, RunError
+from dataflex_pipeline.store.disk_errors import disk_error
+from dataflex_pipeline.terminal import console
 
-from . import console
-from .disk import disk_error
 from .libraries import quieten
 
 

@@ -2,53 +2,66 @@
 
 from __future__ import annotations
 
-import json
+from typing import TYPE_CHECKING
 
-from dataflex_pipeline.pipeline.locate import Options
-from dataflex_pipeline.pipeline.open_run import require_run
-from dataflex_pipeline.pipeline.output import Output, State
-from dataflex_pipeline.pipeline.outputs import changed_settings, early_end, next_round, states
-from dataflex_pipeline.pipeline.run import Run
-from dataflex_pipeline.pipeline.versions import versions_said
+import typer
 
-from . import console
-from .opening import open_run
+from .options import EXAMPLES, ConfigOption, JsonOption, MethodOption, RunArguments, RunOption
+from .subject import run_options
 
+if TYPE_CHECKING:
+    from dataflex_pipeline.pipeline.output import Output, State
+    from dataflex_pipeline.pipeline.run import Run
+
+commands = typer.Typer()
 COLUMNS = ("output", "state", "what")
 
 
-def status(options: Options, as_json: bool = False) -> None:
-    """Print one line per output of the run, or all of it as JSON.
+@commands.command(epilog=EXAMPLES + "dataflex status --run quickstart-loss")
+def status(
+    arguments: RunArguments = None,
+    config: ConfigOption = None,
+    run: RunOption = None,
+    method: MethodOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what of a run is done, stale or missing."""
+    from dataflex_pipeline.pipeline.open_run import require_run
+    from dataflex_pipeline.pipeline.outputs import changed_settings, states
+    from dataflex_pipeline.pipeline.versions import versions_said
+    from dataflex_pipeline.terminal import console
+    from dataflex_pipeline.terminal.answers import print_json
 
-    done; unfinished (the next command goes on with it); stale, with the changed settings; damaged;
-    missing; or unknown, where what it was made from cannot be looked at.
-    """
-    with console.messages_to_stderr(as_json):
-        run = open_run(options, reads_only=True)
-    require_run(run)
-    found = states(run)
+    from .opening import open_run
+
+    with console.messages_to_stderr(json):
+        opened = open_run(run_options(config, arguments or [], run, method, False), reads_only=True)
+    require_run(opened)
+    found = states(opened)
     rows = [(output.label, state.name, state.what) for output, state in found]
-    changed, command = changed_settings(run), _next_command(run, found)
-    if as_json:
+    changed, command = changed_settings(opened), _next_command(opened, found)
+    if json:
         content = {
-            "run": str(run.folder),
+            "run": str(opened.folder),
             "outputs": [dict(zip(COLUMNS, row, strict=True)) for row in rows],
             "changed_settings": changed,
-            "versions": versions_said(run),
+            "versions": versions_said(opened),
             "next": command,
         }
-        console.out.file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        print_json(content)
         return
-    console.print_table(f"Run {run.folder}", COLUMNS, rows, wraps="what")
-    for line in versions_said(run):
+    console.print_table(f"Run {opened.folder}", COLUMNS, rows, wraps="what")
+    for line in versions_said(opened):
         console.line(line)
     if changed is not None:
         console.line(changed, style="yellow")
-    console.line(f"Next:  {command}" if command is not None else _ending(run))
+    console.line(f"Next:  {command}" if command is not None else _ending(opened))
 
 
 def _next_command(run: Run, found: list[tuple[Output, State]]) -> str | None:
     """Return the command that goes on with the run, or repairs it; None where it has ended."""
+    from dataflex_pipeline.pipeline.outputs import next_round
+
     following = next_round(run, found)
     if following is None:
         return None
@@ -57,6 +70,8 @@ def _next_command(run: Run, found: list[tuple[Output, State]]) -> str | None:
 
 
 def _ending(run: Run) -> str:
+    from dataflex_pipeline.pipeline.outputs import early_end
+
     number = early_end(run, run.given.update_times)
     if number is None:
         return "The run is at its horizon."

@@ -52,14 +52,8 @@ def run_options(
     """
     from dataflex_pipeline.pipeline.locate import Options
 
-    named, settings = split_subject(arguments)
+    named, settings = split_subject(with_run(arguments, run, names=False))
     if named is not None:
-        if run is not None:
-            raise UserError(
-                f"The run is given twice: {named} and --run {run}.",
-                "The command works on one.",
-                "Leave one of them out.",
-            )
         if begins and not _is_run(named, settings):
             raise UserError(
                 f"The argument '{named}' is not understood.",
@@ -86,6 +80,27 @@ def split_subjects(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split ``[NAME]... key=value ...`` into the names and the assignments."""
     names = [word for word in arguments if "=" not in word or Path(word).exists()]
     return names, list(parse_assignments([word for word in arguments if word not in names]))
+
+
+def with_run(arguments: Sequence[str], run: str | None, *, names: bool = True) -> list[str]:
+    """Return the words of a command on one run, the run of --run among them.
+
+    Args:
+        arguments: the words without a dash.
+        run: of --run.
+        names: whether --run is put among the words.
+
+    Raises:
+        UserError: the run is named in both ways.
+    """
+    named, _ = split_subjects(arguments)
+    if run is not None and named:
+        raise UserError(
+            f"The run is given twice: {named[0]} and --run {run}.",
+            "The command works on one.",
+            "Leave one of them out.",
+        )
+    return [*([run] if names and run is not None else []), *arguments]
 
 
 def run_folders(arguments: Sequence[str]) -> list[Path]:
@@ -118,3 +133,22 @@ def parse_assignments(arguments: Sequence[str]) -> tuple[str, ...]:
                 "Write key=value, or see --help for the options of this command.",
             )
     return tuple(arguments)
+
+
+def split_round(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
+    """Split ``[N] [RUN] key=value ...`` into the round number and the rest, in whatever order they stand.
+
+    A whole number is always the round; a run whose name is a number is given with --run.
+
+    Raises:
+        UserError: two numbers are given.
+    """
+    numbers = [word for word in arguments if word.isascii() and word.removeprefix("-").isdigit()]
+    if len(numbers) > 1:
+        raise UserError(
+            f"Two rounds are given: {numbers[0]} and {numbers[1]}.",
+            "A whole number is how far to go, and there is one.",
+            "Leave one of them out; a run whose name is a number is given as --run NAME.",
+        )
+    rest = [word for word in arguments if word not in numbers]
+    return (int(numbers[0]) if numbers else None), rest

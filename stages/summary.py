@@ -10,8 +10,7 @@ from dataflex_pipeline import launch
 from dataflex_pipeline.pipeline.output import Outcome, shown
 from dataflex_pipeline.pipeline.outputs import early_end
 from dataflex_pipeline.pipeline.run import Run
-
-from . import console
+from dataflex_pipeline.terminal import console
 
 
 def report(folder: Path, outcomes: Sequence[Outcome], next_steps: Sequence[str]) -> None:

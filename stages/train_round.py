@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from dataflex_pipeline.pipeline.locate import Options
+import typer
 
-from .opening import open_run
-from .summary import command, report
+from .options import EXAMPLES, ConfigOption, OverwriteOption, RoundOption, RunArguments, RunOption
+from .subject import run_options
+
+commands = typer.Typer()
 
 
-def train_round(options: Options, number: int) -> None:
-    """Train one round on its index."""
-    run = open_run(options)
-    run.train(number)
-    is_last = number >= run.given.update_times
-    next_steps = [] if is_last else [command("go on", "score", f"--round {number + 1}", run)]
-    report(run.folder, run.outcomes, next_steps)
+@commands.command("train-round", epilog=EXAMPLES + "dataflex train-round --round 1")
+def train_round(
+    arguments: RunArguments = None,
+    config: ConfigOption = None,
+    run: RunOption = None,
+    round_number: RoundOption = 1,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Train one round on its index, going on from the round before."""
+    from .opening import open_run
+    from .summary import command, report
+
+    opened = open_run(run_options(config, arguments or [], run, None, overwrite, begins=True))
+    opened.train(round_number)
+    is_last = round_number >= opened.given.update_times
+    next_steps = [] if is_last else [command("go on", "score", f"--round {round_number + 1}", opened)]
+    report(opened.folder, opened.outcomes, next_steps)

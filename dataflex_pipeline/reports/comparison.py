@@ -88,6 +88,25 @@ class Comparison:
     correlation: Mapping[tuple[str, str], float]
     notes: tuple[str, ...]
 
+    def plain(self) -> dict[str, Any]:
+        """Return everything as plain values, for JSON."""
+        return {
+            "round": self.round,
+            "step": self.step,
+            "positions": self.positions,
+            "methods": list(self.methods),
+            "baseline": self.baseline,
+            "not_the_same": list(self.notes),
+            "figures": {n: {m: s.plain() for m, s in by.items()} for n, by in self.figures.items()},
+            "paired": {
+                n: {m: {"difference": p.difference, "p": p.p, "seeds": p.n} for m, p in by.items()}
+                for n, by in self.paired.items()
+            },
+            "target_loss": {str(step): by for step, by in self.target_loss.items()},
+            "overlap": [{"methods": list(pair), "value": value} for pair, value in self.overlap.items()],
+            "rank_correlation": [{"methods": list(pair), "value": v} for pair, v in self.correlation.items()],
+        }
+
 
 def compare(
     records: Sequence[RunRecord], baseline: str | None = None, *, allow_different: bool = False

@@ -25,8 +25,9 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def terminal(monkeypatch):
     """A terminal of 80 columns; returns what was drawn on it, without colours."""
-    from dataflex_pipeline.stages import console
     from rich.console import Console
+
+    from dataflex_pipeline.terminal import console
 
     drawn = Console(file=io.StringIO(), force_terminal=True, width=80, highlight=False, soft_wrap=True)
     monkeypatch.setattr(console, "out", drawn)
@@ -50,7 +51,7 @@ def test_the_summary_is_readable_on_80_columns(folder, terminal):
 
 
 def test_a_bar_shows_rate_and_time_left_and_ends_with_the_time_it_took(terminal, monkeypatch):
-    from dataflex_pipeline.stages.progress import BarProgress
+    from dataflex_pipeline.terminal.progress import BarProgress
 
     now = iter(range(0, 100000, 2))
     monkeypatch.setattr("time.monotonic", lambda: float(next(now)))
@@ -65,7 +66,7 @@ def test_a_bar_shows_rate_and_time_left_and_ends_with_the_time_it_took(terminal,
 
 
 def test_plain_lines_say_how_much_was_there_and_what_is_left(monkeypatch, capsys):
-    from dataflex_pipeline.stages import progress
+    from dataflex_pipeline.terminal import progress
 
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])

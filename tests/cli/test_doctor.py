@@ -226,13 +226,14 @@ def test_the_example_shows_what_carries_loss(own, here, tiny_demo):
 def test_the_mask_is_in_colour_only_where_there_is_any(own, monkeypatch, coloured):
     import io
 
-    from dataflex_pipeline.stages import console, doctor
     from rich.console import Console
+
+    from dataflex_pipeline.terminal import checkup, console
 
     file = io.StringIO()
     drawn = Console(file=file, force_terminal=True, color_system="standard", no_color=not coloured, width=80)
     monkeypatch.setattr(console, "out", drawn)
-    doctor._draw_example(
+    checkup.draw_example(
         [{"text": "ask\x1b[2J", "carries_loss": False}, {"text": "say", "carries_loss": True}]
     )
     assert ("[[say]]" in file.getvalue()) != coloured

@@ -305,11 +305,11 @@ def test_mistakes(here, tiny_demo, monkeypatch):
 
 
 def test_several_processes_are_refused(here, tiny_demo, monkeypatch):
-    from dataflex_pipeline.stages.estimate import predict as stage
     from dataflex_pipeline.stages.opening import open_run
 
     from dataflex_pipeline import launch
     from dataflex_pipeline.errors import UserError
+    from dataflex_pipeline.estimate.run import predict as stage
     from dataflex_pipeline.pipeline.locate import Options
 
     context = open_run(Options(overrides=small(tiny_demo)))

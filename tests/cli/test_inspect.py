@@ -350,8 +350,9 @@ def test_queries_only_read_the_tables(here, tiny_demo, query):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_it_fits_the_terminal(mixed, monkeypatch, width):
-    from dataflex_pipeline.stages import console
     from rich.console import Console
+
+    from dataflex_pipeline.terminal import console
 
     drawn = Console(file=io.StringIO(), force_terminal=True, width=width, highlight=False, soft_wrap=True)
     monkeypatch.setattr(console, "out", drawn)
@@ -368,8 +369,9 @@ def test_it_fits_the_terminal(mixed, monkeypatch, width):
 
 def drawn_on(monkeypatch, width, *arguments):
     """Run a command on a terminal of some columns; return its lines without colours."""
-    from dataflex_pipeline.stages import console
     from rich.console import Console
+
+    from dataflex_pipeline.terminal import console
 
     drawn = Console(file=io.StringIO(), force_terminal=True, width=width, highlight=False, soft_wrap=True)
     monkeypatch.setattr(console, "out", drawn)

@@ -1,4 +1,4 @@
-"""What the commands print: lines, tables, errors. Progress is in stages/progress.py."""
+"""Lines, tables and errors on the terminal."""
 
 from __future__ import annotations
 

@@ -1,29 +1,24 @@
-"""`dataflex compare`: runs side by side at equal budget. Reads only."""
+"""A comparison of runs drawn as tables."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from dataflex_pipeline.reports.comparison import Comparison, Paired, Spread
-from dataflex_pipeline.reports.comparison import compare as compare_records
 from dataflex_pipeline.reports.records import RunRecord
-
-from . import console
-from .subject import run_folders
+from dataflex_pipeline.terminal import console
 
 CURVE_LINES = 12
 """Evaluations shown of the target loss, evenly spaced; --json has all."""
 
 
-def compare(arguments: Sequence[str], baseline: str | None, allow_different: bool, as_json: bool) -> None:
-    """Print a comparison of runs, each given by name below ``runs_dir`` or by folder."""
-    records = [RunRecord.read(folder) for folder in run_folders(arguments)]
-    found = compare_records(records, baseline, allow_different=allow_different)
-    if as_json:
-        console.out.file.write(json.dumps(_plain(found), indent=2) + "\n")
-        return
+def draw_comparison(found: Comparison, records: Sequence[RunRecord]) -> None:
+    """Print a comparison.
+
+    Args:
+        found: the comparison.
+        records: the runs that were compared.
+    """
     for note in found.notes:
         console.line(f"not the same: {note}", style="yellow")
     seeds = {method: sorted({r.seed for r in records if r.method == method}) for method in found.methods}
@@ -91,23 +86,3 @@ def _print_alike(title: str, methods: Sequence[str], values: Mapping[tuple[str, 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _plain(found: Comparison) -> dict[str, Any]:
-    """Return a comparison as plain values."""
-    return {
-        "round": found.round,
-        "step": found.step,
-        "positions": found.positions,
-        "methods": list(found.methods),
-        "baseline": found.baseline,
-        "not_the_same": list(found.notes),
-        "figures": {n: {m: s.plain() for m, s in by.items()} for n, by in found.figures.items()},
-        "paired": {
-            n: {m: {"difference": p.difference, "p": p.p, "seeds": p.n} for m, p in by.items()}
-            for n, by in found.paired.items()
-        },
-        "target_loss": {str(step): by for step, by in found.target_loss.items()},
-        "overlap": [{"methods": list(pair), "value": value} for pair, value in found.overlap.items()],
-        "rank_correlation": [{"methods": list(pair), "value": v} for pair, v in found.correlation.items()],
-    }

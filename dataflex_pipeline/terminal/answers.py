@@ -11,8 +11,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from dataflex_pipeline.reports.query import Answer
-
-from . import console
+from dataflex_pipeline.terminal import console
 
 Form = Literal["text", "json", "csv"]
 SHOWN_LINES = 40
@@ -71,6 +70,11 @@ def print_machine(found: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], 
         writer.writeheader()
         writer.writerows(flat)
     return how != "text"
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """Print a result as JSON on standard output, whatever is said elsewhere."""
+    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _flat(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from rich.progress import (
 from rich.text import Text
 
 from dataflex_pipeline.api import Progress as ProgressProtocol
-
-from . import console
+from dataflex_pipeline.terminal import console
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two progress lines where there is no terminal."""

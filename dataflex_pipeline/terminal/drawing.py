@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import console
-from .answers import clipped
+from dataflex_pipeline.terminal import console
+from dataflex_pipeline.terminal.answers import clipped
 
 BAR = 30
 BESIDE_BAR = 48
