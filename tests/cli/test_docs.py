@@ -32,6 +32,7 @@ PROCESSES = 2  # in place of the numbers of GPUs and machines in the pages
 # What is not run, and why. Anything else in a bash block runs, or the test of its page fails.
 NOT_RUN = {
     "make test": "it is what is running",
+    "make test-all": "it is what is running",
     "make compare 'METHODS=random less' 'SEEDS=1 2 3'": "six runs of the whole demo",
     "dataflex evaluate my-run --task my_task --include-path tasks/": "a task: tests/cli/test_evaluate.py",
     "dataflex export --config merge.yaml": "a merge file: tests/cli/test_export.py runs those of the guides",
@@ -191,8 +192,9 @@ def launched(words: list[str]) -> tuple[str, ...]:
     return tuple(parsed.training_script_args)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", FOUND)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=() if page == "README.md" else pytest.mark.slow) for page in FOUND]
+)
 def test_the_commands_of_a_page_work_in_their_order(page, tiny_demo, begun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Reader(page, tiny_demo, begun).follow(FOUND[page])
