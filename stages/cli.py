@@ -21,6 +21,7 @@ from .options import (
     RunOption,
     SettingsArgument,
 )
+from .subject import run_options
 
 app = typer.Typer(
     name="dataflex",
@@ -58,9 +59,9 @@ def warmup(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Prepare the data and train round 0 on uniformly drawn rows."""
-    from . import commands
+    from . import warmup as module
 
-    commands.warmup(config, settings or [], run, overwrite)
+    module.warmup(run_options(config, settings or [], run, None, overwrite, begins=True))
 
 
 @app.command(epilog=EXAMPLES + "dataflex score --round 1 --method loss loss.focus=medium")
@@ -73,9 +74,10 @@ def score(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Score every row of the pool with one method; the result is a table."""
-    from . import commands
+    from . import score as module
 
-    commands.score(config, settings or [], run, round_number, method, overwrite)
+    options = run_options(config, settings or [], run, None, overwrite, begins=True)
+    module.score(options, round_number, method)
 
 
 @app.command(epilog=EXAMPLES + "dataflex select --round 1 --method loss fraction=0.1 weights=importance")
@@ -88,9 +90,10 @@ def select(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Turn scores into probabilities and draw the weighted index of a round."""
-    from . import commands
+    from . import select_index as module
 
-    commands.select(config, settings or [], run, round_number, method, overwrite)
+    options = run_options(config, settings or [], run, None, overwrite, begins=True)
+    module.select(options, round_number, method)
 
 
 @app.command("train-round", epilog=EXAMPLES + "dataflex train-round --round 1")
@@ -102,9 +105,10 @@ def train_round(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Train one round on its index, going on from the round before."""
-    from . import commands
+    from . import train_round as module
 
-    commands.train_round(config, settings or [], run, round_number, overwrite)
+    options = run_options(config, settings or [], run, None, overwrite, begins=True)
+    module.train_round(options, round_number)
 
 
 @app.command("round", epilog=EXAMPLES + "dataflex round 2 --method delta_loss learning_rate=1e-4")
@@ -121,9 +125,10 @@ def round_(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Do whatever is missing up to round N: prepare, warm up, then score, select and train each round."""
-    from . import commands
+    from . import round as module
 
-    commands.round_(config, arguments or [], run, method, overwrite)
+    number, settings = module.parse_round(arguments or [])
+    module.round_(run_options(config, settings, run, method, overwrite, begins=True), number)
 
 
 @app.command(epilog=EXAMPLES + "dataflex methods loss")
@@ -159,7 +164,7 @@ def status(
     """Show what of a run is done, stale or missing."""
     from . import status as module
 
-    module.status(config, settings or [], run, method, json)
+    module.status(run_options(config, settings or [], run, method, False), json)
 
 
 app.add_typer(results)

@@ -19,6 +19,7 @@ from .options import (
     RunOption,
     SettingsArgument,
 )
+from .subject import run_options
 
 results = typer.Typer()
 
@@ -127,10 +128,12 @@ def export(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write a model that needs nothing of a run: merged weights, adapter, selected rows and a model card."""
+    from dataflex_pipeline.pipeline.export import Asked
+
     from . import export as module
 
-    asked = module.Asked(what, round_number, rows_of_round, push_to_hub, public)
-    module.export(config, arguments or [], run, method, overwrite, asked)
+    options = run_options(config, arguments or [], run, method, overwrite)
+    module.export(options, Asked(what, round_number, rows_of_round, push_to_hub, public))
 
 
 @results.command(epilog=EXAMPLES + "dataflex doctor --config my-run.yaml")
@@ -189,9 +192,12 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Evaluate a round's model: loss, perplexity, generated answers, a judge, benchmark tasks."""
+    from dataflex_pipeline.pipeline.evaluate import Wanted
+
     from . import evaluate as module
 
-    wanted = module.Wanted(
+    wanted = Wanted(
         tuple(metric or ()), judge, max_new_tokens, generator, tuple(task or ()), include_path, limit
     )
-    module.evaluate(config, arguments or [], run, round_number, wanted, overwrite, json)
+    options = run_options(config, arguments or [], run, None, overwrite)
+    module.evaluate(options, round_number, wanted, json)

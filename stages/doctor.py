@@ -16,9 +16,12 @@ from dataflex_pipeline.api import Feature, Need, Silent, Split
 from dataflex_pipeline.checkup.environment import deepspeed_ready, environment
 from dataflex_pipeline.checkup.findings import Finding, checked, worst
 from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.pipeline.locate import Options
+from dataflex_pipeline.pipeline.run import Run
 
 from . import console
-from .context import Context, Options, open_context, parse_assignments
+from .opening import open_run
+from .subject import parse_assignments
 
 SAMPLE = 64
 """Rows of each data set that are looked at, from its start."""
@@ -53,13 +56,13 @@ def doctor(
     _leave(findings)
 
 
-def _context(config: Path | None, settings: list[str], run: str | None, method: str | None) -> Context:
-    return open_context(Options(config, parse_assignments(settings), run, method), quiet=Silent())
+def _context(config: Path | None, settings: list[str], run: str | None, method: str | None) -> Run:
+    return open_run(Options(config, parse_assignments(settings), run, method), reads_only=True)
 
 
-def _configuration(context: Context) -> tuple[list[Finding], list[dict[str, Any]]]:
+def _configuration(context: Run) -> tuple[list[Finding], list[dict[str, Any]]]:
     """Return the findings about a configuration, and an example row in stretches."""
-    from .prepare import splits_of
+    from dataflex_pipeline.pipeline.prepare import splits_of
 
     name = context.given.component_name
     findings = checked("method", lambda: _method(context, name))
@@ -85,17 +88,17 @@ def _configuration(context: Context) -> tuple[list[Finding], list[dict[str, Any]
     return findings, shown
 
 
-def _method(context: Context, name: str) -> list[Finding]:
-    from .round import check_target
+def _method(context: Run, name: str) -> list[Finding]:
+    from dataflex_pipeline.pipeline.preflight import check_target
 
     method, _ = context.method(name)
     check_target(context)
     return [Finding("method", "ok", f"{name}: {method.summary}", "", "configuration")]
 
 
-def _needed(context: Context, name: str) -> list[Finding]:
+def _needed(context: Run, name: str) -> list[Finding]:
     """Check the models, packages, files and servers that the method needs; nothing is loaded or paid for."""
-    from .preflight import features_of
+    from dataflex_pipeline.pipeline.preflight import features_of
 
     method, _ = context.method(name)
     findings: list[Finding] = []
@@ -111,14 +114,13 @@ def _needed(context: Context, name: str) -> list[Finding]:
     return findings
 
 
-def _split(context: Context, split: Split) -> tuple[list[Finding], pa.Table, list[dict[str, Any]]]:
+def _split(context: Run, split: Split) -> tuple[list[Finding], pa.Table, list[dict[str, Any]]]:
     """Prepare the first rows of the pool or the target, without writing, and check them."""
     from dataflex_pipeline.checkup.rows import check_limits, check_rows, example
     from dataflex_pipeline.data.chat import ChatFormat
     from dataflex_pipeline.data.rows import RowMaker
     from dataflex_pipeline.data.scan import scan_sources
-
-    from .prepare import data_settings, token_limits
+    from dataflex_pipeline.pipeline.prepare import data_settings, token_limits
 
     settings = data_settings(context, split)
     most = min(SAMPLE, settings.max_samples or SAMPLE)
@@ -144,7 +146,7 @@ def _split(context: Context, split: Split) -> tuple[list[Finding], pa.Table, lis
     return findings, rows, example(rows, chat.tokenizer)
 
 
-def _model(context: Context, rows: pa.Table) -> list[Finding]:
+def _model(context: Run, rows: pa.Table) -> list[Finding]:
     from dataflex_pipeline.checkup.batching import check_model
 
     return list(check_model(context.config, rows))

@@ -17,11 +17,14 @@ from dataflex_pipeline.estimate.costs import RowCounts
 from dataflex_pipeline.estimate.machine import import_seconds
 from dataflex_pipeline.estimate.records import Measured, StageCost, total
 from dataflex_pipeline.estimate.sample import Sample, sample_prepared, sample_sources
+from dataflex_pipeline.pipeline.locate import Options
+from dataflex_pipeline.pipeline.prepare import read_sources, splits_of
+from dataflex_pipeline.pipeline.run import Run
 from dataflex_pipeline.store.parts import PartedTable
 
 from . import console
-from .context import Context, Options, open_context, parse_assignments
-from .prepare import read_sources, splits_of, table_folder
+from .opening import open_run
+from .subject import parse_assignments
 
 LIBRARIES = ("torch", "transformers", "peft")
 BUDGET = 3.0
@@ -74,7 +77,7 @@ def estimate(
         UserError: what the run would stop at, too.
     """
     with console.messages_to_stderr(as_json):
-        context = open_context(Options(config, parse_assignments(settings), run, method))
+        context = open_run(Options(config, parse_assignments(settings), run, method))
         found = predict(context)
     if as_json:
         sys.stdout.write(json.dumps(found.plain(), indent=2) + "\n")
@@ -82,7 +85,7 @@ def estimate(
         draw(context, found)
 
 
-def predict(context: Context, budget: float = BUDGET) -> Estimate:
+def predict(context: Run, budget: float = BUDGET) -> Estimate:
     """Count, measure and predict.
 
     Args:
@@ -94,8 +97,7 @@ def predict(context: Context, budget: float = BUDGET) -> Estimate:
     from dataflex_pipeline.estimate.calibrate import calibrate
     from dataflex_pipeline.estimate.needs import needs_by_round
     from dataflex_pipeline.estimate.stages import run_stages
-
-    from .round import check_target
+    from dataflex_pipeline.pipeline.preflight import check_target
 
     if launch.world_size() > 1:
         raise UserError(
@@ -131,15 +133,14 @@ def predict(context: Context, budget: float = BUDGET) -> Estimate:
     return Estimate(stages, measured, context.global_batch, [*doubts, *_warnings(context, measured)])
 
 
-def _check_features(context: Context, method: Method) -> list[str]:
+def _check_features(context: Run, method: Method) -> list[str]:
     """Check what the measurements need; return what else the run would stop at, in words.
 
     Raises:
         UserError: a feature that is measured cannot be computed.
     """
     from dataflex_pipeline.estimate.calibrate import COMPUTED_ELSEWHERE
-
-    from .preflight import features_of
+    from dataflex_pipeline.pipeline.preflight import features_of
 
     doubts = []
     for need, feature in features_of(context, method):
@@ -152,11 +153,11 @@ def _check_features(context: Context, method: Method) -> list[str]:
     return doubts
 
 
-def _sample(context: Context, split: Split, scratch: Path) -> tuple[Sample, int]:
+def _sample(context: Run, split: Split, scratch: Path) -> tuple[Sample, int]:
     """Return a sample of a split, and how many processes would prepare it."""
     from dataflex_pipeline.data.chat import ChatFormat
 
-    folder, seed = table_folder(context, split), context.given.seed
+    folder, seed = context.store.split(split), context.given.seed
     if PartedTable.is_complete(folder):
         return sample_prepared(PartedTable.open(folder), split, seed), 1
     settings, scan = read_sources(context, split)
@@ -165,7 +166,7 @@ def _sample(context: Context, split: Split, scratch: Path) -> tuple[Sample, int]
     return sample_sources(settings, scan, chat, split, seed, scratch), settings.workers
 
 
-def _warnings(context: Context, found: Measured) -> list[str]:
+def _warnings(context: Run, found: Measured) -> list[str]:
     config, lines = context.given, []
     if config.deepspeed is not None:
         lines.append("training was measured without DeepSpeed, in one process")
@@ -182,10 +183,10 @@ def _warnings(context: Context, found: Measured) -> list[str]:
     return lines
 
 
-def draw(context: Context, found: Estimate) -> None:
+def draw(context: Run, found: Estimate) -> None:
     """Print the stages, those of all rounds together, and what it rests on."""
     model, pool = found.measured.model, found.measured.pool
-    console.line(f"What {context.run.folder} will take, from one short calibration here", style="bold")
+    console.line(f"What {context.folder} will take, from one short calibration here", style="bold")
     console.line(
         f"model: {model.parameters:,} parameters, {model.trained:,} trained; in memory "
         f"{size(model.weight_bytes)} of weights, {size(model.gradient_bytes)} of gradients, "

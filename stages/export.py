@@ -1,220 +1,28 @@
-"""`dataflex export`: what leaves a run to be used elsewhere: model, adapter, selected rows, and a card."""
+"""`dataflex export`: model, adapter, selected rows and a card, for use elsewhere."""
 
 from __future__ import annotations
 
 import shlex
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
 
-from dataflex_pipeline.errors import ConfigError, CorruptError, StaleError, UserError
-from dataflex_pipeline.export.bundle import MANIFEST, Bundle, Part, describe, write_bundle
-from dataflex_pipeline.export.origin import Origin, origin_of_adapter, origin_of_run
-from dataflex_pipeline.export.subset import STEM, several_formats
-from dataflex_pipeline.models.source import model_digest, tokenizer_digest
-from dataflex_pipeline.store.atomic import read_json
-from dataflex_pipeline.store.parts import PartedTable
-from dataflex_pipeline.store.stale import named_changes
+from dataflex_pipeline.export.bundle import Bundle
+from dataflex_pipeline.export.subset import STEM
+from dataflex_pipeline.pipeline.export import Asked
+from dataflex_pipeline.pipeline.export import export as export_run
+from dataflex_pipeline.pipeline.locate import Options
 
-from . import console
-from .context import DEMO, Context, open_context, require_run
-from .damage import check_outputs
-from .outcome import Outcome, report
-from .subject import run_options
-
-What = Literal["all", "model", "adapter", "data"]
-PARTS: dict[What, tuple[Part, ...]] = {
-    "all": ("model", "adapter", "data"),
-    "model": ("model",),
-    "adapter": ("adapter",),
-    "data": ("data",),
-}
+from .opening import open_run
+from .summary import report
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The options of the command.
-
-    Attributes:
-        what: to export. round: whose checkpoint; None for the best kept one, else the last.
-        rows_of: the only round whose rows the subset has; None for all up to the checkpoint.
-        hub: name of the repository to upload to. public: whether everybody may see it.
-    """
-
-    what: What = "all"
-    round: int | None = None
-    rows_of: int | None = None
-    hub: str | None = None
-    public: bool = False
+def export(options: Options, asked: Asked) -> None:
+    """Export a run, or merge an adapter as a configuration with ``adapter_name_or_path`` says."""
+    run = open_run(options)
+    done = export_run(run, asked)
+    of_run = done.bundle.origin.run
+    report(done.bundle.folder if of_run is None else of_run.folder, done.outcomes, _next(done.bundle))
 
 
-def export(
-    config: Path | None,
-    arguments: list[str],
-    run: str | None,
-    method: str | None,
-    overwrite: bool,
-    asked: Asked,
-) -> None:
-    """Export a run, or merge an adapter as a configuration with ``adapter_name_or_path`` says.
-
-    Raises:
-        UserError: nothing to export, the folder is taken, base and adapter do not fit, no token for the hub.
-    """
-    from dataflex_pipeline.export.upload import check_upload, upload
-
-    began = time.monotonic()
-    context = open_context(run_options(config, arguments, run, method, overwrite))
-    token = check_upload(asked.hub) if asked.hub is not None else None
-    bundle = _bundle(context, asked)
-    current = _is_current(bundle, overwrite)
-    if not current:
-        for line in bundle.origin.notices:
-            context.progress.say(f"  export: {line}")
-        write_bundle(bundle, lambda line: context.progress.say(f"  export: {line}"), overwrite=overwrite)
-    seconds = time.monotonic() - began
-    outcomes = [Outcome("export", bundle.folder, not current, seconds, describe(bundle))]
-    if asked.hub is not None and token is not None:
-        began = time.monotonic()
-        where = upload(
-            bundle.folder, asked.hub, token, asked.public, "data" if asked.what == "data" else "model"
-        )
-        outcomes.append(Outcome("upload", Path(asked.hub), True, time.monotonic() - began, where))
-    of_run = bundle.origin.run
-    report(bundle.folder if of_run is None else of_run.folder, outcomes, _next(bundle))
-
-
-def _bundle(context: Context, asked: Asked) -> Bundle:
-    origin = _origin(context, asked)
-    if origin.run is not None and origin.run.folder == context.run.folder:
-        check_outputs(context, origin.round or 0)
-    parts = PARTS[asked.what]
-    if origin.full is not None and asked.what == "adapter":
-        raise UserError(
-            "--what adapter was asked for, and the run trained all weights (finetuning_type: full).",
-            "There is no adapter.",
-            "Use --what model.",
-        )
-    if origin.run is None and asked.what == "data":
-        raise UserError(
-            f"--what data was asked for, and {origin.adapter} lies in no run.",
-            "Which rows an adapter was trained on is known only inside the run that trained it.",
-            "Name the run: dataflex export RUN --what data.",
-        )
-    missing = {"adapter"} if origin.full is not None else set()
-    missing |= {"data"} if origin.run is None else set()
-    kept = tuple(part for part in parts if part not in missing)
-    # Only the model counts here: a demo pool that is not needed is not made.
-    config = context.config if context.given.model_name_or_path == DEMO else context.given
-    folder = _folder(context, origin)
-    wanted: dict[str, Any] = {
-        "output": "export",
-        "parts": list(kept),
-        "weights": origin.weights_digest(),
-        "rounds": list(origin.rounds),
-        "round": origin.round,
-    }
-    if set(kept) != {"data"}:
-        model = model_digest(config, context.memo.digest)
-        _check_base(origin, model, config.model_name_or_path)
-        wanted |= {"model": model, "tokenizer": tokenizer_digest(config, context.memo.digest)}
-        wanted |= {"template": config.template, "export_size": config.export_size}
-    if "data" in kept and origin.run is not None:
-        formats = several_formats(PartedTable.open(origin.run.pool))
-        wanted |= {"formats": formats} if formats else {}
-    return Bundle(config, origin, folder, kept, wanted)
-
-
-def _origin(context: Context, asked: Asked) -> Origin:
-    adapter = context.given.adapter_name_or_path
-    if context.run.exists() or adapter is None:
-        require_run(context)
-        return origin_of_run(context.given, context.run, asked.round, asked.rows_of)
-    if asked.round is not None:
-        raise UserError(
-            f"--round {asked.round} was given, and the configuration names the adapter {adapter}.",
-            "The adapter is what is exported.",
-            "Leave --round out, or name the run: dataflex export RUN --round N.",
-        )
-    console.line(f"There is no run at {context.run.folder}: the adapter {adapter} is exported.")
-    return origin_of_adapter(context.given, adapter, asked.rows_of)
-
-
-def _folder(context: Context, origin: Origin) -> Path:
-    given = context.given.export_dir
-    if given is not None:
-        return Path(given).expanduser()
-    if origin.run is None:
-        raise ConfigError(
-            "export_dir is not set.",
-            "An adapter outside of a run has no folder of its own for an export.",
-            "Set export_dir=FOLDER.",
-        )
-    return origin.run.folder / "export"
-
-
-def _check_base(origin: Origin, model: str, name: str) -> None:
-    trained = origin.trained_on
-    if trained is not None and trained != model:
-        raise StaleError(
-            f"The base model {name} is not the one that this was trained on.",
-            f"Its weights have another digest ({trained} -> {model}); merged into another base, an adapter "
-            "gives a model that nobody trained.",
-            "Set model_name_or_path to the model that the run was trained with.",
-        )
-
-
-def _is_current(bundle: Bundle, overwrite: bool) -> bool:
-    """Whether the folder holds this very export.
-
-    Raises:
-        UserError: it holds something else. StaleError: an export of other settings.
-    """
-    folder = bundle.folder
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        raise UserError(
-            f"export_dir is {folder}, and there is something that no export wrote.",
-            "It is never mixed with an export, or moved away, --overwrite or not.",
-            "Choose another folder with export_dir=FOLDER.",
-        )
-    content = read_json(manifest)
-    found = content.get("ingredients") if isinstance(content, Mapping) else None
-    if found is None and not overwrite:
-        raise CorruptError(
-            f"{manifest} is not what export wrote.",
-            "It says what an export was made from.",
-            "Use --overwrite.",
-        )
-    differing = named_changes(found or {}, bundle.wanted)
-    whole = found is not None and _is_whole(folder, content.get("files", {}))
-    if not differing and whole:
-        return True
-    if overwrite:
-        return False
-    if not differing:
-        raise CorruptError(
-            f"{folder} is not the export that was written there: files are missing or of another size.",
-            "Something else changed it.",
-            "Use --overwrite to export again; the old folder is kept beside it.",
-        )
-    shown = "\n".join(f"  {line}" for line in differing)
-    raise StaleError(
-        f"{folder} holds another export:\n{shown}",
-        "An existing export is not replaced without being told.",
-        "Choose another folder with export_dir=FOLDER, or use --overwrite (the old one is kept beside it).",
-    )
-
-
-def _is_whole(folder: Path, files: Mapping[str, int]) -> bool:
-    return all((folder / name).is_file() and (folder / name).stat().st_size == n for name, n in files.items())
-
-
-def _next(bundle: Bundle) -> Sequence[str]:
+def _next(bundle: Bundle) -> list[str]:
     folder = bundle.folder
     lines = []
     if "model" in bundle.parts:

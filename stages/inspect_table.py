@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataflex_pipeline.api import Silent
 from dataflex_pipeline.errors import RunError, UserError
+from dataflex_pipeline.pipeline.locate import Options
+from dataflex_pipeline.pipeline.open_run import require_run
 from dataflex_pipeline.reports.catalogue import RunTable, run_above, table_at, tables_of
 from dataflex_pipeline.reports.look import Wanted, look
 from dataflex_pipeline.reports.overview import overview
@@ -15,7 +16,7 @@ from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.run import RunFolder
 
 from . import answers, console, drawing
-from .context import Options, open_context, require_run
+from .opening import open_run
 from .subject import split_subject
 
 SEED = derive_seed(0, "inspect") % 2**31
@@ -84,11 +85,11 @@ def _subject(
         )
     name = run if run is not None or path is None else str(path)
     with console.messages_to_stderr(how != "text"):
-        context = open_context(Options(config, tuple(settings), name, method), quiet=Silent())
+        context = open_run(Options(config, tuple(settings), name, method), reads_only=True)
     require_run(context)
     if run is not None and path is not None:
-        return Subject(context.run, path if path.exists() else context.run.folder / path)
-    return Subject(context.run, None)
+        return Subject(context.store, path if path.exists() else context.folder / path)
+    return Subject(context.store, None)
 
 
 def _check_any(subject: Subject, tables: list[RunTable], this: RunTable | None) -> None:

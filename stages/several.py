@@ -91,7 +91,7 @@ def _do(job: launch.Job, content: dict[str, Any]) -> None:
 
         compute_share(job, content)
     elif kind == "train":
-        from .train_round import train_share
+        from dataflex_pipeline.pipeline.train import train_share
 
         train_share(content)
     else:

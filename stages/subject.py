@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dataflex_pipeline.config.load import load_config
 from dataflex_pipeline.errors import UserError
 
-from .context import Options, parse_assignments
+if TYPE_CHECKING:
+    from dataflex_pipeline.pipeline.locate import Options
 
 
 def split_subject(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -30,13 +31,27 @@ def split_subject(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def run_options(
-    config: Path | None, arguments: Sequence[str], run: str | None, method: str | None, overwrite: bool
+    config: Path | None,
+    arguments: Sequence[str],
+    run: str | None,
+    method: str | None,
+    overwrite: bool,
+    *,
+    begins: bool = False,
 ) -> Options:
     """Return the options of a command whose first word may be a run: its name, or its folder.
 
+    Args:
+        config, run, method, overwrite: as they were given.
+        arguments: the words without a dash.
+        begins: whether the command can begin a run; the first word then has to be one that is there, so that
+            a slip of the pen begins none.
+
     Raises:
-        UserError: the run is named twice.
+        UserError: the run is named twice, or is none.
     """
+    from dataflex_pipeline.pipeline.locate import Options
+
     named, settings = split_subject(arguments)
     if named is not None:
         if run is not None:
@@ -45,11 +60,26 @@ def run_options(
                 "The command works on one.",
                 "Leave one of them out.",
             )
+        if begins and not _is_run(named, settings):
+            raise UserError(
+                f"The argument '{named}' is not understood.",
+                "It is neither a run that is there (a name or a folder) nor a setting, such as "
+                "learning_rate=1e-4.",
+                f"Write key=value; to begin a run of that name: --run {named}.",
+            )
         if Path(named).is_dir():
             settings.append(f"output_dir={named}")
         else:
             run = named
     return Options(config, tuple(settings), run, method, overwrite)
+
+
+def _is_run(named: str, settings: Sequence[str]) -> bool:
+    from dataflex_pipeline.config.load import load_config
+
+    naming = [text for text in settings if text.partition("=")[0].strip() == "runs_dir"]
+    below = Path(load_config(None, naming).config.runs_dir) / named
+    return any((folder / "run.yaml").is_file() for folder in (Path(named), below))
 
 
 def split_subjects(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -64,6 +94,8 @@ def run_folders(arguments: Sequence[str]) -> list[Path]:
     Raises:
         UserError: a setting other than runs_dir is given; it would change nothing.
     """
+    from dataflex_pipeline.config.load import load_config
+
     names, settings = split_subjects(arguments)
     other = [text for text in settings if text.partition("=")[0].strip() != "runs_dir"]
     if other:
@@ -74,3 +106,15 @@ def run_folders(arguments: Sequence[str]) -> list[Path]:
         )
     runs_dir = Path(load_config(None, settings).config.runs_dir)
     return [Path(name) if (Path(name) / "run.yaml").is_file() else runs_dir / name for name in names]
+
+
+def parse_assignments(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Check that the free arguments of a command are key=value pairs."""
+    for argument in arguments:
+        if "=" not in argument:
+            raise UserError(
+                f"The argument '{argument}' is not understood.",
+                "Settings are given as key=value, for example learning_rate=1e-4.",
+                "Write key=value, or see --help for the options of this command.",
+            )
+    return tuple(arguments)

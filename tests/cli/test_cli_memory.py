@@ -30,8 +30,8 @@ def test_unchanged_sources_and_weights_are_not_read_again(own, here, monkeypatch
     def never(*_, **__):
         raise AssertionError("it was read again")
 
-    monkeypatch.setattr("dataflex_pipeline.stages.prepare.scan_sources", never)
-    monkeypatch.setattr("dataflex_pipeline.stages.memo.file_digest", never)
+    monkeypatch.setattr("dataflex_pipeline.pipeline.prepare.scan_sources", never)
+    monkeypatch.setattr("dataflex_pipeline.pipeline.memo.file_digest", never)
     before = snapshot(here)
     assert done("warmup", *own).count("up to date") == 4
     assert snapshot(here) == before
@@ -87,11 +87,10 @@ def test_without_the_memory_everything_is_read_again(own, here):
 
 
 def test_a_hub_data_set_is_known_by_its_version(monkeypatch):
-    from dataflex_pipeline.stages import memo
-
     from dataflex_pipeline.data.hub import HubName
     from dataflex_pipeline.data.settings import DataSettings
     from dataflex_pipeline.data.sources import Source
+    from dataflex_pipeline.pipeline import memo
 
     settings, source = DataSettings(("a/b",), "data", None, 64, None), Source("b", "a/b", hub=HubName("a/b"))
     keys = []

@@ -308,13 +308,14 @@ def test_mistakes(here, tiny_demo, monkeypatch):
 
 
 def test_several_processes_are_refused(here, tiny_demo, monkeypatch):
-    from dataflex_pipeline.stages.context import Options, open_context
     from dataflex_pipeline.stages.estimate import predict as stage
+    from dataflex_pipeline.stages.opening import open_run
 
     from dataflex_pipeline import launch
     from dataflex_pipeline.errors import UserError
+    from dataflex_pipeline.pipeline.locate import Options
 
-    context = open_context(Options(overrides=small(tiny_demo)))
+    context = open_run(Options(overrides=small(tiny_demo)))
     monkeypatch.setattr(launch, "world_size", lambda: 2)
     with pytest.raises(UserError, match="2 processes"):
         stage(context)

@@ -203,7 +203,7 @@ def test_a_table_of_an_earlier_edition_says_so(tiny_demo, tmp_path, monkeypatch)
         made.ingredients["rows_per_part"] = made.rows_per_part
         return made
 
-    monkeypatch.setattr("dataflex_pipeline.stages.score.plan_feature", earlier)
+    monkeypatch.setattr("dataflex_pipeline.pipeline.score.plan_feature", earlier)
     done("round", 1, *data(tiny_demo), *settings)
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

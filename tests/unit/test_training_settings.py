@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from dataflex_pipeline.stages.train_round import TRAINING_KEYS, _training_settings
 
 from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.pipeline.train import TRAINING_KEYS, _training_settings
 from dataflex_pipeline.store.fingerprint import changes, digest
 
 

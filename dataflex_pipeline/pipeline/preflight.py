@@ -1,4 +1,4 @@
-"""Before a new run: is all there that the method needs, and does the model give a single finite loss?"""
+"""Checks before a new run: all that the method needs is there, and the model gives a finite loss."""
 
 from __future__ import annotations
 
@@ -9,20 +9,41 @@ import numpy as np
 from dataflex_pipeline.api import Feature, Method, Need, Selection, Split
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.features.plan import make_feature
+from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
+from dataflex_pipeline.pipeline.open_run import OpenRun
+from dataflex_pipeline.pipeline.prepare import Source, splits_of
 from dataflex_pipeline.sampling.exported import check_export
 from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.sampling.quotas import check_quotas
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.stale import is_complete
 
-from .context import Context
-from .prepare import Source
-
 ROWS, TOKENS = 8, 16
 """Made-up sequences; one finite loss among them is enough, since single bad rows are found when scoring."""
 
 
-def check_method(context: Context, sources: Mapping[Split, Source], last: int) -> None:
+def check_target(run: OpenRun) -> None:
+    """Check that there is a target if the method selects towards one.
+
+    Raises:
+        ConfigError: the method needs a target and ``eval_dataset`` is not set.
+    """
+    name = run.given.component_name
+    method, _ = run.method(name)
+    check_kept_checkpoints(run, name)
+    first = Selection(1, run.given.update_times, 0, run.progress.say)
+    wants = any(need.split == "target" for need in method.needs(first).values())
+    has_query = "query" in type(method.params).model_fields
+    if wants and "target" not in splits_of(run):
+        raise ConfigError(
+            f"The method {name} was chosen and eval_dataset is not set.",
+            f"{name} selects rows towards a target set, and there is none.",
+            "Set eval_dataset to rows of what the model should get good at"
+            + (", or query: first_100 for the first 100 rows of the pool." if has_query else "."),
+        )
+
+
+def check_method(run: OpenRun, sources: Mapping[Split, Source], last: int) -> None:
     """Check what the method will need in round 1, and how rows are drawn, before the warm-up is trained.
 
     Servers are tried where a round after the warm-up was asked for and is not scored yet.
@@ -31,28 +52,28 @@ def check_method(context: Context, sources: Mapping[Split, Source], last: int) -
         UserError: something is not there, or does not fit the rows.
     """
     if last:
-        _check_quotas(context, sources["pool"])
-        _check_draw(context)
-    if is_complete(context.run.round(0).checkpoint):
+        _check_quotas(run, sources["pool"])
+        _check_draw(run)
+    if is_complete(run.store.round(0).checkpoint):
         return
-    name = context.given.component_name
-    method, _ = context.method(name)
+    name = run.given.component_name
+    method, _ = run.method(name)
     n_rows = {split: source.scan.n_rows for split, source in sources.items()}
     if isinstance(method, Imported):
         method.check(n_rows["pool"])
-    if method.probabilities_to is not None and not context.overwrite:
+    if method.probabilities_to is not None and not run.overwrite:
         check_export(method.probabilities_to, n_rows["pool"])
-    scored = context.run.round(1).scores(name).is_file()
-    for need, feature in features_of(context, method):
+    scored = run.store.round(1).scores(name).is_file()
+    for need, feature in features_of(run, method):
         feature.check(need, n_rows[need.split])
         for line in feature.reach() if last and not scored else ():
-            context.progress.say(f"note: {line}")
+            run.progress.say(f"note: {line}")
 
 
-def _check_draw(context: Context) -> None:
+def _check_draw(run: OpenRun) -> None:
     """Refuse settings of a random draw where the method's own strategy is none."""
-    config = context.given
-    strategy = context.method(config.component_name)[0].default_strategy
+    config = run.given
+    strategy = run.method(config.component_name)[0].default_strategy
     if config.strategy is not None or strategy == "sample":
         return
     given = [f"weights={config.weights}"] if config.weights != "uniform" else []
@@ -65,29 +86,29 @@ def _check_draw(context: Context) -> None:
         )
 
 
-def _check_quotas(context: Context, pool: Source) -> None:
+def _check_quotas(run: OpenRun, pool: Source) -> None:
     """Check the quotas of sources; what is left over only where the rows to select are counted by now."""
-    config = context.given
+    config = run.given
     if config.source_quotas:
-        counted = config.token_budget or config.num_samples or config.update_step * context.global_batch
+        counted = config.token_budget or config.num_samples or config.update_step * run.global_batch
         sources = [scanned.source.name for scanned in pool.scan.sources]
         check_quotas(config.source_quotas, sources, 0 if config.fraction is not None else counted)
 
 
-def features_of(context: Context, method: Method) -> Iterator[tuple[Need, Feature]]:
+def features_of(run: OpenRun, method: Method) -> Iterator[tuple[Need, Feature]]:
     """Yield each feature that a method needs in round 1, and those that they are computed from, once."""
-    first = Selection(1, context.given.update_times, 0, context.progress.say)
+    first = Selection(1, run.given.update_times, 0, run.progress.say)
     waiting, seen = list(method.needs(first).values()), []
     while waiting:
         need = waiting.pop(0)
         if need not in seen:
             seen.append(need)
-            feature = make_feature(need, context.given)  # as given: no check needs the demo to be made
+            feature = make_feature(need, run.given)  # as given: no check needs the demo to be made
             yield need, feature
             waiting += feature.needs(need).values()
 
 
-def check_model(context: Context) -> None:
+def check_model(run: OpenRun) -> None:
     """Load the model once and compute a few losses, before an hour of preparing and training.
 
     Left out once the warm-up is trained.
@@ -95,13 +116,13 @@ def check_model(context: Context) -> None:
     Raises:
         UserError: the model or adapter cannot be loaded, or every loss is NaN or infinite.
     """
-    if is_complete(context.run.round(0).checkpoint):
+    if is_complete(run.store.round(0).checkpoint):
         return
-    context.progress.say(f"checking the model {context.config.model_name_or_path}")
-    losses = _sample_losses(context)  # [ROWS] nats per token
+    run.progress.say(f"checking the model {run.config.model_name_or_path}")
+    losses = _sample_losses(run)  # [ROWS] nats per token
     if np.isfinite(losses).any():
         return
-    config = context.config
+    config = run.config
     raise UserError(
         f"The model {config.model_name_or_path} gives no finite loss: {ROWS} of {ROWS} made-up sequences "
         f"have the loss {losses[0]}.",
@@ -111,14 +132,14 @@ def check_model(context: Context) -> None:
     )
 
 
-def _sample_losses(context: Context) -> np.ndarray:
+def _sample_losses(run: OpenRun) -> np.ndarray:
     import torch
 
     from dataflex_pipeline.features.losses import mean_losses
     from dataflex_pipeline.models.base import load_for_scoring, resolve_device
     from dataflex_pipeline.models.batches import Sequences, logits_only_at
 
-    config = context.config
+    config = run.config
     model = load_for_scoring(config, None, resolve_device(config.device))
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     stream = np.random.default_rng(derive_seed(config.seed, "preflight"))

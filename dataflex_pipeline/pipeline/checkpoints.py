@@ -6,21 +6,20 @@ from pathlib import Path
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import ConfigError, RunError
+from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.stale import found_ingredients
 from dataflex_pipeline.training.kept import checkpoints_of, kept_folder
 
-from .context import Context
 
-
-def check_kept_checkpoints(context: Context, name: str) -> None:
+def check_kept_checkpoints(run: OpenRun, name: str) -> None:
     """Refuse a method that needs the checkpoints inside a round where the training would not keep any.
 
     Raises:
         ConfigError: ``keep_checkpoints`` is not set, or no round has a checkpoint inside it.
     """
-    config = context.given
-    method, _ = context.method(name)
+    config = run.given
+    method, _ = run.method(name)
     steps = min(config.warmup_step, config.update_step)
     kept = config.keep_checkpoints and config.save_steps is not None and config.save_steps < steps
     if kept or not method.every_checkpoint:
@@ -34,13 +33,13 @@ def check_kept_checkpoints(context: Context, name: str) -> None:
     )
 
 
-def checkpoints_before(context: Context, number: int, name: str) -> tuple[api.Checkpoint, ...]:
+def checkpoints_before(run: OpenRun, number: int, name: str) -> tuple[api.Checkpoint, ...]:
     """Return all checkpoints of the round before round ``number``, its end last.
 
     Raises:
         RunError: none inside that round was kept.
     """
-    found = checkpoints_of(context.run.round(number - 1).checkpoint)
+    found = checkpoints_of(run.store.round(number - 1).checkpoint)
     if len(found) > 1:
         return found
     raise RunError(
@@ -52,11 +51,11 @@ def checkpoints_before(context: Context, number: int, name: str) -> tuple[api.Ch
     )
 
 
-def checkpoint_of(context: Context, need: api.Need) -> tuple[Path | None, str | None]:
+def checkpoint_of(run: OpenRun, need: api.Need) -> tuple[Path | None, str | None]:
     """Return the folder of the checkpoint that a need names, and its fingerprint; None without one."""
     if need.checkpoint is None:
         return None, None
-    end = context.run.round(need.checkpoint).checkpoint
+    end = run.store.round(need.checkpoint).checkpoint
     made_from = found_ingredients(end) or {}
     if need.step is None:
         return end, digest(made_from)

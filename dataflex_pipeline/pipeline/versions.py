@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 from dataflex_pipeline.errors import CorruptError
+from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.store.versions import changes_between_rounds, installed_versions, version_changes
 from dataflex_pipeline.training.marker import read_marker
 
-from .context import Context
 
-
-def _recorded(context: Context) -> tuple[dict[str, str], dict[int, dict[str, str]]]:
+def _recorded(run: OpenRun) -> tuple[dict[str, str], dict[int, dict[str, str]]]:
     """Return the versions when the run began, and those of each finished round."""
     rounds = {}
-    for number in range(context.given.update_times + 1):
+    for number in range(run.given.update_times + 1):
         try:
-            marker = read_marker(context.run.round(number).checkpoint)
+            marker = read_marker(run.store.round(number).checkpoint)
         except CorruptError:  # which check_outputs reports, and --overwrite mends
             break
         if marker is None:
             break
         rounds[number] = marker.versions
-    return context.run.read()[1].get("versions", {}), rounds
+    return run.store.read()[1].get("versions", {}), rounds
 
 
-def versions_said(context: Context) -> list[str]:
+def versions_said(run: OpenRun) -> list[str]:
     """Return one line per round made with other versions than the one before, and one on those installed."""
-    now = versions_now(context)
-    return changes_between_rounds(*_recorded(context)) + ([now] if now else [])
+    now = versions_now(run)
+    return changes_between_rounds(*_recorded(run)) + ([now] if now else [])
 
 
-def versions_now(context: Context) -> str:
+def versions_now(run: OpenRun) -> str:
     """Return which versions installed now are not those of the last finished round; empty if none."""
-    if not context.run.exists():
+    if not run.store.exists():
         return ""
-    begun, rounds = _recorded(context)
+    begun, rounds = _recorded(run)
     known = {number: versions for number, versions in rounds.items() if versions}
     before = known[max(known)] if known else begun
     since = f"round {max(known)}" if known else "the run's beginning"
@@ -41,8 +40,8 @@ def versions_now(context: Context) -> str:
     return f"other versions are installed now than at {since}: {', '.join(changed)}" if changed else ""
 
 
-def say_versions(context: Context) -> None:
+def say_versions(run: OpenRun) -> None:
     """Say in one line which versions are others than when the last round was made."""
-    line = versions_now(context)
+    line = versions_now(run)
     if line:
-        context.progress.say(f"note: {line}; results may differ from those of the old ones")
+        run.progress.say(f"note: {line}; results may differ from those of the old ones")

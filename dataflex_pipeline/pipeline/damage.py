@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dataflex_pipeline.errors import CorruptError
+from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.store.atomic import set_aside
 from dataflex_pipeline.store.run import RoundFolder
 from dataflex_pipeline.store.stale import is_complete
 from dataflex_pipeline.training.kept import KEPT
 from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
-
-from .context import Context
 
 BEST = "best"
 
@@ -30,55 +29,55 @@ def tables_of(where: RoundFolder) -> Iterator[Path]:
         yield where.index
 
 
-def check_outputs(context: Context, last: int) -> None:
+def check_outputs(run: OpenRun, last: int) -> None:
     """Check every finished table and checkpoint of rounds 0 to ``last``, and the best checkpoint.
 
     Raises:
         CorruptError: one is not what was written, or a file of it is missing.
     """
     for number in range(last + 1):
-        check_tables(context, number)
-        check_checkpoint(context, number)
-    if all(is_complete(context.run.round(number).checkpoint) for number in range(last + 1)):
-        check_best(context, last)
+        check_tables(run, number)
+        check_checkpoint(run, number)
+    if all(is_complete(run.store.round(number).checkpoint) for number in range(last + 1)):
+        check_best(run, last)
 
 
-def check_tables(context: Context, number: int) -> None:
+def check_tables(run: OpenRun, number: int) -> None:
     """Check the tables of one round."""
-    for path in tables_of(context.run.round(number)):
-        context.memo.check_output(path)
+    for path in tables_of(run.store.round(number)):
+        run.memo.check_output(path)
 
 
-def set_aside_damaged_tables(context: Context, number: int) -> None:
+def set_aside_damaged_tables(run: OpenRun, number: int) -> None:
     """Set the tables of a round aside that are not what was written, for ``--overwrite``."""
-    for path in tables_of(context.run.round(number)):
+    for path in tables_of(run.store.round(number)):
         try:
-            context.memo.check_output(path)
+            run.memo.check_output(path)
         except CorruptError:
             set_aside(path)
-            context.memo.forget_output(path)
+            run.memo.forget_output(path)
 
 
-def check_checkpoint(context: Context, number: int) -> None:
+def check_checkpoint(run: OpenRun, number: int) -> None:
     """Check the checkpoint of one round, and those kept inside it, where they are finished."""
-    checkpoint = context.run.round(number).checkpoint
+    checkpoint = run.store.round(number).checkpoint
     for folder in (checkpoint, *sorted((checkpoint.parent / KEPT).glob("step-*[0-9]"))):
         if is_complete(folder):
-            verify_checkpoint(folder, context.memo.output_digest)
+            verify_checkpoint(folder, run.memo.output_digest)
 
 
-def check_best(context: Context, last: int) -> None:
+def check_best(run: OpenRun, last: int) -> None:
     """Check that best/ holds the best weights of the evaluations up to round ``last``.
 
     Raises:
         CorruptError: it is damaged, or not there although an evaluation was the best.
     """
-    folder = context.run.folder / BEST
-    if not context.given.load_best_model_at_end:
+    folder = run.folder / BEST
+    if not run.given.load_best_model_at_end:
         return
     if is_complete(folder):
-        verify_checkpoint(folder, context.memo.output_digest)
-    marker = read_marker(context.run.round(last).checkpoint)
+        verify_checkpoint(folder, run.memo.output_digest)
+    marker = read_marker(run.store.round(last).checkpoint)
     best = None if marker is None else marker.course.get("best")
     kept = read_marker(folder)
     if best is None or (kept is not None and kept.step >= best["step"]):
@@ -87,24 +86,24 @@ def check_best(context: Context, last: int) -> None:
     raise CorruptError(
         f"{folder} {found}, and the best evaluation was at step {best['step']}, in round {best['round']}.",
         "load_best_model_at_end: true promises those weights, and no other file holds them.",
-        f"Put the folder back; or move {context.run.round(best['round']).checkpoint} away and run "
-        f"`dataflex round {last} {context.again}`, which trains that round again.",
+        f"Put the folder back; or move {run.store.round(best['round']).checkpoint} away and run "
+        f"`dataflex round {last} {run.again}`, which trains that round again.",
     )
 
 
-def last_finished(context: Context) -> int | None:
+def last_finished(run: OpenRun) -> int | None:
     """Return the last round up to which every checkpoint is finished; None before the warm-up's."""
     found = None
-    for number in range(context.given.update_times + 1):
-        if not is_complete(context.run.round(number).checkpoint):
+    for number in range(run.given.update_times + 1):
+        if not is_complete(run.store.round(number).checkpoint):
             break
         found = number
     return found
 
 
-def remember_checkpoint(context: Context, number: int) -> None:
+def remember_checkpoint(run: OpenRun, number: int) -> None:
     """Remember the digests of a checkpoint that was just written, so that it need not be read again."""
-    checkpoint = context.run.round(number).checkpoint
+    checkpoint = run.store.round(number).checkpoint
     marker = read_marker(checkpoint)
     for name, known in ({} if marker is None else marker.files).items():
-        context.memo.know(checkpoint / name, str(known["digest"]))
+        run.memo.know(checkpoint / name, str(known["digest"]))

@@ -1,0 +1,115 @@
+"""The folder of a run and its configuration, from what a command or `Run(...)` was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dataflex_pipeline.config.load import DEMO, Loaded, load_config
+from dataflex_pipeline.config.overrides import COMMAND_LINE
+from dataflex_pipeline.errors import CorruptError, UserError
+from dataflex_pipeline.methods import check_methods
+from dataflex_pipeline.store.run import RunFolder
+
+NAMING_KEYS = ("runs_dir", "output_dir", "dataset", "component_name")
+"""Settings that the place of a run follows from."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that all commands share.
+
+    Attributes:
+        config: the configuration file.
+        overrides: key=value texts.
+        run: the run's name.
+        method: in place of component_name.
+        overwrite: make anew what other settings made.
+    """
+
+    config: Path | None = None
+    overrides: tuple[str, ...] = ()
+    run: str | None = None
+    method: str | None = None
+    overwrite: bool = False
+
+    @property
+    def settings(self) -> list[str]:
+        """The overrides, the method among them."""
+        return [*self.overrides, *([] if self.method is None else [f"component_name={self.method}"])]
+
+
+def locate(options: Options) -> tuple[RunFolder, Loaded]:
+    """Find the run folder and load the configuration; nothing is written.
+
+    Raises:
+        ConfigError: the configuration cannot be used. CorruptError: rounds of a run without its run.yaml.
+    """
+    if options.config is not None:
+        loaded = load_config(options.config, options.settings)
+        run = RunFolder(run_folder(loaded, options))
+    else:
+        # Where the run is comes first: its own settings are what the other overrides lie over.
+        naming = [text for text in options.settings if text.partition("=")[0].strip() in NAMING_KEYS]
+        run = RunFolder(run_folder(load_config(None, naming), options))
+        loaded = load_for(run, options)
+    check_methods(loaded.config, loaded.config_dir)
+    unused = _unused_output_dir(loaded, options, run)
+    return run, replace(loaded, notices=(*loaded.notices, *unused))
+
+
+def load_for(run: RunFolder, options: Options) -> Loaded:
+    """Load the configuration for a run folder: its own run.yaml, where it has one, under the overrides.
+
+    A configuration file that is given takes the place of run.yaml.
+
+    Raises:
+        ConfigError: the configuration cannot be used. CorruptError: rounds of a run without its run.yaml.
+    """
+    if options.config is not None:
+        return load_config(options.config, options.settings)
+    base = run.read()[0] if run.exists() else None
+    loaded = load_config(None, options.settings, base=base)
+    if base is None and run.round(0).folder.exists() and loaded.sources.get("dataset") != COMMAND_LINE:
+        raise CorruptError(
+            f"{run.settings} is not there, and {run.folder} holds rounds of a run.",
+            "It records what they were made with: data, model and every setting.",
+            "Put it back, give the run's configuration (--config), or name another run (--run NAME).",
+        )
+    return loaded
+
+
+def _unused_output_dir(loaded: Loaded, options: Options, run: RunFolder) -> list[str]:
+    given = loaded.config.output_dir
+    if options.run is None or given is None or Path(given) == run.folder:
+        return []
+    return [f"the run folder is {run.folder}, as --run {options.run} says; output_dir ({given}) is not used"]
+
+
+def run_folder(loaded: Loaded, options: Options) -> Path:
+    """Return the run folder: output_dir, or runs_dir and the run's name.
+
+    The run.yaml of a run stands for that run, unless another place is given on the command line.
+    Without ``--run`` the name is <what>-<method>: what is the configuration file's name, ``quickstart``
+    without one, or the first data set's name when ``dataset=`` was given on the command line.
+    """
+    config = loaded.config
+    if options.run is not None:
+        if not options.run or Path(options.run).name != options.run or options.run.startswith("."):
+            raise UserError(
+                f"--run is '{options.run}'.",
+                "A run's name is the name of a folder below runs_dir, without slashes or a leading dot.",
+                "Use a plain name such as --run trial-1, and runs_dir=FOLDER for the place.",
+            )
+        return Path(config.runs_dir) / options.run
+    if loaded.run_folder is not None and loaded.sources["output_dir"] != COMMAND_LINE:
+        named = Path(config.runs_dir) / loaded.run_folder.name
+        moved = loaded.sources["runs_dir"] == COMMAND_LINE
+        return named if moved or named.resolve() == loaded.run_folder else loaded.run_folder
+    if config.output_dir is not None:
+        return Path(config.output_dir)
+    if loaded.sources.get("dataset") == COMMAND_LINE and config.dataset != DEMO:
+        what = Path(config.dataset.split(",")[0].strip()).stem
+    else:
+        what = options.config.stem if options.config is not None else "quickstart"
+    return Path(config.runs_dir) / f"{what}-{config.component_name}"

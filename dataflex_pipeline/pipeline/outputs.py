@@ -1,0 +1,204 @@
+"""The outputs of a run, in order: one list, which commands make, check and report by walking it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from dataflex_pipeline.api import Split
+from dataflex_pipeline.errors import CorruptError, StaleError
+from dataflex_pipeline.pipeline.damage import check_outputs, last_finished
+from dataflex_pipeline.pipeline.open_run import OpenRun
+from dataflex_pipeline.pipeline.output import Outcome, Output, State
+from dataflex_pipeline.pipeline.preflight import check_method, check_model, check_target
+from dataflex_pipeline.pipeline.prepare import Rows, Source, look, read_sources, splits_of
+from dataflex_pipeline.pipeline.published import BestCheckpoint, PublishedAdapter
+from dataflex_pipeline.pipeline.score import Scores
+from dataflex_pipeline.pipeline.select import Index, WarmupIndex
+from dataflex_pipeline.pipeline.settings import check_settings
+from dataflex_pipeline.pipeline.train import Checkpoint
+from dataflex_pipeline.store.stale import found_ingredients, is_complete
+
+
+def planned_outputs(
+    run: OpenRun, last: int, sources: Mapping[Split, Source] | None = None
+) -> Iterator[Output]:
+    """Yield what the configured method makes up to round ``last``, in order.
+
+    An output is looked at when the walk comes to it: what comes after an early stop is not there.
+
+    Args:
+        run: that they belong to.
+        last: the last round.
+        sources: of the splits, where they were looked at already.
+    """
+    method = run.given.component_name
+    for split in splits_of(run):
+        yield Rows(run, split, (sources or {}).get(split))
+    yield WarmupIndex(run)
+    checkpoint = Checkpoint(run, 0)
+    yield checkpoint
+    for number in range(1, last + 1):
+        if checkpoint.ended_early:
+            return
+        scores = Scores(run, number, method)
+        yield scores
+        yield Index(scores)
+        checkpoint = Checkpoint(run, number)
+        yield checkpoint
+
+
+def all_outputs(run: OpenRun) -> Iterator[Output]:
+    """Yield every output of a run up to its horizon, in order: those of all methods that scored a round.
+
+    The index of a round is that of the method that made it, whatever the configuration names now.
+    """
+    for split in splits_of(run):
+        yield Rows(run, split)
+    yield WarmupIndex(run)
+    checkpoint = Checkpoint(run, 0)
+    yield checkpoint
+    for number in range(1, run.given.update_times + 1):
+        if checkpoint.ended_early:
+            break
+        scored = {
+            path.stem: Scores(run, number, path.stem)
+            for path in sorted(run.store.round(number).scores("any").parent.glob("*.parquet"))
+        }
+        selecting = _selecting_method(run, number)
+        if not scored:
+            scored = {selecting: Scores(run, number, selecting)}
+            scored[selecting].label = f"round {number} scores"
+        yield from scored.values()
+        yield Index(scored.get(selecting) or Scores(run, number, selecting))
+        checkpoint = Checkpoint(run, number)
+        yield checkpoint
+    if last_finished(run) is not None:
+        if run.given.load_best_model_at_end:
+            yield BestCheckpoint(run)
+        if run.given.output_dir is not None and run.given.finetuning_type == "lora":
+            yield PublishedAdapter(run)
+
+
+def _selecting_method(run: OpenRun, number: int) -> str:
+    try:
+        found = found_ingredients(run.store.round(number).index) or {}
+    except CorruptError:  # which the state of the index says
+        found = {}
+    return str(found.get("method", run.given.component_name))
+
+
+def check_before_start(run: OpenRun, last: int) -> dict[Split, Source]:
+    """Find every mistake that can be found before anything is written.
+
+    The method and its parameters, the data, what is on disk from other settings, and the model.
+
+    Returns:
+        The sources of the splits, looked at.
+    """
+    check_target(run)
+    splits = splits_of(run)
+    for split in splits:
+        if not run.is_demo(split):  # mistakes in one's own data show before the demo model is made
+            read_sources(run, split)
+    sources = {split: look(run, split) for split in splits}
+    check_planned(run, last, sources)
+    check_method(run, sources, last)
+    check_model(run)
+    return sources
+
+
+def check_planned(run: OpenRun, last: int, sources: Mapping[Split, Source]) -> None:
+    """Hold every finished output up to round ``last`` against what the present settings would make.
+
+    A command that would stop in the middle thus stops before it has written anything. With ``--overwrite``
+    there is nothing to refuse.
+
+    Raises:
+        StaleError: an output was made with other settings. CorruptError: it cannot be read.
+    """
+    if run.overwrite or not run.store.exists():
+        return
+    check_settings(run)
+    damage_checked = False
+    for output in planned_outputs(run, last, sources):
+        if not damage_checked and not isinstance(output, Rows):
+            check_outputs(run, last)
+            damage_checked = True
+        if isinstance(output, Scores):
+            Index(output).check_method()
+        if isinstance(output, Checkpoint) and not is_complete(output.path):
+            return
+        if not output.is_current():
+            return
+        if isinstance(output, Rows):
+            output.describe()  # opens the table
+
+
+def make_up_to(run: OpenRun, last: int, sources: Mapping[Split, Source]) -> list[Outcome]:
+    """Make whatever is missing up to round ``last``; it stops where early stopping ended the run.
+
+    Args:
+        run: owned for writing.
+        last: the last round; 0 is the warm-up.
+        sources: from `check_before_start`.
+    """
+    rows = [Rows(run, split, source) for split, source in sources.items()]
+    # The target first: it is the smaller one, so mistakes in it show sooner.
+    prepared = {output.split: output.make() for output in reversed(rows)}
+    run.save_settings()
+    outcomes = [prepared[split] for split in sources]
+    published: list[Outcome] = []
+    done: Output | None = None
+    for output in planned_outputs(run, last, sources):
+        if isinstance(output, Rows):
+            continue
+        if isinstance(output, Scores):
+            run.progress.say(f"Round {output.number}: {output.method}")
+        outcomes.append(output.make())
+        done = output
+        if isinstance(output, Checkpoint):
+            published += PublishedAdapter.of(run)
+    if isinstance(done, Checkpoint) and done.number < last:
+        run.progress.say(
+            f"The run ended in round {done.number} by early stopping; there is nothing to do after it."
+        )
+    # One line for the copies: it was copied if it was copied after any round.
+    copied = any(each.done for each in published)
+    return outcomes + [replace(each, done=copied) for each in published[-1:]]
+
+
+def states(run: OpenRun) -> list[tuple[Output, State]]:
+    """Return every output of a run with its state; nothing is written."""
+    return [(output, output.state()) for output in all_outputs(run)]
+
+
+def changed_settings(run: OpenRun) -> str | None:
+    """Return which settings given now are not the run's, in words; None if there are none."""
+    try:
+        check_settings(run)
+    except StaleError as error:
+        return error.what
+    return None
+
+
+def next_round(run: OpenRun, found: list[tuple[Output, State]]) -> tuple[int, bool] | None:
+    """Return the round whose command goes on with a run, and whether it has to overwrite; None at its end."""
+    last = last_finished(run)
+    if last is not None and any(state.name == "damaged" for _, state in found):
+        return last, True
+    for number in range(run.given.update_times + 1):
+        where = run.store.round(number)
+        scored = any(where.scores("any").parent.glob("*.parquet")) or not number
+        if not (is_complete(where.checkpoint) and where.index.is_file() and scored):
+            return number, False
+        if Checkpoint(run, number).ended_early:
+            break
+    if last is not None and any(state.name in ("missing", "unfinished") for _, state in found):
+        return last, False
+    return None
+
+
+def early_end(run: OpenRun, last: int) -> int | None:
+    """Return the round up to ``last`` in which early stopping ended the run; None if it did not."""
+    return next((n for n in range(last + 1) if Checkpoint(run, n).ended_early), None)

@@ -1,0 +1,298 @@
+"""The run as an object: the front door of the library.
+
+    from dataflex_pipeline import Run
+
+    run = Run("runs/mine", dataset="pool.jsonl", eval_dataset="target.jsonl", model_name_or_path="./model")
+    run.warmup()
+    scores = run.score(1, "less")
+    chosen = run.select(1, "less", fraction=0.1)
+    run.train(1)
+
+Each call does what the command of that name does, finds the same mistakes, and leaves the same files: what is
+there already and was made from the same settings is kept. Nothing is printed; errors are exceptions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from dataflex_pipeline import launch
+from dataflex_pipeline.api import Progress, Silent
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.config.values import is_mapping
+from dataflex_pipeline.errors import RunError, UserError
+from dataflex_pipeline.evaluation.figures import Figure
+from dataflex_pipeline.methods import check_methods
+from dataflex_pipeline.pipeline.damage import check_outputs, set_aside_damaged_tables
+from dataflex_pipeline.pipeline.evaluate import Wanted, evaluate
+from dataflex_pipeline.pipeline.export import Asked, export, export_rows
+from dataflex_pipeline.pipeline.locate import Options, load_for, locate
+from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
+from dataflex_pipeline.pipeline.output import Outcome, Output
+from dataflex_pipeline.pipeline.outputs import all_outputs, check_before_start, early_end, make_up_to
+from dataflex_pipeline.pipeline.published import PublishedAdapter
+from dataflex_pipeline.pipeline.score import Scores, check_scored_round
+from dataflex_pipeline.pipeline.select import Index
+from dataflex_pipeline.pipeline.settings import check_settings
+from dataflex_pipeline.pipeline.table import Table
+from dataflex_pipeline.pipeline.train import Checkpoint
+from dataflex_pipeline.pipeline.versions import say_versions
+
+
+class Run(OpenRun):
+    """A run: one folder, one configuration, rounds of scoring, selecting and training.
+
+    Args:
+        folder: the run's folder; without one it is named after data and method, below ``runs_dir``.
+        config: a YAML file, as ``--config`` takes it.
+        progress: told how far long work is, and every notice; by default nobody is.
+        overwrite: make anew what other settings made; the old is kept beside it.
+        settings: keys of the configuration; those of a method as ``loss={"focus": "low"}``.
+
+    Attributes:
+        outcomes: what the last call was asked for, done or up to date.
+        notices: what the configuration has to say.
+
+    Raises:
+        ConfigError: a setting is unknown or cannot be used.
+        RunError: several processes were started; commands run in several, this object in one.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        *,
+        config: str | Path | None = None,
+        progress: Progress | None = None,
+        overwrite: bool = False,
+        **settings: Any,
+    ) -> None:
+        if launch.world_size() > 1 and launch.current() is None:
+            raise RunError(
+                f"A Run was made in one of {launch.world_size()} processes of a launch.",
+                "Each of them would do all the work, in the same folder.",
+                "Start plain python; for several processes use the commands: torchrun ... -m -- "
+                "dataflex_pipeline round 2.",
+            )
+        place = None if folder is None else Path(folder)
+        named = dict(_as_overrides(settings))
+        if place is not None:
+            named["runs_dir"] = f"runs_dir={place.parent}"
+        options = Options(
+            None if config is None else Path(config),
+            tuple(named.values()),
+            None if place is None else place.name,
+            overwrite=overwrite,
+        )
+        self._open(options, progress or Silent())
+
+    @classmethod
+    def of(cls, options: Options, progress: Progress, *, reads_only: bool = False) -> Self:
+        """Return the run that a command's options name."""
+        run = cls.__new__(cls)
+        run._open(options, progress, reads_only=reads_only)
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path, *, progress: Progress | None = None) -> Self:
+        """Return a run that exists, to read it or to go on with it.
+
+        Raises:
+            RunError: there is none.
+        """
+        run = cls(folder, progress=progress)
+        require_run(run)
+        return run
+
+    def _open(self, options: Options, progress: Progress, *, reads_only: bool = False) -> None:
+        store, loaded = locate(options)
+        super().__init__(loaded, store, options.overwrite, progress, reads_only=reads_only)
+        self._options, self._called = options, False
+        self.outcomes: list[Outcome] = []
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the configuration has to say: keys that stand for others, files that were taken instead."""
+        return self.loaded.notices
+
+    def warmup(self, **settings: Any) -> Checkpoint:
+        """Prepare the data, draw uniformly and train round 0.
+
+        Raises:
+            UserError: data, model or settings cannot be used; nothing is written then.
+        """
+        return self.round(0, **settings)
+
+    def round(self, last: int | None = None, **settings: Any) -> Checkpoint:
+        """Do whatever is missing up to a round: prepare, warm up, then score, select and train each round.
+
+        Args:
+            last: the round; by default the last of the horizon.
+            settings: keys of the configuration, from now on.
+
+        Returns:
+            The checkpoint of the last round that was trained: an earlier one after an early stop.
+
+        Raises:
+            UserError: data, model or settings cannot be used, or an output was made from other settings.
+        """
+        self._begin(settings)
+        last = self.given.update_times if last is None else last
+        self.check_round(last)
+        say_versions(self)
+        sources = check_before_start(self, last)
+        with self.writing():
+            if self.overwrite:
+                for number in range(last + 1):
+                    set_aside_damaged_tables(self, number)
+            self.outcomes = make_up_to(self, last, sources)
+        ended = early_end(self, last)
+        return Checkpoint(self, last if ended is None else ended)
+
+    def score(self, number: int, method: str | None = None, **settings: Any) -> Table:
+        """Score every row of the pool with the model of the round before.
+
+        Args:
+            number: the round, from 1.
+            method: the method's name; by default the configured one.
+            settings: keys of the configuration, from now on.
+
+        Returns:
+            The score table; its ``summary`` says how many rows have a score, and the spread.
+
+        Raises:
+            RunError: the round before is not trained.
+        """
+        self._begin(settings)
+        scores = Scores(self, number, method or self.given.component_name)
+        self._make(number, scores)
+        return Table(scores.path, scores.describe(), by="score")
+
+    def select(self, number: int, method: str | None = None, **settings: Any) -> Table:
+        """Draw the weighted index of a round from its scores.
+
+        Args:
+            number: the round, from 1.
+            method: whose scores; by default the configured method.
+            settings: keys of the configuration, from now on, such as ``fraction`` or ``strategy``.
+
+        Returns:
+            The index: one line per training position, in the order of training.
+
+        Raises:
+            RunError: the round is not scored by that method.
+        """
+        self._begin(settings)
+        index = Index(Scores(self, number, method or self.given.component_name))
+        self._make(number, index)
+        return Table(index.path, index.describe(), by="score")
+
+    def train(self, number: int, **settings: Any) -> Checkpoint:
+        """Train a round on its index, going on from the round before.
+
+        Raises:
+            RunError: the round has no index, or the round before is not trained.
+        """
+        self._begin(settings)
+        checkpoint = Checkpoint(self, number)
+        self._make(number, checkpoint)
+        return checkpoint
+
+    def evaluate(
+        self, number: int | None = None, metrics: Sequence[str] = (), **options: Any
+    ) -> list[Figure]:
+        """Evaluate the model of a round.
+
+        Args:
+            number: the round; by default the last finished one.
+            metrics: of generated answers, beside the loss: exact_match, f1, rouge_l, ...
+            options: further fields of `pipeline.evaluate.Wanted`: judge, max_new_tokens, tasks, limit, ...
+
+        Returns:
+            All figures of that round, earlier ones included.
+        """
+        self._begin({})
+        _, _, figures = evaluate(self, number, Wanted(tuple(metrics), **options))
+        return figures
+
+    def export(self, to: str | Path | None = None, **options: Any) -> Path:
+        """Write the selected rows, or what is left of a run to use elsewhere.
+
+        Args:
+            to: a file ending in .jsonl: the rows of one round's index, each once, in the format of their
+                source. Else the folder for model, adapter and rows; by default export/ in the run.
+            options: ``round`` (whose rows or checkpoint), and for a folder ``what`` (all, model, adapter or
+                data), ``rows_of``, ``hub`` and ``public``, as the command has them.
+
+        Returns:
+            The file or folder.
+
+        Raises:
+            UserError: there is nothing to export, or something else is there already.
+        """
+        self._begin({})
+        if to is not None and Path(to).suffix == ".jsonl":
+            return export_rows(self, Path(to), **options)
+        if to is not None:
+            self._begin({"export_dir": str(to)})
+        done = export(self, Asked(**options))
+        self.outcomes = list(done.outcomes)
+        return done.bundle.folder
+
+    def outputs(self) -> list[Output]:
+        """Return every output of the run in order; ``state()`` says whether it is done, stale or missing."""
+        self._begin({})
+        return list(all_outputs(self))
+
+    def _make(self, number: int, output: Output) -> None:
+        """Make one output of a run that was begun, and keep the settings that were given for it."""
+        require_run(self)
+        if isinstance(output, Checkpoint):
+            self.check_round(number)
+        else:
+            check_scored_round(self, number)
+        check_settings(self)
+        say_versions(self)
+        check_outputs(self, number - 1 if self.overwrite else number)
+        with self.writing():
+            if self.overwrite:
+                set_aside_damaged_tables(self, number)
+            self.outcomes = [output.make()]
+            if isinstance(output, Checkpoint):
+                self.outcomes += PublishedAdapter.of(self)
+            # The settings given now hold for what follows, as those given to the first call do.
+            self.save_settings()
+
+    def _begin(self, settings: Mapping[str, Any]) -> None:
+        """Lay settings over those there are, and forget what an earlier call read: files may have changed."""
+        named = dict(_as_overrides(settings))
+        if {"runs_dir", "output_dir"} & set(named):
+            raise UserError(
+                "runs_dir or output_dir was given to a run that is open.",
+                "They say where a run is.",
+                "Open another one: Run(FOLDER, ...).",
+            )
+        if named:
+            before = {text.partition("=")[0].strip(): text for text in self._options.overrides}
+            self._options = replace(self._options, overrides=tuple((before | named).values()))
+            self.loaded = load_for(self.store, self._options)
+            check_methods(self.loaded.config, self.loaded.config_dir)
+        if named or self._called:
+            for name in ("demo", "config", "memo", "record"):
+                self.__dict__.pop(name, None)
+        self._called = True
+
+
+def _as_overrides(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each setting as its key and the ``key=value`` of a command line; mappings entry by entry."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and (key not in Config.model_fields or is_mapping(key)):
+            yield from _as_overrides({f"{key}.{inner}": each for inner, each in value.items()})
+        elif isinstance(value, str | Path):
+            yield key, f"{key}={value}"
+        else:
+            yield key, f"{key}={json.dumps(value)}"

@@ -1,0 +1,368 @@
+"""Scoring a round: the plan of a method's score table, the table, and its freshness."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataflex_pipeline import api
+from dataflex_pipeline.config.components import ComponentEntry
+from dataflex_pipeline.errors import DataError, RunError
+from dataflex_pipeline.features.build import FeaturePlan, build_feature, plan_feature
+from dataflex_pipeline.pipeline.checkpoints import checkpoint_of, checkpoints_before
+from dataflex_pipeline.pipeline.open_run import OpenRun
+from dataflex_pipeline.pipeline.output import Output, note
+from dataflex_pipeline.pipeline.prepare import open_split
+from dataflex_pipeline.sampling.imported import Imported
+from dataflex_pipeline.schemas import SCORES
+from dataflex_pipeline.seeds import derive_seed
+from dataflex_pipeline.store.fingerprint import changes, digest, file_digest
+from dataflex_pipeline.store.parquet import ROW_GROUP
+from dataflex_pipeline.store.parts import PartedTable
+from dataflex_pipeline.store.ranks import column_values, quantiles
+from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current
+from dataflex_pipeline.store.tables import TableFile, table_writer, zip_blocks
+from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
+
+ROWS_SHOWN = 3
+BLOCK_BYTES = 1 << 25
+"""Bytes of one feature per block, at most about."""
+FEWEST_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Everything that a method needs to score one round, worked out and not yet computed.
+
+    Attributes:
+        name: the method's configuration name. method: itself. entry: its configuration.
+        selection: what it knows. lines: what it said. pool: the prepared pool.
+        needs: plans of the feature tables, by the method's own names.
+        before: the method's own scores of the round before, where it adds to them.
+        other_before: why scores of the round before that are there are not added to; empty otherwise.
+        wanted: ingredients of the score table.
+    """
+
+    name: str
+    method: api.Method
+    entry: ComponentEntry
+    selection: api.Selection
+    lines: list[str]
+    pool: PartedTable
+    needs: Mapping[str, FeaturePlan]
+    before: TableFile | None
+    other_before: str
+    wanted: dict[str, Any]
+
+
+def plan_scoring(run: OpenRun, number: int, name: str) -> Scoring:
+    """Work out what scoring a round takes; checks the method, its parameters and the checkpoints."""
+    method, entry = run.method(name)
+    check_scored_round(run, number)
+    lines: list[str] = []
+
+    def say(text: str) -> None:
+        lines.append(text)
+        run.progress.say(f"  {name}: {text}")
+
+    own = run.given.seed if entry.seed is None else entry.seed
+    seed, shared = derive_seed(own, "method", name, number), derive_seed(own, "features", number)
+    params = method.params.model_dump(mode="json")
+    before, other = _scores_before(run, number, name, params) if method.accumulates else (None, "")
+    rate = _mean_learning_rate(run, number - 1)
+    several = checkpoints_before(run, number, name) if method.every_checkpoint else ()
+    selection = api.Selection(
+        number, run.given.update_times, seed, say, rate, before is not None, several, shared_seed=shared
+    )
+    pool = open_split(run, "pool")
+    if isinstance(method, Imported):
+        method.check(pool.n_rows)
+    part = rows_per_part(run, entry)
+    needs = {
+        key: plan_feature(need, run.config, partial(feature_input, run), part)
+        for key, need in method.needs(selection).items()
+    }
+    wanted = {
+        "table": "scores",
+        "method": name,
+        "implementation": _implementation(entry),
+        "version": method.version,
+        "params": params,
+        "round": number,
+        "update_times": selection.update_times,
+        "seed": seed,
+        "pool": pool.fingerprint,
+        "features": {key: digest(plan.ingredients) for key, plan in needs.items()},
+    }
+    if method.accumulates:
+        wanted |= {"before": before.fingerprint if before is not None else None, "learning_rate": rate}
+    if several:
+        wanted["checkpoints"] = [{"step": one.step, "learning_rate": one.learning_rate} for one in several]
+    return Scoring(name, method, entry, selection, lines, pool, needs, before, other, wanted)
+
+
+def _scores_before(
+    run: OpenRun, number: int, name: str, params: Mapping[str, Any]
+) -> tuple[TableFile | None, str]:
+    """Return the scores to add to; or None and, where those there are of other parameters, which."""
+    path = run.store.round(number - 1).scores(name)
+    if not path.is_file():
+        return None, ""
+    found = changes((found_ingredients(path) or {}).get("params", {}), params)
+    if not found:
+        return TableFile(path), ""
+    listed = ", ".join(found)
+    return (
+        None,
+        f"the scores of round {number - 1} were made with other parameters and do not count: {listed}",
+    )
+
+
+def _mean_learning_rate(run: OpenRun, number: int) -> float:
+    marker = read_marker(run.store.round(number).checkpoint)
+    return float((marker.result or {}).get("mean_learning_rate", 0.0)) if marker is not None else 0.0
+
+
+def check_scored_round(run: OpenRun, number: int) -> None:
+    """Refuse a round that cannot be scored: the warm-up, outside the horizon, predecessor missing."""
+    run.check_round(number)
+    if number == 0:
+        raise RunError(
+            "Round 0 was asked for.",
+            "The warm-up draws uniformly: there is nothing to score or select.",
+            "Run `dataflex warmup` for round 0, or ask for round 1.",
+        )
+    before = run.store.round(number - 1)
+    if not is_complete(before.checkpoint):
+        command = "dataflex warmup" if number == 1 else f"dataflex round {number - 1}"
+        raise RunError(
+            f"Round {number} was asked for, and round {number - 1} has no finished checkpoint "
+            f"({before.checkpoint}).",
+            "A round is scored with the model of the round before it.",
+            f"Run `{command}` first.",
+        )
+
+
+def feature_input(run: OpenRun, need: api.Need) -> api.FeatureInput:
+    """Return the rows and the checkpoint that a need speaks of."""
+    table = open_split(run, need.split)
+    checkpoint, fingerprint = checkpoint_of(run, need)
+    return api.FeatureInput(table, table.fingerprint, checkpoint, fingerprint)
+
+
+def rows_per_part(run: OpenRun, entry: ComponentEntry) -> int:
+    """Return the unit of resume: the method's ``save_interval`` or the configuration's ``rows_per_part``."""
+    return entry.save_interval or run.given.rows_per_part
+
+
+def _implementation(entry: ComponentEntry) -> str:
+    if entry.file is not None:
+        return f"file {file_digest(Path(entry.file))}"
+    return f"module {entry.module}" if entry.module is not None else f"shipped {entry.kind}"
+
+
+class Scores(Output):
+    """A method's score table of a round.
+
+    Args:
+        run: that it belongs to.
+        number: the round.
+        method: the method's configuration name.
+    """
+
+    def __init__(self, run: OpenRun, number: int, method: str) -> None:
+        super().__init__(
+            run,
+            f"round {number} scores/{method}",
+            f"score {method}, round {number}",
+            f"The {method} scores of round {number}",
+            run.store.round(number).scores(method),
+        )
+        self.number, self.method = number, method
+
+    @cached_property
+    def plan(self) -> Scoring:
+        """Everything that scoring takes; checks the method, its parameters and the checkpoints."""
+        return plan_scoring(self.run, self.number, self.method)
+
+    def inputs(self) -> dict[str, Any]:
+        """Return the method with its parameters, and the fingerprints of pool and features."""
+        return self.plan.wanted
+
+    def check(self) -> None:
+        """Check the table against the digest that was remembered when it was written."""
+        self.run.memo.check_output(self.path)
+
+    def is_current(self, *, overwrite: bool = False) -> bool:
+        """Decide whether the table can be kept; what changed in its features is named too."""
+        look_up = partial(_feature_ingredients, self.run, self.plan)
+        return is_current(self.path, self.inputs(), self.name, overwrite=overwrite, look_up=look_up)
+
+    def write(self) -> None:
+        """Compute the missing features and score every row of the pool."""
+        began = time.monotonic()
+        self.run.memo.forget_output(self.path)
+        _write_scores(self.run, self.plan)
+        self.run.memo.written(self.path)
+        note(self.run, "score", self.number, began, on_device=bool(self.plan.needs), method=self.method)
+
+    def describe(self) -> str:
+        """Return the number of scored rows and the spread of the score."""
+        table = TableFile(self.path)
+        low, middle, high = quantiles(column_values(table, "score"), [0.0, 0.5, 1.0])
+        n_valid = sum(pc.sum(block.column("valid")).as_py() or 0 for block in table.blocks(["valid"]))
+        return (
+            f"{n_valid:,} of {table.n_rows:,} rows scored: min {low:.4g}, median {middle:.4g}, max {high:.4g}"
+        )
+
+
+def _feature_ingredients(run: OpenRun, scoring: Scoring, fingerprint: str) -> Mapping[str, Any] | None:
+    """Return what a feature table of this scoring, or one on disk, is made from."""
+    plans = list(scoring.needs.values())
+    while plans:
+        plan = plans.pop()
+        if digest(plan.ingredients) == fingerprint:
+            return plan.ingredients
+        plans += plan.upstream.values()
+    for folder in run.store.features.glob(f"*-{fingerprint[:16]}*"):
+        found = found_ingredients(folder)
+        if found is not None and digest(found) == fingerprint:
+            return found
+    return None
+
+
+def feature_table(run: OpenRun, plan: FeaturePlan) -> PartedTable:
+    """Return a feature table of the run; missing parts are computed."""
+    return build_feature(
+        run.store.features, plan, run.progress, overwrite=run.overwrite, verify=verify_checkpoint
+    ).table
+
+
+def feature_tables(run: OpenRun, scoring: Scoring) -> dict[str, PartedTable]:
+    """Return the feature tables that the method needs, by its own names; missing parts are computed."""
+    return {key: feature_table(run, plan) for key, plan in scoring.needs.items()}
+
+
+def _write_scores(run: OpenRun, scoring: Scoring) -> None:
+    tables = feature_tables(run, scoring)
+    if scoring.other_before:
+        scoring.selection.say(scoring.other_before)
+    state = scoring.method.begin(tables, scoring.selection)
+    schema = pa.schema([*SCORES, *scoring.method.own_columns(state)])
+    notes = {"method": scoring.name, "round": str(scoring.selection.round)}
+    output = run.store.round(scoring.selection.round).scores(scoring.name)
+    n_valid, unscored = 0, _Unscored()
+    with table_writer(output, schema, scoring.wanted, notes) as write:
+        for block in pool_blocks(scoring, tables):
+            table = score_block(scoring.method, block, state, schema)
+            n_valid += pc.sum(table.column("valid")).as_py() or 0
+            unscored.see(block, table)
+            write(table)
+        if n_valid == 0:
+            raise DataError(
+                f"The method {scoring.name} gave no row a score.",
+                "Every row is invalid, so nothing can be selected.",
+                "The feature tables in the run's features/ folder give every row's reason.",
+            )
+        unscored.say(scoring.selection.say)
+        notes["notices"] = "\n".join(scoring.lines)
+
+
+def pool_blocks(
+    scoring: Scoring, tables: Mapping[str, PartedTable], max_rows: int | None = None
+) -> Iterator[api.Block]:
+    """Yield what a method sees of the pool, in row order.
+
+    Args:
+        scoring: the round's. tables: every table that the method needs, finished.
+        max_rows: rows per block; by default `block_rows`.
+    """
+    over_pool = _over_pool(scoring, tables)
+    columns = ["row", "row_id", "valid", "reason", *scoring.method.pool_columns]
+    sources: list[tuple[api.BlockTable, list[str]]] = [(scoring.pool, columns)]
+    sources += [(table, table.schema.names) for table in over_pool.values()]
+    if scoring.before is not None:
+        sources.append((scoring.before, scoring.before.schema.names))
+    for pool, *others in zip_blocks(*sources, max_rows=max_rows or block_rows(scoring, tables)):
+        features = dict(zip(over_pool, others[: len(over_pool)], strict=True))
+        yield api.Block(pool, features, others[-1] if scoring.before is not None else None)
+
+
+def block_rows(scoring: Scoring, tables: Mapping[str, PartedTable]) -> int:
+    """Return the rows of a block, so that wide features (gradients) never fill the memory."""
+    widest = max((_row_bytes(table.schema) for table in _over_pool(scoring, tables).values()), default=1)
+    return max(FEWEST_ROWS, min(ROW_GROUP, BLOCK_BYTES // widest))
+
+
+def _over_pool(scoring: Scoring, tables: Mapping[str, PartedTable]) -> dict[str, PartedTable]:
+    return {key: tables[key] for key, plan in scoring.needs.items() if plan.need.split == "pool"}
+
+
+def _row_bytes(schema: pa.Schema) -> int:
+    sizes: list[int] = [
+        column.type.list_size * column.type.value_type.bit_width // 8
+        for column in schema
+        if pa.types.is_fixed_size_list(column.type)
+    ]
+    return sum(sizes) + 64
+
+
+class _Unscored:
+    """Names rows that are valid in the pool and get no score; the table has each one's reason."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._shown: list[str] = []
+
+    def see(self, block: api.Block, table: pa.Table) -> None:
+        lost = pc.and_not(block.pool.column("valid"), table.column("valid").combine_chunks())
+        self._count += pc.sum(lost).as_py() or 0
+        if self._count and len(self._shown) < ROWS_SHOWN:
+            few = table.select(["row", "reason"]).filter(lost).slice(0, ROWS_SHOWN - len(self._shown))
+            self._shown += [f"row {line['row']} ({line['reason']})" for line in few.to_pylist()]
+
+    def say(self, say: Callable[[str], None]) -> None:
+        if self._count:
+            more = ", ..." if self._count > len(self._shown) else ""
+            say(f"{self._count} rows of the pool could not be scored: {', '.join(self._shown)}{more}")
+
+
+def score_block(method: api.Method, block: api.Block, state: Any, schema: pa.Schema) -> pa.Table:
+    """Score one block: the method's columns, with nulls and the reason where a row cannot be scored."""
+    columns = dict(method.score(block, state))
+    score_values = np.asarray(columns.pop("score"), dtype=np.float64)
+    valid, reason = _validity(block, score_values)
+    arrays: dict[str, Any] = {
+        "row": block.pool.column("row"),
+        "row_id": block.pool.column("row_id"),
+        "score": pa.array(score_values, mask=~valid),
+        "valid": pa.array(valid),
+        "reason": pa.array(reason, pa.string()),
+    }
+    for column in schema:
+        if column.name in arrays:
+            continue
+        arrays[column.name] = pa.array(columns[column.name], mask=~valid).cast(column.type, safe=False)
+    return pa.table([arrays[name] for name in schema.names], schema=schema)
+
+
+def _validity(block: api.Block, scores: np.ndarray) -> tuple[np.ndarray, list[str | None]]:
+    """Return which rows have a score, and the first reason of those that have none."""
+    valid = np.isfinite(scores)
+    for batch in [block.pool, *block.features.values()]:
+        valid &= batch.column("valid").to_numpy(zero_copy_only=False)
+    reason: list[str | None] = [None] * len(scores)
+    for position in np.flatnonzero(~valid):
+        reasons = [
+            batch.column("reason")[int(position)].as_py() for batch in [block.pool, *block.features.values()]
+        ]
+        reason[position] = next((text for text in reasons if text), "the score is not finite")
+    return valid, reason

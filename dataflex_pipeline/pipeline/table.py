@@ -1,0 +1,42 @@
+"""A finished table of a run, for a script or a notebook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as a file, read when it is asked for.
+
+    Attributes:
+        path: the Parquet file.
+        summary: one line about it.
+        by: the column that ranks its rows, higher is better.
+    """
+
+    path: Path
+    summary: str
+    by: str
+
+    def to_arrow(self) -> pa.Table:
+        """Return the whole table."""
+        return pq.read_table(self.path)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the whole table as a data frame."""
+        return self.to_arrow().to_pandas()
+
+    def top(self, n: int) -> pa.Table:
+        """Return the ``n`` lines of the highest score, best first; lines without a score are left out."""
+        table = self.to_arrow()
+        ranked = table.filter(pa.compute.is_valid(table.column(self.by)))
+        return ranked.sort_by([(self.by, "descending"), ("row", "ascending")]).slice(0, n)

@@ -1,0 +1,259 @@
+"""Training a round on its weighted index, going on from the checkpoint of the round before."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from dataflex_pipeline import launch
+from dataflex_pipeline.api import Silent
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.config.load import dump_config
+from dataflex_pipeline.errors import CorruptError, RunError
+from dataflex_pipeline.models.base import adapter_folder
+from dataflex_pipeline.models.source import attention_kernel, model_digest
+from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
+from dataflex_pipeline.pipeline.damage import check_checkpoint, remember_checkpoint
+from dataflex_pipeline.pipeline.open_run import OpenRun
+from dataflex_pipeline.pipeline.output import Outcome, Output, note
+from dataflex_pipeline.pipeline.prepare import has_target, open_split
+from dataflex_pipeline.pipeline.select import read_index
+from dataflex_pipeline.store.atomic import set_aside
+from dataflex_pipeline.store.fingerprint import digest, files_digest
+from dataflex_pipeline.store.parquet import read_whole
+from dataflex_pipeline.store.parts import MANIFEST, PartedTable
+from dataflex_pipeline.store.stale import found_ingredients, is_complete
+from dataflex_pipeline.store.tables import TableFile
+from dataflex_pipeline.training import RoundPlan, RoundResult, read_marker, train_round
+from dataflex_pipeline.training.marker import verify_checkpoint
+
+TRAINING_KEYS = (
+    "finetuning_type",
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target",
+    "bf16",
+    "warmup_step",
+    "update_step",
+    "update_times",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_ratio",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "seed",
+    "eval_strategy",
+    "eval_steps",
+    "metric_for_best_model",
+    "greater_is_better",
+    "load_best_model_at_end",
+    "early_stopping_steps",
+    "early_stopping_min_delta",
+)
+"""Settings that change what a round trains; the rest only changes how fast it goes or what is shown."""
+PLACES = ("previous", "work", "checkpoint")
+"""What of a plan are paths."""
+
+
+def step_range(run: OpenRun, number: int) -> tuple[int, int]:
+    """Return the optimizer steps of a round over the whole run: first, and last not included."""
+    config = run.given
+    if number == 0:
+        return 0, config.warmup_step
+    first = config.warmup_step + (number - 1) * config.update_step
+    return first, first + config.update_step
+
+
+def _training_settings(config: Config) -> dict[str, Any]:
+    """Return what of the settings a checkpoint is made from.
+
+    Without ``eval_steps``, ``logging_steps`` says when evaluations happen, and with them which weights are
+    best and when early stopping fires. An attention kernel and a factor of the load-balancing loss are named
+    only where there is one.
+    """
+    settings: dict[str, Any] = {name: getattr(config, name) for name in TRAINING_KEYS}
+    if config.eval_strategy == "steps":
+        settings["eval_steps"] = config.eval_steps or config.logging_steps
+    for name in ("attn_implementation", "router_aux_loss_coef"):
+        if getattr(config, name) is not None:
+            settings[name] = getattr(config, name)
+    return settings
+
+
+def _adapter_digest(run: OpenRun) -> str | None:
+    name = run.given.adapter_name_or_path
+    if name is None:
+        return None
+    paths = sorted(adapter_folder(name).glob("adapter_*"))
+    return files_digest(paths, [path.name for path in paths])
+
+
+class Checkpoint(Output):
+    """The checkpoint at the end of a round.
+
+    Args:
+        run: that it belongs to.
+        number: the round; 0 is the warm-up.
+    """
+
+    def __init__(self, run: OpenRun, number: int) -> None:
+        self.number, self.where = number, run.store.round(number)
+        super().__init__(
+            run,
+            f"round {number} checkpoint",
+            f"train, {'warm-up' if number == 0 else f'round {number}'}",
+            f"The checkpoint of round {number}",
+            self.where.checkpoint,
+            (self.where.index,),
+        )
+
+    def inputs(self) -> dict[str, Any]:
+        """Return the index, the checkpoint before, model, rows, and the settings of the training."""
+        run, number = self.run, self.number
+        before = run.store.round(number - 1).checkpoint if number else None
+        config = run.config.model_copy(update={"attn_implementation": attention_kernel(run.config)})
+        evaluates = has_target(run) and run.given.eval_strategy != "no"
+        return {
+            "output": "checkpoint",
+            "round": number,
+            "index": TableFile(self.where.index).fingerprint,
+            "previous": None if before is None else digest(found_ingredients(before) or {}),
+            "model": model_digest(run.config, run.memo.digest),
+            "adapter": _adapter_digest(run),
+            "pool": open_split(run, "pool").fingerprint,
+            "target": open_split(run, "target").fingerprint if evaluates else None,
+            "global_batch": run.global_batch,
+            "training": _training_settings(config),
+        }
+
+    def check(self) -> None:
+        """Check the files against the digests in the marker, of those kept inside the round too."""
+        check_checkpoint(self.run, self.number)
+
+    def make(self) -> Outcome:
+        """Train the round unless its checkpoint is there.
+
+        Raises:
+            RunError: the round before is not trained, or the run was ended by early stopping.
+        """
+        run = self.run
+        run.check_round(self.number)
+        check_kept_checkpoints(run, run.given.component_name)
+        read_index(run, self.number)
+        if self.number:
+            self._check_previous()
+        if run.overwrite:
+            self._set_aside_damaged()
+        outcome = super().make()
+        if not outcome.done:
+            # left over by a kill between the last rename and the end
+            shutil.rmtree(self.where.work, ignore_errors=True)
+        return outcome
+
+    def write(self) -> None:
+        """Train the round, on all processes of the launch."""
+        run, number, began = self.run, self.number, time.monotonic()
+        first, last = step_range(run, number)
+        plan = RoundPlan(
+            round=number,
+            first_step=first,
+            last_step=last,
+            horizon=run.given.horizon,
+            global_batch=run.global_batch,
+            index=read_index(run, number),
+            previous=run.store.round(number - 1).checkpoint if number else None,
+            work=self.where.work,
+            checkpoint=self.where.checkpoint,
+            ingredients=self.inputs(),
+        )
+        target = open_split(run, "target") if has_target(run) else None
+        _train(run, plan, open_split(run, "pool"), target)
+        remember_checkpoint(run, number)
+        note(run, "train", number, began, on_device=True)
+
+    def _set_aside_damaged(self) -> None:
+        if self.path.exists():
+            try:
+                verify_checkpoint(self.path, self.run.memo.output_digest)
+            except CorruptError:
+                set_aside(self.path)
+
+    def _check_previous(self) -> None:
+        before = Checkpoint(self.run, self.number - 1)
+        if not is_complete(before.path):
+            raise RunError(
+                f"Round {self.number} cannot train: round {before.number} has no finished checkpoint "
+                f"({before.path}).",
+                "Optimizer, schedule and weights carry over from round to round.",
+                f"Run `dataflex {'warmup' if self.number == 1 else f'round {before.number}'}` first.",
+            )
+        if before.ended_early:
+            raise RunError(
+                f"Round {self.number} was asked for, and the run ended in round {before.number} by early "
+                "stopping.",
+                f"The target loss had not improved for {self.run.given.early_stopping_steps} evaluations.",
+                "Use the checkpoint in best/ (or the last one), or start a run of another name without it.",
+            )
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether early stopping ended the run in this round."""
+        marker = read_marker(self.path)
+        return marker is not None and bool((marker.result or {}).get("stopped_early"))
+
+    def describe(self) -> str:
+        """Return steps, losses and learning rate."""
+        marker = read_marker(self.path)
+        if marker is None or marker.result is None:
+            return "not finished"
+        result = RoundResult(**marker.result)
+        text = (
+            f"{result.steps} steps, train loss {result.train_loss:.4f}, "
+            f"mean lr {result.mean_learning_rate:.3g}"
+        )
+        if "eval_loss" in result.metrics:
+            text += f", target loss {result.metrics['eval_loss']:.4f}"
+        return text + (", stopped early" if result.stopped_early else "")
+
+
+def _train(run: OpenRun, plan: RoundPlan, pool: PartedTable, target: PartedTable | None) -> None:
+    """Train on all processes of the launch; this one reports."""
+    team = launch.current()
+    if team is None:
+        train_round(run.config, plan, pool, target, run.progress)
+        return
+    numbers = [each.name for each in fields(RoundPlan) if each.name not in (*PLACES, "index")]
+    places = {name: getattr(plan, name) for name in PLACES}
+    content = {
+        "config": dump_config(run.config),
+        "plan": {name: getattr(plan, name) for name in numbers},
+        "places": {name: None if path is None else str(path.absolute()) for name, path in places.items()},
+        "index": str(run.store.round(plan.round).index.absolute()),
+        "pool": str(pool.folder.absolute()),
+        "target": None if target is None else str(target.folder.absolute()),
+    }
+    with team.job("train", content, run.given.ddp_timeout):
+        train_round(run.config, plan, pool, target, run.progress)
+
+
+def train_share(content: Mapping[str, Any]) -> None:
+    """Train a round together with rank 0, which gave it out; on every other process of the launch."""
+    tables = {}
+    for split in ("pool", "target"):
+        if content[split] is not None:
+            launch.await_file(Path(content[split]) / MANIFEST)
+            tables[split] = PartedTable.reopen(Path(content[split]))
+    launch.await_file(Path(content["index"]))
+    plan = content["plan"] | {"index": read_whole(Path(content["index"]))}
+    plan |= {name: None if path is None else Path(path) for name, path in content["places"].items()}
+    train_round(
+        Config(**content["config"]), RoundPlan(**plan), tables["pool"], tables.get("target"), Silent()
+    )
