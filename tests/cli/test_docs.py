@@ -32,7 +32,6 @@ PROCESSES = 2  # in place of the numbers of GPUs and machines in the pages
 # What is not run, and why. Anything else in a bash block runs, or the test of its page fails.
 NOT_RUN = {
     "make test": "it is what is running",
-    "make test-all": "it is what is running",
     "make compare 'METHODS=random less' 'SEEDS=1 2 3'": "six runs of the whole demo",
     "dataflex evaluate my-run --task my_task --include-path tasks/": "a task: tests/cli/test_evaluate.py",
     "dataflex export --config merge.yaml": "a merge file: tests/cli/test_export.py runs those of the guides",
