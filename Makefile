@@ -8,7 +8,7 @@ RUN    ?= quickstart-$(METHOD)
 ARGS   ?=
 # Processes of `make round` on this machine; a GPU each where there are GPUs.
 NPROC  ?= 1
-# Processes of `make test`, each with one thread.
+# Processes of `make test` and `make test-all`, each with one thread.
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
@@ -33,7 +33,7 @@ MINILM = $(shell $(BIN)/python -c 'from importlib.util import find_spec as f; fr
 OWN_DATA = $(findstring --config,$(ARGS))$(findstring dataset=,$(ARGS))
 EMBEDDER = $(if $(filter tsds near,$(1)),$(1).embed_model=$(MINILM) $(1).embed_method=sentence-transformers)
 
-.PHONY: help setup round compare test test-families families test-slow test-slow-ranks check docs format clean-run
+.PHONY: help setup round compare test test-all test-lowest test-newest test-families families test-slow test-slow-ranks check docs format clean-run
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -61,10 +61,35 @@ compare: setup ## run methods on the demo with several seeds and put them side b
 		done; done
 	$(BIN)/dataflex compare $(foreach method,$(METHODS),$(foreach seed,$(SEEDS),compare-$(method)-seed$(seed)))
 
-# A file's tests stay together, since they share what is slow to make. Files begin in their order: crash/, which is
-# long, first; by xdist's own order, by the number of tests, long files of few tests would come last.
-test: setup ## all tests, on two processes (WORKERS=2)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# A file's tests stay together, since they share what is slow to make. Files begin in the order of pyproject's
+# testpaths: crash/, which is long, first; by xdist's own order, by the number of tests, long files of few tests
+# would come last.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: setup ## the tests but for the slow ones, on two processes (WORKERS=2)
+	$(PYTEST) -m 'not slow and not families'
+
+test-all: setup ## all tests but for the families of models: what .ci/run runs
+	$(PYTEST)
+
+# Environments of their own, beside .venv. torch stays as TORCH chooses it; vLLM is left out, it pins others.
+APART ?= $(or $(TMPDIR),/tmp)
+APART_TORCH = $(BIN)/python -c 'import torch; print(f"torch=={torch.__version__}")'
+APART_INSTALL = $(BIN)/uv pip install --quiet $(if $(TORCH),--torch-backend $(TORCH)) --editable '.[$(EXTRAS)]'
+APART_TESTS = tests/unit tests/contract tests/reference
+
+test-lowest: setup ## the tests of the library with the lowest versions that pyproject.toml allows (APART=/tmp)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(APART)/dataflex-lowest
+	$(APART_TORCH) > $(APART)/dataflex-lowest/torch.txt
+	$(APART_INSTALL) --python $(APART)/dataflex-lowest/bin/python --resolution lowest-direct \
+		--constraints $(APART)/dataflex-lowest/torch.txt
+	$(PYTEST:$(BIN)/%=$(APART)/dataflex-lowest/bin/%) -m 'not slow and not families' $(APART_TESTS)
+
+test-newest: setup ## the same with the newest versions of everything but torch
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(APART)/dataflex-newest
+	$(APART_TORCH) > $(APART)/dataflex-newest/torch.txt
+	$(APART_INSTALL) --python $(APART)/dataflex-newest/bin/python --upgrade \
+		--constraints $(APART)/dataflex-newest/torch.txt
+	$(PYTEST:$(BIN)/%=$(APART)/dataflex-newest/bin/%) -m 'not slow and not families' $(APART_TESTS)
 
 test-families: setup ## every family of models: losses, LESS and two rounds of training against plain loops
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'families or not families' tests/reference/test_families.py

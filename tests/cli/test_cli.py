@@ -120,6 +120,7 @@ def test_help_is_quick_and_imports_nothing_heavy(tmp_path):
 # ---------------------------------------------------------------- what is there is kept
 
 
+@pytest.mark.slow
 def test_the_second_run_changes_nothing_and_never_loads_torch(here, tiny_demo):
     folder = copied(tiny_demo, here / "runs")
     done("round", 2, *ON)  # run.yaml names the folder of the runs, which is another one for the copy

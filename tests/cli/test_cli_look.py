@@ -97,6 +97,7 @@ def test_a_reader_that_has_seen_enough_is_no_failure_of_ours(folder, here):
     assert process.returncode == 141
 
 
+@pytest.mark.slow
 def test_an_interrupted_query_ends_with_130(folder, here):
     command = [sys.executable, "-m", "dataflex_pipeline", "inspect", "base", "--csv", "--sql", MANY]
     with subprocess.Popen(

@@ -55,6 +55,7 @@ def selected(runs, name):
     return set(pq.read_table(runs / name / "round-01" / "index.parquet")["row"].to_pylist())
 
 
+@pytest.mark.slow
 def test_means_and_paired_differences_are_those_of_the_markers(runs):
     found = compared(runs)
     loss = {name: target_loss(runs, name) for name in names()}

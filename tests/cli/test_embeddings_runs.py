@@ -67,7 +67,6 @@ def test_a_model_that_is_not_there_is_found_before_the_warm_up(here, tiny_demo):
     assert "embed_model" in text
 
 
-@pytest.mark.slow  # 250 real texts through MiniLM on a CPU
 def test_real_text_finds_the_language_of_the_target(here, tiny_demo, shared_data, minilm):
     """Half of the pool is Chinese and all of the target: most of the probability goes to Chinese rows."""
     english, chinese = (
@@ -206,6 +205,7 @@ def test_what_cannot_become_the_saved_file_is_found_before_the_warm_up(
     assert why in refused(here, "round", 1, *given, "--run", "a")
 
 
+@pytest.mark.slow
 def test_imported_probabilities_need_no_embeddings_and_no_target(saved, tiny_demo):
     given = [text for text in settings(tiny_demo, "tsds") if "eval_dataset" not in text]
     done(
@@ -226,6 +226,7 @@ def test_imported_probabilities_need_no_embeddings_and_no_target(saved, tiny_dem
     assert not Path("runs/b/target").exists()
 
 
+@pytest.mark.slow
 def test_an_imported_file_counts_by_its_content(saved, tiny_demo):
     done("round", 1, *settings(tiny_demo, "tsds"), "tsds.probs_path=out/p.npy", "--run", "b")
     saved.rename("moved.npy")

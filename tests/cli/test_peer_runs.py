@@ -23,6 +23,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_components", [False, True])
 @pytest.mark.parametrize("method", ["loss", "delta_loss"])
 def test_a_guides_file_runs_to_its_horizon(here, tiny_demo, method, own_components):
@@ -113,6 +114,7 @@ def only_pool(demo):
     return (f"dataset={demo.pool}", f"model_name_or_path={demo.model}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tsds", "tsds_commented"])
 def test_the_guides_two_steps_of_tsds(here, tiny_demo, embedded, name):
     """Offline selection saves probabilities; the two files of the guide train on them, without a target."""
@@ -177,6 +179,7 @@ def test_the_guides_python_settings_of_tsds_are_parameters(here, tiny_demo, embe
     assert np.load("tsds_probs.npy").shape == (200,)
 
 
+@pytest.mark.slow
 def test_the_guides_file_goes_on_under_the_name_that_is_printed(here, tiny_demo):
     text = done("round", 1, "--config", GUIDES / "loss.yaml", *data(tiny_demo))
     (command,) = (line.partition("dataflex ")[2] for line in text.splitlines() if "go on:" in line)

@@ -118,6 +118,7 @@ def test_an_endpoint_that_refuses_connections_stops_a_run_before_its_warm_up(her
     assert "cannot be reached" in found["found"]
 
 
+@pytest.mark.slow
 def test_an_endpoint_is_not_needed_where_nothing_is_left_to_ask(here, tiny_demo):
     settings = (*data(tiny_demo), *SMALL, *STEPS, *NICE, *SHORT, "--run", "judged")
     with Server(200) as server:

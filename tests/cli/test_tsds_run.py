@@ -89,6 +89,7 @@ def test_another_alpha_computes_no_feature_and_another_sigma_only_the_density(ru
     assert features() == second, "near works on the same embeddings"
 
 
+@pytest.mark.slow
 def test_killed_at_any_write_the_table_is_the_same(run, vectors, tmp_path, monkeypatch):
     settings = ("tsds.search=ivf", "tsds.nlist=6", "tsds.nprobe=2", "rows_per_part=64")
     untouched = tmp_path / "untouched"

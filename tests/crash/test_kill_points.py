@@ -14,6 +14,8 @@ from crash.kill_points import Kill
 from crash.same_run import differences, done_twice
 from crash.small_run import Bench, Recipe
 
+pytestmark = pytest.mark.slow
+
 EVERY = 4
 """Fresh runs are killed at every fourth write; the chains are killed at every one."""
 RANDOM_KILLS = 8

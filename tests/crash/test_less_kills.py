@@ -13,6 +13,8 @@ import pytest
 from crash.same_run import differences, done_twice
 from crash.small_run import Bench, Recipe
 
+pytestmark = pytest.mark.slow
+
 KILLS = 6
 SEED = 3
 

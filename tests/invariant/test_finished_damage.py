@@ -7,6 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from cli_runs import SMALL, data, dataflex, done, refused
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "adapter_model.safetensors"
 ON = ("--run", "base")
 

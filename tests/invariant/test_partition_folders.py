@@ -107,6 +107,7 @@ def tables(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_run_below_such_folders_is_the_run_of_a_plain_folder(tiny_demo, tmp_path, monkeypatch):
     found = {}
     for name in ("plain", ODD):

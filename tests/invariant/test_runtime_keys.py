@@ -14,6 +14,8 @@ from dataflex_pipeline.features.plan import plan_feature
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.stale import found_ingredients
 
+pytestmark = pytest.mark.slow
+
 RUNTIME = {name for name in Config.model_fields if role_of(name) == "runtime"}
 CHANGED = {
     "test_dataset": "test.jsonl",

@@ -102,6 +102,7 @@ def test_a_run_on_two_processes_is_that_of_one_with_the_same_global_batch(alone,
     assert "torchrun --standalone --nproc_per_node 2 -m -- dataflex_pipeline select --round 1" in text
 
 
+@pytest.mark.slow
 def test_every_method_scores_the_same_on_one_two_and_four_processes(alone, minilm, tmp_path):
     embedder = {"embed_model": minilm, "embed_method": "sentence-transformers"}
     answers = {"generator": "transformers", "mc_samples": 2, "max_new_tokens": 4, "proj_dim": 64}
@@ -121,6 +122,7 @@ def test_every_method_scores_the_same_on_one_two_and_four_processes(alone, minil
     assert found[4] == found[1]
 
 
+@pytest.mark.slow
 def test_killed_with_four_and_continued_with_two_nothing_is_computed_again(alone, tmp_path):
     folder, draw = warmed_up(alone, tmp_path), random.Random(7)
     feature = folder / "runs" / "r" / "features"
@@ -141,6 +143,7 @@ def test_killed_with_four_and_continued_with_two_nothing_is_computed_again(alone
     assert scores(folder / "runs" / "r") == scores(alone / "runs" / "r")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_stopped_process_ends_the_launch_after_the_timeout(alone, tmp_path, stopped):
     folder = warmed_up(alone, tmp_path)
@@ -174,6 +177,7 @@ def test_a_mistake_is_told_once_and_every_process_ends_with_its_code(alone, tmp_
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_another_process_is_told_by_the_first(alone, tmp_path):
     folder = warmed_up(alone, tmp_path)
     feature = folder / "runs" / "r" / "features"
@@ -190,6 +194,7 @@ def test_a_full_disk_under_another_process_is_told_by_the_first(alone, tmp_path)
     assert f"losses of the pool (200 rows, {done} already done)" in text
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_read_only_under_two_processes(alone, tmp_path):
     with failing_disk(tmp_path) as disk:
         folder = warmed_up(alone, disk.folder)
@@ -227,6 +232,7 @@ def test_a_replaced_file_is_told_once_before_anything_is_scored(alone, tmp_path,
     assert not scores(folder / "runs" / "r")
 
 
+@pytest.mark.slow
 def test_of_two_launches_at_once_one_works_and_the_other_is_refused(alone, tmp_path):
     folder = warmed_up(alone, tmp_path)
     first, second = launches = [Launch(folder, 2, *score(1, "loss")) for _ in range(2)]
@@ -262,6 +268,7 @@ def changing_clock(tmp_path) -> tuple[Path, dict[str, str]]:
     return shift, {"LD_PRELOAD": str(library), "SHIFTED_CLOCK": str(shift)}
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_by_hours_changes_nothing(alone, changing_clock, tmp_path):
     shift, variables = changing_clock
     folder = warmed_up(alone, tmp_path)
@@ -276,6 +283,7 @@ def test_a_clock_that_jumps_by_hours_changes_nothing(alone, changing_clock, tmp_
     assert times  # the history says what the clock said, and nothing reads it
 
 
+@pytest.mark.slow
 def test_a_machine_that_dies_ends_the_other_and_both_go_on(alone, tmp_path):
     folder = warmed_up(alone, tmp_path)
     feature = folder / "runs" / "r" / "features"

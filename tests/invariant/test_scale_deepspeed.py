@@ -93,6 +93,7 @@ def alone(script: str, *args: str) -> None:
     assert answer.returncode == 0, answer.stderr
 
 
+@pytest.mark.slow
 @needs_deepspeed
 def test_a_model_trained_under_stage_3_can_be_freed():
     alone(STAGE_3_TWICE)
@@ -129,6 +130,7 @@ torch.save(gradients, folder / "grads")
 """
 
 
+@pytest.mark.slow
 @needs_deepspeed
 def test_stage_0_in_bf16_gives_the_states_of_the_fp32_copies(tmp_path):
     """As on a GPU: DeepSpeed then steps on copies of the weights. After one step m = (1 - b1) g."""
@@ -217,6 +219,7 @@ def same_states(ours: dict[str, AdamState], theirs: dict[str, AdamState]) -> Non
         assert torch.allclose(ours[name].exp_avg_sq, state.exp_avg_sq, rtol=1e-4, atol=1e-12)
 
 
+@pytest.mark.slow
 @needs_deepspeed
 def test_the_guides_file_of_less_runs_as_it_is_under_torchrun(one_thread, tiny_demo, tmp_path):
     """ZeRO-3 as the guide has it: only the model and the data are replaced, and fewer steps are trained."""

@@ -12,7 +12,7 @@ from dataflex_pipeline.errors import ConfigError, CorruptError
 from dataflex_pipeline.training import MARKER, read_marker, verify_checkpoint
 from dataflex_pipeline.training.kept import checkpoints_of, kept_folder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 STEPS = 5
 

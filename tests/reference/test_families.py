@@ -17,7 +17,7 @@ from families.table import NAMES, REPOSITORY
 
 from dataflex_pipeline.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,7 @@ def test_row_uniforms_far_into_the_stream():
     ]
 
 
+@pytest.mark.slow
 def test_without_replacement_has_the_order_distribution_of_successive_sampling():
     seeds = 4000
     counts = dict.fromkeys(itertools.permutations(range(5), 2), 0)
@@ -110,6 +111,7 @@ def test_importance_weights_with_replacement_are_unbiased():
     assert abs(np.mean(estimates) - x.mean()) < 4 * np.std(estimates) / np.sqrt(len(estimates))
 
 
+@pytest.mark.slow
 def test_importance_weights_of_mean_one_are_right_only_as_the_selection_grows():
     """One row weighs 1 whatever it is, so its loss estimates that of the draw; many estimate the pool's."""
     rng = np.random.default_rng(0)

@@ -175,6 +175,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.slow
 def test_number_of_processes_changes_no_byte(tmp_path, tokenizer_folder, monkeypatch):
     small_parts(monkeypatch)
     monkeypatch.setattr(preparing, "MIN_ROWS_PER_WORKER", 1)

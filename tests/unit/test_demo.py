@@ -36,6 +36,7 @@ def read(path: Path) -> list[Row]:
 # ---------------------------------------------------------------- tokenizer and template
 
 
+@pytest.mark.slow
 @given(text=st.text(max_size=200))
 @settings(max_examples=200, deadline=None)
 def test_any_text_comes_back_exactly(loaded, text):

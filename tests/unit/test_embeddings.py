@@ -603,6 +603,7 @@ def build_small_parts(folder, pool, model):
     return build(folder, rows, model=str(model), method="sentence-transformers", rows_per_part=2)
 
 
+@pytest.mark.slow
 def test_killed_while_embedding_ends_up_identical(tmp_path, minilm, one_thread):
     write_rows(tmp_path / "pool", made_texts(80))
     straight = build_small_parts(tmp_path / "a", tmp_path / "pool", minilm).table

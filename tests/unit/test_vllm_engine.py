@@ -120,7 +120,6 @@ def wait_until(condition, seconds=20.0):
 
 
 @with_vllm
-@pytest.mark.slow
 class TestGenerator:
     def test_logprobs_agree_with_transformers_and_the_adapter(self, policy, prompts, drawn):
         import torch
