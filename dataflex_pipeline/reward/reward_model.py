@@ -10,7 +10,6 @@ answer as a pair of texts. A text that is too long is unscored, never cut.
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,13 +78,11 @@ class ModelRewarder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        import torch
+        from dataflex_pipeline.models.base import free_memory
 
         self._model = self._engine = None
         self._stack.close()
-        if torch.cuda.is_available():
-            gc.collect()
-            torch.cuda.empty_cache()
+        free_memory()
 
     def _check_head(self) -> None:
         """Check that the model has outputs of its own, and the label among them."""
