@@ -20,9 +20,10 @@ import numpy as np
 
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.reward import Answer, Reward
+from dataflex_pipeline.reward.address import PLACE
 from dataflex_pipeline.reward.answers import JudgedAnswer
 from dataflex_pipeline.reward.judge_files import JudgeFiles
-from dataflex_pipeline.reward.settings import PLACE, RewardModelSettings
+from dataflex_pipeline.reward.settings import RewardModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from dataflex_pipeline.config.redaction import is_secret_name
 from dataflex_pipeline.errors import ConfigError, did_you_mean
+from dataflex_pipeline.reward.address import PLACE
 from dataflex_pipeline.reward.own import OWN, load_settings
 from dataflex_pipeline.reward.settings import (
-    PLACE,
     ApiSettings,
     LocalVllmSettings,
     MetricSettings,
