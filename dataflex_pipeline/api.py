@@ -254,11 +254,13 @@ class Feature(ABC):
         version: raised when the numbers change for the same input.
         schema: its columns, beginning with row and row_id; of the instance where parameters decide it.
         input_columns: columns of the prepared rows that ``compute`` reads.
+        side_files: pattern of files that only serve to make the parts and are removed then; None: none.
         Params: its parameters.
     """
 
     version: ClassVar[int] = 1
     schema: pa.Schema
+    side_files: ClassVar[str | None] = None
     input_columns: ClassVar[tuple[str, ...]]
     Params: ClassVar[type[Params]] = Params
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from dataflex_pipeline.embed.settings import KEY, EmbedderSettings, EmbedModel
 from dataflex_pipeline.hub import hub_reachable
-from dataflex_pipeline.models.base import no_bars
+from dataflex_pipeline.models.base import free_memory, no_bars
 from dataflex_pipeline.models.source import explained
 
 if TYPE_CHECKING:
@@ -53,12 +52,8 @@ class SentenceTransformersEmbedder:
 
     def __exit__(self, *error: object) -> None:
         """Free the device's memory."""
-        import torch
-
         self._model = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return one vector per text, as the model gives it. [texts, dimension] float32

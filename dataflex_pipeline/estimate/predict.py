@@ -19,11 +19,7 @@ from dataflex_pipeline.estimate.features import VECTORS, FeatureCost
 from dataflex_pipeline.estimate.records import Basis, Measured, StageCost
 from dataflex_pipeline.features.plan import make_feature
 from dataflex_pipeline.neighbours.cells import SCAN, choose_layout
-from dataflex_pipeline.reward.judge_prompts import prompt_texts
-from dataflex_pipeline.reward.settings import ApiSettings, MetricSettings
-
-CHARACTERS_PER_TOKEN = 4.0
-"""Of English instructions to a judge, about."""
+from dataflex_pipeline.reward.settings import AnswerTokens, RewardCost
 
 
 def kind_of(need: Need) -> str:
@@ -94,37 +90,24 @@ def _rewards(found: Measured, need: Need, feature: Any, stage: StageCost) -> Sta
     """Count what is judged: every answer and, where they are wanted, the rows' own."""
     counts = found.counts(need.split)
     judged = round(counts.valid) * (feature.lines_per_row + bool(feature.params.reference))
-    stage = replace(stage, rows=judged, tokens=0.0, basis="unknown")
-    if isinstance(feature.settings, MetricSettings):
-        return replace(stage, note="a function; not measured")
-    if not isinstance(feature.settings, ApiSettings):
-        return replace(stage, note=f"the judge {feature.subject} is not loaded to estimate")
-    limit = feature.settings.requests_per_minute
-    prompts = judged * _judge_tokens(found, need, feature.settings)
-    stage = replace(stage, tokens=prompts)
-    note = (
-        f"requests to {feature.subject} at most, retries aside: equal answers are asked once; tokens are "
-        "those sent, as the model to be trained would count them"
-    )
-    if limit is None:
-        return replace(stage, requests=judged, note=note)
+    cost: RewardCost = feature.settings.cost(judged, _answer_tokens(found, need))
+    basis: Basis = "unknown" if cost.seconds is None else "extrapolated"
     return replace(
         stage,
-        requests=judged,
-        seconds=60.0 * judged / limit,
-        basis="extrapolated",
-        note=f"{note}; at its rate limit",
+        rows=judged,
+        tokens=cost.tokens,
+        requests=cost.requests,
+        seconds=cost.seconds,
+        basis=basis,
+        note=cost.note,
     )
 
 
-def _judge_tokens(found: Measured, need: Need, settings: ApiSettings) -> float:
-    """Return about how many tokens a judge is sent for one answer, its instructions included."""
-    counts, answer = found.counts(need.split), found.features["generations"].tokens_per_line
-    texts = prompt_texts(settings)
-    request = (counts.tokens - counts.responses) / counts.valid
-    reference = counts.responses / counts.valid if settings.show_reference else 0.0
-    asked = texts["prompt_with_reference" if settings.show_reference else "prompt"]
-    return request + answer + reference + (len(texts["system"]) + len(asked)) / CHARACTERS_PER_TOKEN
+def _answer_tokens(found: Measured, need: Need) -> AnswerTokens:
+    """Return the mean tokens of the conversation before an answer, the answer, and the row's own."""
+    counts, valid = found.counts(need.split), found.counts(need.split).valid or 1
+    drawn = found.features["generations"].tokens_per_line
+    return AnswerTokens((counts.tokens - counts.responses) / valid, drawn, counts.responses / valid)
 
 
 def _policy_gradients(found: Measured, need: Need, feature: Any, stage: StageCost) -> StageCost:

@@ -95,7 +95,9 @@ def build_feature(
         else:
             _compute_together(team, writer, missing, replace(plan, given=whole), features, progress)
     summary = _check_valid(writer, n_parts, plan.need)
-    return Built(writer.finish(n_parts, summary), len(missing), n_parts, time.monotonic() - began)
+    return Built(
+        writer.finish(n_parts, summary, feature.side_files), len(missing), n_parts, time.monotonic() - began
+    )
 
 
 def _as_begun(plan: FeaturePlan, writer: PartsWriter, progress: Progress) -> FeaturePlan:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from dataflex_pipeline import api
 from dataflex_pipeline.gradients.policy import Baseline, Policy
-from dataflex_pipeline.reward.settings import BACKENDS, read_settings
+from dataflex_pipeline.reward.rewarders import SHIPPED, read_settings
 
 GENERATION = (
     "mc_samples",
@@ -29,7 +29,7 @@ def backend_defaults() -> dict[str, dict[str, Any]]:
     """Return every reward backend's settings and their defaults."""
     return {
         name: {key: field.default for key, field in kind.model_fields.items()}
-        for name, kind in BACKENDS.items()
+        for name, kind in SHIPPED.items()
     }
 
 
@@ -37,7 +37,7 @@ def backend_meanings() -> dict[str, Any]:
     """Return what every reward backend's settings mean, by backend.setting."""
     return {
         f"{name}.{key}": field.description
-        for name, kind in BACKENDS.items()
+        for name, kind in SHIPPED.items()
         for key, field in kind.model_fields.items()
     }
 
@@ -49,15 +49,15 @@ class PolicyParams(api.Params):
     table's own fingerprint holds what can change a reward.
     """
 
-    reward_model_backend: Literal["local_vllm", "api", "reward_model", "metric"] = Field(
+    reward_model_backend: str = Field(
         "local_vllm",
         description="what judges an answer: a language model here or behind an HTTP API, a "
-        "classifier, or a function",
+        "classifier, or a function; or file.py:Class of your own",
     )
     reward_backend_params: dict[str, Any] = Field(
         default_factory=backend_defaults,
         exclude=True,  # the reward table says what of it decides a reward
-        description="settings by backend: local_vllm, api, reward_model, metric",
+        description="settings by backend: local_vllm, api, reward_model, metric; those of your own: settings",
         json_schema_extra=backend_meanings(),
     )
     mc_samples: int = Field(4, ge=1, description="answers drawn per target row")

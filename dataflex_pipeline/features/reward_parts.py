@@ -17,7 +17,7 @@ from dataflex_pipeline.reward import Reward, Rewarder
 from dataflex_pipeline.reward.answers import JudgedAnswer, conversation_text
 from dataflex_pipeline.reward.journal import Journal, journal_path, journals, place
 from dataflex_pipeline.reward.pace import BudgetError
-from dataflex_pipeline.reward.rewarders import IN_WORDS, PAID
+from dataflex_pipeline.reward.settings import Settings
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 from dataflex_pipeline.store.parts import PartedTable
 
@@ -94,26 +94,24 @@ class RewardParts:
     """Turns the rows of a part into its lines of the table.
 
     Args:
-        rewarder: entered already. backend: its name. label: what the table calls it.
-        journalled: whether every reward is written down at once.
+        rewarder: entered already.
+        settings: its own.
         reference: whether the rows' own answers are judged too.
-        given: the generations and the folder. progress: where to report.
+        given: the generations and the folder.
+        progress: where to report.
     """
 
     def __init__(
         self,
         rewarder: Rewarder,
-        backend: str,
-        label: str,
-        journalled: bool,
+        settings: Settings,
         reference: bool,
         given: FeatureInput,
         progress: Progress,
     ) -> None:
         if given.folder is None:
             raise ValueError("rewards are kept in the folder of their table, and none was given")
-        self.rewarder, self.backend, self.label = rewarder, backend, label
-        self.journalled, self.reference = journalled, reference
+        self.rewarder, self.settings, self.reference = rewarder, settings, reference
         self.given, self.folder, self.progress = given, given.folder, progress
         self.generations: PartedTable = given.tables["generations"]
         self.per_row = self.generations.n_rows // given.table.n_rows
@@ -128,7 +126,7 @@ class RewardParts:
         answers = [line.answer for line in lines if line.answer is not None]
         references = _references(lines) if self.reference else {}
         path = journal_path(self.folder, rows.column("row")[0].as_py())
-        with Journal(path if self.journalled else None, durable=self.backend in PAID) as journal:
+        with Journal(path if self.settings.journalled else None, durable=self.settings.paid) as journal:
             judged = Judged([*answers, *references.values()], journal)
             different = judged.different
             known = sum(journal.known(answer) is not None for answer in different)
@@ -177,7 +175,7 @@ class RewardParts:
 
     def _without_score(self, journal: Journal, answers: Sequence[JudgedAnswer]) -> list[JudgedAnswer]:
         """Return, to be asked for once more, the answers whose only reply in words held no score."""
-        if self.backend not in IN_WORDS:
+        if not self.settings.in_words:
             return []
         return [
             replace(answer, again=True) for answer in answers if journal.replied_once_without_score(answer)
@@ -200,7 +198,7 @@ class RewardParts:
         made = [None if line.answer is None else judged.reward(line.answer) for line in lines]
         own = {row: judged.reward(answer) for row, answer in references.items()}
         standards = [own.get(line.row) for line in lines]
-        timed = self.backend in PAID  # what is computed here is identical whenever it is, to the last column
+        timed = self.settings.paid  # what is computed here is identical whenever it is, to the last column
         columns: dict[str, Any] = {
             "row": [line.row for line in lines],
             "row_id": [line.row_id for line in lines],
@@ -209,7 +207,7 @@ class RewardParts:
             "raw": [reward and reward.raw for reward in made],
             "attempts": [reward and reward.attempts for reward in made],
             "seconds": [reward and reward.seconds if timed else None for reward in made],
-            "backend": [self.label] * len(lines),
+            "backend": [f"{self.settings.backend} {self.settings.subject}"] * len(lines),
             "reference_reward": [reward and reward.value for reward in standards],
             "valid": [reward is not None and reward.value is not None for reward in made],
             "reason": [

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 from pydantic import Field
@@ -23,18 +23,9 @@ from pydantic import Field
 from dataflex_pipeline import api
 from dataflex_pipeline.features.plan import make_feature
 from dataflex_pipeline.features.reward_parts import REWARDS, RewardParts, remove_finished
-from dataflex_pipeline.reward.judge_prompts import prompt_texts
-from dataflex_pipeline.reward.rewarders import check_ready, is_journalled, make_rewarder, reach
-from dataflex_pipeline.reward.settings import (
-    ApiSettings,
-    JudgeSettings,
-    LocalVllmSettings,
-    MetricSettings,
-    RewardModelSettings,
-    Settings,
-    read_settings,
-)
-from dataflex_pipeline.store.fingerprint import digest
+from dataflex_pipeline.reward.journal import JOURNALS
+from dataflex_pipeline.reward.rewarders import read_settings
+from dataflex_pipeline.reward.settings import Settings
 
 
 class Rewards(api.Feature):
@@ -42,13 +33,12 @@ class Rewards(api.Feature):
 
     input_columns = ("row", "row_id", "messages", "valid", "reason")
     schema = REWARDS
+    side_files = JOURNALS
 
     class Params(api.Params):
         """Parameters of rewards."""
 
-        reward_model_backend: Literal["local_vllm", "api", "reward_model", "metric"] = Field(
-            "local_vllm", description="what judges"
-        )
+        reward_model_backend: str = Field("local_vllm", description="what judges")
         reward_backend_params: dict[str, Any] = Field(
             default_factory=dict,
             exclude=True,  # ingredients() tells what of it can change a reward
@@ -65,8 +55,7 @@ class Rewards(api.Feature):
 
     def __init__(self, params: Any, config: Any) -> None:
         super().__init__(params, config)
-        self.backend: str = params.reward_model_backend
-        self.settings: Settings = read_settings(self.backend, params.reward_backend_params)
+        self.settings: Settings = read_settings(params.reward_model_backend, params.reward_backend_params)
 
     @property
     def lines_per_row(self) -> int:
@@ -82,31 +71,7 @@ class Rewards(api.Feature):
 
     def ingredients(self) -> dict[str, Any]:
         """Return what of the chosen backend's settings decides a reward, and its model or function."""
-        made: dict[str, Any] = {"settings": self.settings.model_dump(mode="json")}
-        if isinstance(self.settings, JudgeSettings):
-            made["prompts"] = digest(prompt_texts(self.settings))
-        if isinstance(self.settings, LocalVllmSettings | RewardModelSettings):
-            from dataflex_pipeline.reward.judge_files import JudgeFiles
-
-            del made["settings"]["hf_model_name_or_path"]  # a folder may move
-            files = JudgeFiles(self.subject, self.backend, self.settings.trust_remote_code)
-            made["model"] = files.identity
-        if isinstance(self.settings, RewardModelSettings):
-            made["bf16"] = self.config.bf16
-        if isinstance(self.settings, MetricSettings):
-            from dataflex_pipeline.reward.metric import source_digest
-
-            made["function"] = source_digest(self.settings.name)
-        return {"backend": made}
-
-    @property
-    def subject(self) -> str:
-        """The model or metric that judges."""
-        if isinstance(self.settings, ApiSettings):
-            return self.settings.model_name
-        if isinstance(self.settings, LocalVllmSettings | RewardModelSettings):
-            return self.settings.hf_model_name_or_path or ""
-        return self.settings.name if isinstance(self.settings, MetricSettings) else ""
+        return {"backend": self.settings.identity(self.config)}
 
     def check(self, need: api.Need, n_rows: int | None) -> None:
         """Check what the backend needs beside its settings: the API's key, the judge's files, a function.
@@ -114,11 +79,11 @@ class Rewards(api.Feature):
         Raises:
             UserError: one of them is not there, or cannot be used.
         """
-        check_ready(self.settings)
+        self.settings.check()
 
     def reach(self) -> Sequence[str]:
         """Try the endpoint, where there is one."""
-        return reach(self.settings)
+        return self.settings.reach()
 
     @contextmanager
     def open(
@@ -132,17 +97,8 @@ class Rewards(api.Feature):
         if given.folder is None:
             raise ValueError("rewards are kept in the folder of their table, and none was given")
         remove_finished(given.folder)
-        label = f"{self.backend} {self.subject}"
-        with make_rewarder(self.backend, self.settings, self.config, progress.say) as rewarder:
-            parts = RewardParts(
-                rewarder,
-                self.backend,
-                label,
-                is_journalled(self.settings),
-                self.params.reference,
-                given,
-                progress,
-            )
+        with self.settings.rewarder(self.config, progress.say) as rewarder:
+            parts = RewardParts(rewarder, self.settings, self.params.reference, given, progress)
             yield parts.part
         parts.say_unscored()
         remove_finished(given.folder)

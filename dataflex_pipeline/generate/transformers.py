@@ -11,7 +11,6 @@ probability.)
 
 from __future__ import annotations
 
-import gc
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -74,12 +73,10 @@ class TransformersGenerator:
         return self
 
     def __exit__(self, *error: object) -> None:
-        import torch
+        from dataflex_pipeline.models.base import free_memory
 
         self._model = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Completion]:
         """Return one completion per prompt, in order; prompts of similar length are drawn together."""

@@ -20,11 +20,12 @@ import tenacity
 from dataflex_pipeline import launch
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.reward import Answer, Reward
+from dataflex_pipeline.reward.address import PLACE
 from dataflex_pipeline.reward.endpoint import REFUSED, Endpoint, EndpointError, TransientError
 from dataflex_pipeline.reward.judge_prompts import judge_messages
 from dataflex_pipeline.reward.judge_replies import parse_score
 from dataflex_pipeline.reward.pace import BudgetError, Pace, StoppedError
-from dataflex_pipeline.reward.settings import PLACE, ApiSettings
+from dataflex_pipeline.reward.settings import ApiSettings
 
 LONGEST_WAIT = 60.0
 LONGEST_RETRY_AFTER = 600.0

@@ -19,7 +19,8 @@ import httpx
 
 from dataflex_pipeline.config.redaction import HIDDEN
 from dataflex_pipeline.errors import UserError
-from dataflex_pipeline.reward.settings import PLACE, ApiSettings, endpoint, is_loopback
+from dataflex_pipeline.reward.address import PLACE, endpoint, is_loopback
+from dataflex_pipeline.reward.settings import ApiSettings
 
 AGAIN = (408, 425, 429)
 REFUSED = (400, 413, 422)

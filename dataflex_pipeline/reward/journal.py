@@ -22,6 +22,8 @@ from dataflex_pipeline.reward import Answer, Reward
 from dataflex_pipeline.store.atomic import fsync_path
 
 PREFIX = "_replies-"
+JOURNALS = f"{PREFIX}*.jsonl"
+"""The journals of a table; they go away once its parts are there."""
 _ENTRY = TypeAdapter(tuple[tuple[str, str], Reward])
 
 
@@ -36,7 +38,7 @@ def journal_path(folder: Path, first_row: int) -> Path:
 
 def journals(folder: Path) -> Iterator[Path]:
     """Yield the journals of a table."""
-    return folder.glob(f"{PREFIX}*.jsonl")
+    return folder.glob(JOURNALS)
 
 
 def place(answer: Answer) -> Place:

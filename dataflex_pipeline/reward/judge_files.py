@@ -17,7 +17,7 @@ from dataflex_pipeline.models.source import (
     explained,
     local_folder,
 )
-from dataflex_pipeline.reward.settings import PLACE
+from dataflex_pipeline.reward.address import PLACE
 from dataflex_pipeline.store.fingerprint import digest, digest_while_unchanged
 
 if TYPE_CHECKING:

@@ -57,6 +57,8 @@ AGAIN = (
     "'Score: ' and a number from 0 to {max_score} in digits.)"
 )
 
+CHARACTERS_PER_TOKEN = 4.0
+"""Of English instructions to a judge, about."""
 _MARK = re.compile(r"\{(prompt|completion|reference|max_score)\}")
 
 
@@ -110,3 +112,10 @@ def score_pattern(max_score: float) -> str:
     else:
         return rf"Score: [0-9]{{1,{len(str(int(max_score)))}}}(\.[0-9]{{1,3}})?"
     return rf"Score: ({top}|{below}(\.[0-9]{{1,3}})?)"
+
+
+def instruction_tokens(settings: JudgeSettings) -> float:
+    """Return about how many tokens a judge's instructions take, without what is filled in."""
+    texts = prompt_texts(settings)
+    asked = texts["prompt_with_reference" if settings.show_reference else "prompt"]
+    return (len(texts["system"]) + len(asked)) / CHARACTERS_PER_TOKEN

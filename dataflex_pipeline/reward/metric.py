@@ -18,13 +18,14 @@ from typing import Any, Self
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.own_code import load_source
 from dataflex_pipeline.reward import Answer, Reward
+from dataflex_pipeline.reward.address import PLACE
 from dataflex_pipeline.reward.metric_functions import (
     NEEDS_NO_REFERENCE,
     Metric,
     check_shipped,
     shipped_metric,
 )
-from dataflex_pipeline.reward.settings import PLACE, MetricSettings
+from dataflex_pipeline.reward.settings import MetricSettings
 from dataflex_pipeline.store.fingerprint import file_digest
 
 

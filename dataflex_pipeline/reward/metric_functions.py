@@ -25,7 +25,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from dataflex_pipeline.errors import ConfigError, did_you_mean
-from dataflex_pipeline.reward.settings import PLACE, MetricSettings
+from dataflex_pipeline.reward.address import PLACE
+from dataflex_pipeline.reward.settings import MetricSettings
 
 Metric = Callable[[str, str, str | None], float | None]
 """(prompt, completion, reference) -> reward, None where the answer cannot be scored."""

@@ -10,7 +10,6 @@ answer as a pair of texts. A text that is too long is unscored, never cut.
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +20,10 @@ import numpy as np
 
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.reward import Answer, Reward
+from dataflex_pipeline.reward.address import PLACE
 from dataflex_pipeline.reward.answers import JudgedAnswer
 from dataflex_pipeline.reward.judge_files import JudgeFiles
-from dataflex_pipeline.reward.settings import PLACE, RewardModelSettings
+from dataflex_pipeline.reward.settings import RewardModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,13 +79,11 @@ class ModelRewarder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        import torch
+        from dataflex_pipeline.models.base import free_memory
 
         self._model = self._engine = None
         self._stack.close()
-        if torch.cuda.is_available():
-            gc.collect()
-            torch.cuda.empty_cache()
+        free_memory()
 
     def _check_head(self) -> None:
         """Check that the model has outputs of its own, and the label among them."""

@@ -1,12 +1,16 @@
-"""Picks a rewarder by name, importing only what it uses."""
+"""The choice of a rewarder, shipped or the user's own, and the check of its settings."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from dataflex_pipeline.reward import Rewarder
+from pydantic import ValidationError
+
+from dataflex_pipeline.config.redaction import is_secret_name
+from dataflex_pipeline.errors import ConfigError, did_you_mean
+from dataflex_pipeline.reward.address import PLACE
+from dataflex_pipeline.reward.own import OWN, load_settings
 from dataflex_pipeline.reward.settings import (
     ApiSettings,
     LocalVllmSettings,
@@ -15,74 +19,67 @@ from dataflex_pipeline.reward.settings import (
     Settings,
 )
 
-CLASSES = {
-    "local_vllm": ("local_vllm", "LocalVllmRewarder"),
-    "api": ("api", "ApiRewarder"),
-    "reward_model": ("reward_model", "ModelRewarder"),
-    "metric": ("metric", "MetricRewarder"),
+SHIPPED: Mapping[str, type[Settings]] = {
+    kind.backend: kind for kind in (LocalVllmSettings, ApiSettings, RewardModelSettings, MetricSettings)
 }
-IN_WORDS = ("local_vllm", "api")
-"""Backends that reply in words: a reply without a score is asked for once more."""
-PAID = ("api",)
-"""Backends whose replies cost money: each is flushed to the disk before the next is waited for."""
 
 
-def is_journalled(settings: Settings) -> bool:
-    """Whether a reward takes long enough to be written down at once: all but those of shipped metrics."""
-    return not isinstance(settings, MetricSettings) or ":" in settings.name
-
-
-def make_rewarder(backend: str, settings: Settings, config: Any, say: Callable[[str], None]) -> Rewarder:
-    """Make a rewarder; entering it loads.
+def read_settings(backend: str, params: Mapping[str, Any]) -> Settings:
+    """Check every backend's settings and return the chosen one's.
 
     Args:
-        backend: local_vllm, api, reward_model or metric. settings: its own, checked.
-        config: the run's, for device and precision. say: prints one line.
-    """
-    module, name = CLASSES[backend]
-    kind = getattr(importlib.import_module(f"dataflex_pipeline.reward.{module}"), name)
-    made: Rewarder = kind(settings, config, say)
-    return made
-
-
-def check_ready(settings: Settings) -> None:
-    """Check what a backend needs beside its settings, before anything costly is done for it.
-
-    No model is loaded: the files of one are looked at.
+        backend: the name of a shipped one, or ``file.py:Class`` or ``module:Class`` of the user's own.
+        params: backend -> its settings, as the guide nests them, those of the user's own below ``settings``;
+            a backend may be missing or null.
 
     Raises:
-        UserError: the key's environment variable is not set, the budget is too small for the processes of
-            the launch, a package is missing, a function of the user's own cannot be found, or the files of a
-            judge or reward model are not those of one.
+        ConfigError: an unknown backend or key, or a value that cannot be used, of any backend.
     """
-    if isinstance(settings, ApiSettings):
-        from dataflex_pipeline.reward.api import own_budget, read_key
+    for name in params:
+        if name not in (*SHIPPED, OWN):
+            raise ConfigError(
+                f"{PLACE}.{name} is none of the reward backends.{did_you_mean(name, SHIPPED)}",
+                f"They are: {', '.join(SHIPPED)}; {OWN} is for a rewarder of your own.",
+                f"Correct or remove it; each backend's settings stand below {PLACE}.<backend>.",
+            )
+    if backend not in SHIPPED and ":" not in backend:
+        raise ConfigError(
+            f"nice.reward_model_backend is '{backend}', which is not known.{did_you_mean(backend, SHIPPED)}",
+            f"The backends are: {', '.join(SHIPPED)}.",
+            "Choose one of them, or name a class of your own as file.py:Class or module:Class.",
+        )
+    made = {name: _checked(name, kind, params.get(name)) for name, kind in SHIPPED.items()}
+    chosen = made.get(backend) or _checked(OWN, load_settings(backend), params.get(OWN))
+    chosen.require()
+    return chosen
 
-        read_key(settings)
-        own_budget(settings)
-    elif isinstance(settings, MetricSettings):
-        from dataflex_pipeline.reward.metric import MetricRewarder
 
-        MetricRewarder(settings, None, lambda line: None)
-    elif isinstance(settings, LocalVllmSettings):
-        from dataflex_pipeline.reward.local_vllm import LocalVllmRewarder
-
-        LocalVllmRewarder(settings, None, lambda line: None).check()
-    elif isinstance(settings, RewardModelSettings):
-        from dataflex_pipeline.reward.reward_model import ModelRewarder
-
-        ModelRewarder(settings, None, lambda line: None).check()
+def _checked(name: str, kind: type[Settings], values: Any) -> Settings:
+    if values is not None and not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{PLACE}.{name} is not a mapping.",
+            "It holds the backend's settings by name.",
+            f"The settings of {name} are: {', '.join(kind.model_fields) or 'nothing'}.",
+        )
+    try:
+        return kind(**(values or {}))
+    except ValidationError as error:
+        raise _bad_setting(name, kind, error) from None  # the original shows values, and one may be a key
 
 
-def reach(settings: Settings) -> Sequence[str]:
-    """Try the endpoint of a backend that has one, at no cost; return what is doubtful about it.
-
-    Raises:
-        UserError: it cannot be reached.
-    """
-    if not isinstance(settings, ApiSettings):
-        return ()
-    from dataflex_pipeline.reward.api import read_key
-    from dataflex_pipeline.reward.endpoint import try_endpoint
-
-    return try_endpoint(settings, read_key(settings))
+def _bad_setting(name: str, kind: type[Settings], error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        return ConfigError(
+            f"{PLACE}.{name}.{key} is not a setting of {name}.{did_you_mean(key, kind.model_fields)}",
+            f"{name} takes: {', '.join(kind.model_fields) or 'nothing'}.",
+            "Correct the name, or remove it.",
+        )
+    shown = "" if not key or is_secret_name(key) else f": {first['input']!r}"
+    info = kind.model_fields.get(key)
+    return ConfigError(
+        f"{PLACE}.{name}{'.' + key if key else ''}{shown} cannot be used.",
+        f"{first['msg'].removeprefix('Value error, ')}.",
+        f"{key}: {info.description} (default {info.default})." if info else "Correct the settings.",
+    )

@@ -1,4 +1,7 @@
-"""The settings of the four rewarders, as they stand below ``reward_backend_params``.
+"""The settings of the shipped rewarders, as they stand below ``reward_backend_params``, and what they imply.
+
+A settings class says all that the rest of the program has to know about its rewarder: its name, what decides
+a reward, whether it can be used, what it costs. The rewarder itself is imported when it is made.
 
 Only the chosen backend's settings count in a fingerprint, and of those only what can change a reward:
 fields marked *runtime* (timeouts, concurrency, budgets, memory) are left out of it.
@@ -6,29 +9,23 @@ fields marked *runtime* (timeouts, concurrency, budgets, memory) are left out of
 
 from __future__ import annotations
 
-import ipaddress
-import re
-from collections.abc import Mapping
-from typing import Any, Literal
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from dataflex_pipeline.config.redaction import is_secret, is_secret_name
-from dataflex_pipeline.errors import ConfigError, did_you_mean
-
-PLACE = "nice.reward_backend_params"
-"""Where the settings stand, as a user of `nice`, which passes them on, would type it."""
-QUERY = ("api-version", "api_version", "version", "deployment", "deployment-id", "region")
-"""Query parameters that an address may have: keys go by too many names to list those instead."""
-_QUERY_VALUE = re.compile(r"[\w.-]*", re.ASCII)
+from dataflex_pipeline.config.redaction import is_secret
+from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.reward import Rewarder
+from dataflex_pipeline.reward.address import PLACE, check_url
+from dataflex_pipeline.store.fingerprint import digest
 
 
 def runtime(default: Any, description: str, **limits: Any) -> Any:
@@ -36,10 +33,104 @@ def runtime(default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=f"{description} (runtime)", exclude=True, **limits)
 
 
+@dataclass(frozen=True)
+class AnswerTokens:
+    """Mean tokens of what a judge is shown: the conversation before the answer, the answer, the row's own."""
+
+    prompt: float
+    completion: float
+    reference: float
+
+
+@dataclass(frozen=True)
+class RewardCost:
+    """What judging is predicted to take.
+
+    Attributes:
+        note: what is uncertain.
+        requests: to a remote endpoint, at most.
+        tokens: sent to it.
+        seconds: None where nothing is known.
+    """
+
+    note: str
+    requests: int = 0
+    tokens: float = 0.0
+    seconds: float | None = None
+
+
 class Settings(BaseModel):
-    """What all settings share: strict, and fixed once made."""
+    """The settings of one kind of rewarder, strict and fixed once made, and what follows from them.
+
+    Attributes:
+        backend: the name that ``reward_model_backend`` chooses it by.
+        in_words: whether it replies in words: a reply without a score is asked for once more.
+        paid: whether its replies cost money: each is flushed to the disk before the next is waited for.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    backend: ClassVar[str]
+    in_words: ClassVar[bool] = False
+    paid: ClassVar[bool] = False
+
+    @property
+    def journalled(self) -> bool:
+        """Whether a reward takes long enough to be written down as soon as it is known."""
+        return True
+
+    @property
+    def subject(self) -> str:
+        """The model, function or file that judges."""
+        raise NotImplementedError
+
+    def require(self) -> None:
+        """Check what a chosen rewarder cannot do without, and one that is not chosen can.
+
+        Raises:
+            ConfigError: a setting without a default is missing.
+        """
+
+    def identity(self, config: Any) -> dict[str, Any]:
+        """Return what decides a reward, for the fingerprint.
+
+        Args:
+            config: the run's.
+        """
+        return {"settings": self.model_dump(mode="json")}
+
+    def rewarder(self, config: Any, say: Callable[[str], None]) -> Rewarder:
+        """Make the rewarder; entering it loads.
+
+        Args:
+            config: the run's, for device and precision.
+            say: prints one line.
+        """
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Check what is needed beside the settings, before anything costly is done; no model is loaded.
+
+        Raises:
+            UserError: a package, a file or an environment variable is missing, or cannot be used.
+        """
+
+    def reach(self) -> Sequence[str]:
+        """Try the endpoint, where there is one, at no cost; return what is doubtful about it.
+
+        Raises:
+            UserError: it cannot be reached.
+        """
+        return ()
+
+    def cost(self, answers: int, each: AnswerTokens) -> RewardCost:
+        """Predict what judging takes.
+
+        Args:
+            answers: how many are judged.
+            each: the tokens of one.
+        """
+        return RewardCost(f"the judge {self.subject} is not loaded to estimate")
 
 
 class JudgeSettings(Settings):
@@ -67,9 +158,18 @@ class JudgeSettings(Settings):
                     raise ValueError(f"{name} has no {mark}: the judge would not see what it is to grade")
         return self
 
+    def identity(self, config: Any) -> dict[str, Any]:
+        """Return the settings, and the prompts that they lead to."""
+        from dataflex_pipeline.reward.judge_prompts import prompt_texts
+
+        return super().identity(config) | {"prompts": digest(prompt_texts(self))}
+
 
 class LocalVllmSettings(JudgeSettings):
     """A judge that vLLM runs on this machine."""
+
+    backend: ClassVar[str] = "local_vllm"
+    in_words: ClassVar[bool] = True
 
     hf_model_name_or_path: str = Field("meta-llama/Llama-3.1-8B", description="folder or hub name")
     vllm_tensor_parallel_size: int = runtime(1, "accelerators that share the judge", ge=1)
@@ -88,9 +188,34 @@ class LocalVllmSettings(JudgeSettings):
     )
     trust_remote_code: bool = Field(False, description="let the judge bring Python code of its own")
 
+    @property
+    def subject(self) -> str:
+        """The judge's folder or hub name."""
+        return self.hf_model_name_or_path
+
+    def identity(self, config: Any) -> dict[str, Any]:
+        """Return the settings and prompts, with the judge's files in place of its name."""
+        return _by_files(super().identity(config), self, self.trust_remote_code)
+
+    def rewarder(self, config: Any, say: Callable[[str], None]) -> Rewarder:
+        """Make the judge."""
+        from dataflex_pipeline.reward.local_vllm import LocalVllmRewarder
+
+        return LocalVllmRewarder(self, config, say)
+
+    def check(self) -> None:
+        """Check that vLLM is there and that the judge's files are those of one."""
+        from dataflex_pipeline.reward.local_vllm import LocalVllmRewarder
+
+        LocalVllmRewarder(self, None, _unheard).check()
+
 
 class ApiSettings(JudgeSettings):
     """A judge behind an OpenAI-compatible chat endpoint."""
+
+    backend: ClassVar[str] = "api"
+    in_words: ClassVar[bool] = True
+    paid: ClassVar[bool] = True
 
     api_url: str = Field(
         "https://api.openai.com/v1/chat/completions", description="full address of the endpoint"
@@ -131,9 +256,51 @@ class ApiSettings(JudgeSettings):
         check_url(self.api_url, sends_key=self.api_key is not None)
         return self
 
+    @property
+    def subject(self) -> str:
+        """The name of the model that is asked for."""
+        return self.model_name
+
+    def rewarder(self, config: Any, say: Callable[[str], None]) -> Rewarder:
+        """Make what asks the endpoint."""
+        from dataflex_pipeline.reward.api import ApiRewarder
+
+        return ApiRewarder(self, config, say)
+
+    def check(self) -> None:
+        """Check that the environment holds the key, and that the budget is enough for all processes."""
+        from dataflex_pipeline.reward.api import own_budget, read_key
+
+        read_key(self)
+        own_budget(self)
+
+    def reach(self) -> Sequence[str]:
+        """Ask the endpoint for its models."""
+        from dataflex_pipeline.reward.api import read_key
+        from dataflex_pipeline.reward.endpoint import try_endpoint
+
+        return try_endpoint(self, read_key(self))
+
+    def cost(self, answers: int, each: AnswerTokens) -> RewardCost:
+        """Count the requests and what they send; the seconds follow from a rate limit alone."""
+        from dataflex_pipeline.reward.judge_prompts import instruction_tokens
+
+        reference = each.reference if self.show_reference else 0.0
+        tokens = answers * (each.prompt + each.completion + reference + instruction_tokens(self))
+        note = (
+            f"requests to {self.subject} at most, retries aside: equal answers are asked once; tokens are "
+            "those sent, as the model to be trained would count them"
+        )
+        if self.requests_per_minute is None:
+            return RewardCost(note, answers, tokens)
+        seconds = 60.0 * answers / self.requests_per_minute
+        return RewardCost(f"{note}; at its rate limit", answers, tokens, seconds)
+
 
 class RewardModelSettings(Settings):
     """A sequence-classification model whose output is the reward."""
+
+    backend: ClassVar[str] = "reward_model"
 
     hf_model_name_or_path: str | None = Field(None, description="folder or hub name")
     engine: Literal["transformers", "vllm"] = Field("transformers", description="what runs it")
@@ -148,9 +315,41 @@ class RewardModelSettings(Settings):
     gpu_memory_utilization: float = runtime(0.9, "share of the accelerator's memory, vllm only", gt=0, le=1)
     trust_remote_code: bool = Field(False, description="let the model bring Python code of its own")
 
+    @property
+    def subject(self) -> str:
+        """The model's folder or hub name."""
+        return self.hf_model_name_or_path or ""
+
+    def require(self) -> None:
+        """Check that a model is named."""
+        if not self.hf_model_name_or_path:
+            raise ConfigError(
+                "nice.reward_model_backend: reward_model was chosen without a model.",
+                "There is no reward model that would fit every task.",
+                f"Set {PLACE}.reward_model.hf_model_name_or_path to a folder or hub name.",
+            )
+
+    def identity(self, config: Any) -> dict[str, Any]:
+        """Return the settings and the precision, with the model's files in place of its name."""
+        return _by_files(super().identity(config), self, self.trust_remote_code) | {"bf16": config.bf16}
+
+    def rewarder(self, config: Any, say: Callable[[str], None]) -> Rewarder:
+        """Make what runs the model."""
+        from dataflex_pipeline.reward.reward_model import ModelRewarder
+
+        return ModelRewarder(self, config, say)
+
+    def check(self) -> None:
+        """Check that the files are those of a reward model that gives what is asked for."""
+        from dataflex_pipeline.reward.reward_model import ModelRewarder
+
+        ModelRewarder(self, None, _unheard).check()
+
 
 class MetricSettings(Settings):
     """A function of (prompt, completion, reference)."""
+
+    backend: ClassVar[str] = "metric"
 
     name: str = Field(
         "exact_match",
@@ -161,135 +360,45 @@ class MetricSettings(Settings):
         "13a", description="tokenizer of bleu: 13a, intl, zh, ja-mecab, char, none ..."
     )
 
+    @property
+    def journalled(self) -> bool:
+        """Whether the function is the user's own: a shipped one is sooner computed than written down."""
+        return ":" in self.name
 
-BACKENDS: Mapping[str, type[Settings]] = {
-    "local_vllm": LocalVllmSettings,
-    "api": ApiSettings,
-    "reward_model": RewardModelSettings,
-    "metric": MetricSettings,
-}
+    @property
+    def subject(self) -> str:
+        """The metric's name."""
+        return self.name
 
+    def identity(self, config: Any) -> dict[str, Any]:
+        """Return the settings, and the file of a function of the user's own."""
+        from dataflex_pipeline.reward.metric import source_digest
 
-def read_settings(backend: str, params: Mapping[str, Any]) -> Settings:
-    """Check every backend's settings and return the chosen one's.
+        return super().identity(config) | {"function": source_digest(self.name)}
 
-    Args:
-        backend: local_vllm, api, reward_model or metric.
-        params: backend -> its settings, as the guide nests them; a backend may be missing or null.
+    def rewarder(self, config: Any, say: Callable[[str], None]) -> Rewarder:
+        """Make what calls the function."""
+        from dataflex_pipeline.reward.metric import MetricRewarder
 
-    Raises:
-        ConfigError: an unknown backend or key, or a value that cannot be used, of any backend.
-    """
-    for name in params:
-        if name not in BACKENDS:
-            raise ConfigError(
-                f"{PLACE}.{name} is none of the reward backends.{did_you_mean(name, BACKENDS)}",
-                f"They are: {', '.join(BACKENDS)}.",
-                f"Correct or remove it; each backend's settings stand below {PLACE}.<backend>.",
-            )
-    if backend not in BACKENDS:
-        raise ConfigError(
-            f"nice.reward_model_backend: {backend} is not known.{did_you_mean(str(backend), BACKENDS)}",
-            f"The backends are: {', '.join(BACKENDS)}.",
-            "Choose one of them.",
-        )
-    made = {name: _checked(name, params.get(name)) for name in BACKENDS}
-    chosen = made[backend]
-    if isinstance(chosen, RewardModelSettings) and not chosen.hf_model_name_or_path:
-        raise ConfigError(
-            "nice.reward_model_backend: reward_model was chosen without a model.",
-            "There is no reward model that would fit every task.",
-            f"Set {PLACE}.reward_model.hf_model_name_or_path to a folder or hub name.",
-        )
-    return chosen
+        return MetricRewarder(self, config, say)
+
+    def check(self) -> None:
+        """Check that there is such a function, and the package that a shipped one needs."""
+        self.rewarder(None, _unheard)
+
+    def cost(self, answers: int, each: AnswerTokens) -> RewardCost:
+        """Say that a function is not measured."""
+        return RewardCost("a function; not measured")
 
 
-def _checked(backend: str, values: Any) -> Settings:
-    kind = BACKENDS[backend]
-    if values is not None and not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{PLACE}.{backend} is not a mapping.",
-            "It holds the backend's settings by name.",
-            f"The settings of {backend} are: {', '.join(kind.model_fields)}.",
-        )
-    try:
-        return kind(**(values or {}))
-    except ValidationError as error:
-        raise _bad_setting(backend, kind, error) from None  # the original shows values, and one may be a key
+def _unheard(line: str) -> None:
+    """Take a line that nobody is to read."""
 
 
-def _bad_setting(backend: str, kind: type[Settings], error: ValidationError) -> ConfigError:
-    first = error.errors()[0]
-    key = str(first["loc"][0]) if first["loc"] else ""
-    if first["type"] == "extra_forbidden":
-        return ConfigError(
-            f"{PLACE}.{backend}.{key} is not a setting of {backend}.{did_you_mean(key, kind.model_fields)}",
-            f"{backend} takes: {', '.join(kind.model_fields)}.",
-            "Correct the name, or remove it.",
-        )
-    shown = "" if not key or is_secret_name(key) else f": {first['input']!r}"
-    info = kind.model_fields.get(key)
-    return ConfigError(
-        f"{PLACE}.{backend}{'.' + key if key else ''}{shown} cannot be used.",
-        f"{first['msg'].removeprefix('Value error, ')}.",
-        f"{key}: {info.description} (default {info.default})." if info else "Correct the settings.",
-    )
+def _by_files(identity: dict[str, Any], settings: Settings, trust_remote_code: bool) -> dict[str, Any]:
+    """Put the files of a model in place of its name, because a folder may move."""
+    from dataflex_pipeline.reward.judge_files import JudgeFiles
 
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine itself."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def endpoint(url: str) -> str:
-    """Return an address as it may be shown: without user, query and fragment."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def check_url(url: str, *, sends_key: bool) -> None:
-    """Refuse an address that cannot be asked, that holds a secret, or that would send the key in the clear.
-
-    Plain http is taken where no key is sent (a server inside a cluster), or to this machine itself.
-
-    Raises:
-        ConfigError: any of that; secrets are not shown.
-    """
-    where = f"{PLACE}.api.api_url"
-    try:
-        parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        known = False
-    if not known:
-        raise ConfigError(
-            f"{where} is not the address of an endpoint.",
-            "It begins with https:// (or http://) and a host, such as "
-            "https://api.openai.com/v1/chat/completions.",
-            "Give the full address, up to and including /chat/completions.",
-        )
-    if _may_hold_secret(parts):
-        raise ConfigError(
-            f"{where} holds what may be a user name, password or key (not shown).",
-            "An address ends up in tables, logs, messages and the model card, so beside host and path it may "
-            f"only have the query parameters {', '.join(QUERY)}.",
-            "Take the rest out of the address; api_key names the environment variable that holds the key.",
-        )
-    if sends_key and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        raise ConfigError(
-            f"{where}: {endpoint(url)} is plain http, and api_key is set.",
-            "Everybody on the way could read the key.",
-            "Use https://, or set api_key: null where the endpoint takes no key.",
-        )
-
-
-def _may_hold_secret(parts: SplitResult) -> bool:
-    query = parse_qsl(parts.query, keep_blank_values=True)
-    return (
-        "@" in parts.netloc
-        or bool(parts.fragment)
-        or any(name.lower() not in QUERY or not _QUERY_VALUE.fullmatch(value) for name, value in query)
-    )
+    del identity["settings"]["hf_model_name_or_path"]
+    files = JudgeFiles(settings.subject, settings.backend, trust_remote_code)
+    return identity | {"model": files.identity}

@@ -102,12 +102,13 @@ class PartsWriter:
         """Read columns of a part that is done."""
         return read_whole(self.folder / part_name(number), columns)
 
-    def finish(self, n_parts: int, summary: Mapping[str, Any]) -> PartedTable:
+    def finish(self, n_parts: int, summary: Mapping[str, Any], side_files: str | None = None) -> PartedTable:
         """Check that parts 0..n_parts-1 are there and write the manifest.
 
         Args:
             n_parts: how many parts the table has.
             summary: plain values worth keeping beside the table (counts, seconds, notices).
+            side_files: pattern of files in the folder that only served to make the parts; they are removed.
         """
         missing = sorted(set(range(n_parts)) - self.done)
         if missing or len(self.done) != n_parts:
@@ -124,8 +125,8 @@ class PartsWriter:
             rows = pq.read_metadata(path).num_rows
             parts.append({"file": path.name, "start": start, "rows": rows, "bytes": path.stat().st_size})
             start += rows
-        for journal in self.folder.glob("_replies-*.jsonl"):  # of parts that are all there now
-            journal.unlink()
+        for path in self.folder.glob(side_files) if side_files is not None else ():
+            path.unlink()
         write_json(
             self.folder / MANIFEST,
             {

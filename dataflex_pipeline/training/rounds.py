@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -85,7 +84,7 @@ class _Job:
 def _run(job: _Job, before: Marker | None) -> Marker:
     from accelerate import PartialState
 
-    from dataflex_pipeline.models.base import no_bars
+    from dataflex_pipeline.models.base import free_memory, no_bars
     from dataflex_pipeline.training.arguments import tracker_environment, training_arguments
 
     plan = job.plan
@@ -96,7 +95,7 @@ def _run(job: _Job, before: Marker | None) -> Marker:
             start = Start.of(plan, job.config, inside, before, job.progress)
             check_start(start, job.config)
             _train(job, start, arguments)
-            _free_memory()
+            free_memory()
             inside = _newest_inside(job, arguments)
     if inside is None or not inside.finished:
         raise RunError(
@@ -165,15 +164,6 @@ def _train(job: _Job, start: Start, arguments: SFTConfig) -> None:
         _forget_deepspeed(config)
     if trainer.is_deepspeed_enabled:
         release(trainer.model_wrapped)
-
-
-def _free_memory() -> None:
-    """Give back the trainer's memory: its parts name each other, so that it would stay for a while."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _forget_deepspeed(config: Config) -> None:

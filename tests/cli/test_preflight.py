@@ -15,8 +15,8 @@ from test_doctor import findings
 
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.reward.endpoint import try_endpoint
-from dataflex_pipeline.reward.rewarders import check_ready
-from dataflex_pipeline.reward.settings import ApiSettings, read_settings
+from dataflex_pipeline.reward.rewarders import read_settings
+from dataflex_pipeline.reward.settings import ApiSettings
 
 NICE = ("component_name=nice", "nice.generator=transformers", "nice.mc_samples=2", "nice.proj_dim=32")
 SHORT = ("nice.max_new_tokens=4", "nice.dtype=float32", "update_times=1", "max_samples=12")
@@ -179,7 +179,7 @@ def test_a_reward_model_that_is_none(here, tiny_demo):
 @pytest.mark.parametrize("damage", ["cut", "index", "tokenizer", "config"])
 def test_a_model_whose_files_are_damaged(here, damage):
     folder = make_reward_model(here / "model")
-    check_ready(judge(folder, "reward_model"))
+    judge(folder, "reward_model").check()
     weights = folder / "model.safetensors"
     if damage == "cut":
         weights.write_bytes(weights.read_bytes()[:-100])
@@ -188,7 +188,7 @@ def test_a_model_whose_files_are_damaged(here, damage):
     else:
         (folder / f"{damage}.json").write_text("{")
     with pytest.raises(UserError) as error:
-        check_ready(judge(folder, "reward_model"))
+        judge(folder, "reward_model").check()
     assert f"{PLACE}.reward_model.hf_model_name_or_path" in error.value.fix
 
 

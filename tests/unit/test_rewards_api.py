@@ -22,7 +22,6 @@ from dataflex_pipeline import api
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.reward.endpoint import EndpointError, TransientError, retry_after, words
 from dataflex_pipeline.reward.pace import BudgetError
-from dataflex_pipeline.reward.rewarders import check_ready
 from dataflex_pipeline.reward.settings import ApiSettings
 
 KEY = "sk-very-secret-0123456789"
@@ -311,7 +310,7 @@ def test_the_processes_of_a_launch_share_the_budget(tmp_path, monkeypatch):
         assert any("shared by 3 processes: each sends at most 2" in line for line in listener.lines)
         too_small = ApiSettings(api_url=server.url, max_requests=2)
         with pytest.raises(ConfigError, match="max_requests: 2 was set, and 3 processes"):
-            check_ready(too_small)
+            too_small.check()
 
 
 def test_the_budget_tells_rows_of_other_parts(tmp_path):

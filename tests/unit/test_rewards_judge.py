@@ -11,16 +11,13 @@ from reward_tables import make_feature
 
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.reward import Answer
+from dataflex_pipeline.reward.address import check_url
 from dataflex_pipeline.reward.answers import JudgedAnswer, conversation_text
 from dataflex_pipeline.reward.judge_prompts import judge_messages, score_pattern
 from dataflex_pipeline.reward.judge_replies import parse_score
 from dataflex_pipeline.reward.local_vllm import LocalVllmRewarder
-from dataflex_pipeline.reward.settings import (
-    ApiSettings,
-    LocalVllmSettings,
-    check_url,
-    read_settings,
-)
+from dataflex_pipeline.reward.rewarders import read_settings
+from dataflex_pipeline.reward.settings import ApiSettings, LocalVllmSettings
 
 READ = [
     ("Score: 0.8/1", 1, 0.8),

@@ -18,8 +18,7 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.reward.answers import JudgedAnswer
 from dataflex_pipeline.reward.judge_files import JudgeFiles
-from dataflex_pipeline.reward.rewarders import make_rewarder
-from dataflex_pipeline.reward.settings import read_settings
+from dataflex_pipeline.reward.rewarders import read_settings
 from dataflex_pipeline.vllm.engine import vllm_installed
 
 CONFIG = Config(model_name_or_path="none", device="cpu")
@@ -32,7 +31,7 @@ ANSWERS = [
 
 def judge(backend, settings, answers=ANSWERS, say=print):
     found = {}
-    made = make_rewarder(backend, read_settings(backend, {backend: settings}), CONFIG, say)
+    made = read_settings(backend, {backend: settings}).rewarder(CONFIG, say)
     with made as rewarder:
         rewarder.reward(answers, found.__setitem__)
     return [found[i] for i in range(len(answers))]

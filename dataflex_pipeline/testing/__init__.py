@@ -1,0 +1,1 @@
+"""Contracts: test suites that the tests of an extension inherit."""

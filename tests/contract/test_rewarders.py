@@ -1,0 +1,92 @@
+"""What every rewarder holds: the shipped metrics, and the example in the docs."""
+
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
+import pyarrow.parquet as pq
+import pytest
+from cli_runs import done, refused, small
+
+from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.reward.rewarders import read_settings
+from dataflex_pipeline.testing.rewarder import RewarderContract
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "my_reward.py"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
+
+
+class TestExactMatch(RewarderContract):
+    backend = "metric"
+    settings: ClassVar = {"name": "exact_match"}
+
+
+class TestNumeric(RewarderContract):
+    backend = "metric"
+    settings: ClassVar = {"name": "numeric"}
+
+
+class TestBrevity(RewarderContract):
+    backend = f"{EXAMPLE}:Brevity"
+    settings: ClassVar = {"words": 3}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with nothing but the rewarder."""
+    shutil.copy2(EXAMPLE, tmp_path / "my_reward.py")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def settings(**given):
+    return read_settings("my_reward.py:Brevity", {"settings": given})
+
+
+def test_the_docs_show_this_very_file():
+    assert EXAMPLE.read_text(encoding="utf-8").strip() in DOCS.read_text(encoding="utf-8")
+
+
+def test_its_settings_are_checked_like_any_other(here):
+    assert settings(words=7).words == 7
+    with pytest.raises(ConfigError, match="words: 0 cannot be used"):
+        settings(words=0)
+    with pytest.raises(ConfigError, match="Did you mean 'words'"):
+        settings(word=1)
+
+
+def test_its_fingerprint_follows_the_file_and_the_settings(here):
+    first = settings().identity(None)
+    assert settings(words=3).identity(None) != first
+    file = here / "my_reward.py"
+    file.write_text(file.read_text() + "# changed\n")
+    assert settings().identity(None) != first
+
+
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [
+        ("missing.py:Brevity", "missing.py cannot be imported"),
+        ("my_reward.py:Reward", "no class Reward that is an OwnRewarder"),
+        ("my_reward.py:Nothing", "no class Nothing"),
+        ("my_reward.py:OwnRewarder", "no method reward"),
+        ("no_such_module:Brevity", "no_such_module cannot be imported"),
+        (":Brevity", "cannot be imported"),
+        ("brevity", "Choose one of them, or name a class of your own"),
+    ],
+)
+def test_what_is_no_rewarder_is_refused(here, named, why):
+    with pytest.raises(ConfigError, match=why):
+        read_settings(named, {})
+
+
+def test_nice_with_it(here, tiny_demo):
+    use = ("--method", "nice", "nice.reward_model_backend=my_reward.py:Brevity", "nice.mc_samples=2")
+    text = refused(
+        here, "round", 1, *small(tiny_demo), *use, "nice.reward_backend_params.settings.words=none"
+    )
+    assert "reward_backend_params.settings.words: 'none' cannot be used" in text
+    short = "nice.max_new_tokens=4"
+    done("round", 1, *small(tiny_demo), *use, short, "nice.reward_backend_params.settings.words=5")
+    (part,) = here.glob("runs/*/features/rewards-*/part-00000.parquet")
+    assert set(pq.read_table(part)["backend"].to_pylist()) == {"Brevity my_reward.py"}
