@@ -9,8 +9,7 @@ from dataflex_pipeline.errors import RunError, UserError
 from dataflex_pipeline.pipeline.locate import Options
 from dataflex_pipeline.pipeline.open_run import require_run
 from dataflex_pipeline.reports.catalogue import RunTable, run_above, table_at, tables_of
-from dataflex_pipeline.reports.look import Wanted, look
-from dataflex_pipeline.reports.overview import overview
+from dataflex_pipeline.reports.look import Wanted, look, overview
 from dataflex_pipeline.reports.query import open_queries
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.run import RunFolder

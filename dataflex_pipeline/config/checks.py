@@ -1,4 +1,4 @@
-"""What does not go together is found before anything runs; what has no effect is said."""
+"""Rules between settings: combinations that are refused before anything runs, and settings without effect."""
 
 from __future__ import annotations
 

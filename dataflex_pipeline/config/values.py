@@ -1,4 +1,4 @@
-"""What a key accepts, in words, and errors about values in the same words."""
+"""Values that a key accepts, in words, and errors about values in the same words."""
 
 from __future__ import annotations
 
