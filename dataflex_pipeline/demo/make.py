@@ -24,7 +24,6 @@ from dataflex_pipeline.demo.corpus import (
 )
 from dataflex_pipeline.demo.pretrain import (
     EOS,
-    IGNORE,
     ModelSettings,
     fixed_threads,
     new_model,
@@ -34,6 +33,7 @@ from dataflex_pipeline.demo.pretrain import (
     train_bpe,
 )
 from dataflex_pipeline.demo.skills import TARGET_SKILL
+from dataflex_pipeline.schemas import IGNORED
 from dataflex_pipeline.store.atomic import atomic_folder, write_json, write_text
 
 BATCH_ROWS = 64
@@ -251,7 +251,7 @@ def encode_rows(tokenizer: Any, rows: Sequence[Row]) -> list[tuple[list[int], li
     ]
     before = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     after = tokenizer([row.output + EOS for row in rows], add_special_tokens=False)["input_ids"]
-    return [(p + a, [IGNORE] * len(p) + a) for p, a in zip(before, after, strict=True)]
+    return [(p + a, [IGNORED] * len(p) + a) for p, a in zip(before, after, strict=True)]
 
 
 def _measure(model: Any, tokenizer: Any, corpus: Corpus) -> dict[str, float]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline.demo.corpus import stream
+from dataflex_pipeline.schemas import IGNORED
 from dataflex_pipeline.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -87,9 +88,6 @@ def save_tokenizer(bpe: Tokenizer, folder: Path, max_length: int) -> Any:
         model_max_length=max_length,
     ).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
-
-
-IGNORE = -100
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def padded(rows: Sequence[tuple[list[int], list[int]]], pad_id: int) -> Batch:
     longest = max(len(ids) for ids, _ in rows)
     ids = [tokens + [pad_id] * (longest - len(tokens)) for tokens, _ in rows]
     mask = [[1] * len(tokens) + [0] * (longest - len(tokens)) for tokens, _ in rows]
-    labels = [marks + [IGNORE] * (longest - len(marks)) for _, marks in rows]
+    labels = [marks + [IGNORED] * (longest - len(marks)) for _, marks in rows]
     return torch.tensor(ids), torch.tensor(mask), torch.tensor(labels)
 
 

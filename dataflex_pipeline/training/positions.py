@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataflex_pipeline.errors import CorruptError, DataError
+from dataflex_pipeline.schemas import IGNORED
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.row_ids import ROW_IDS
 from dataflex_pipeline.training.plan import RoundPlan
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOKENS = ("input_ids", "labels")
-IGNORED = -100
 
 
 def training_positions(plan: RoundPlan, pool: PartedTable, vocabulary: int) -> Dataset:
