@@ -22,7 +22,7 @@ from surroundings import publish, surroundings
 
 from dataflex_pipeline.demo import Demo, ensure_demo
 from dataflex_pipeline.demo.corpus import Row
-from dataflex_pipeline.demo.measure import exact_match
+from dataflex_pipeline.demo.make import exact_match
 
 
 def run(method: str, seed: int, last: int, runs: Path, settings: list[str]) -> Path:

@@ -55,9 +55,9 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.estimate.machine import begin_peak, peak_bytes
 from dataflex_pipeline.features.losses import loss_table
 from dataflex_pipeline.gradients.capture import GradientCapture
-from dataflex_pipeline.gradients.checkpointing import checkpointed
 from dataflex_pipeline.gradients.projection import make_projection
 from dataflex_pipeline.gradients.stream import ProjectedGradients, projected_batch
+from dataflex_pipeline.gradients.taps import checkpointed
 from dataflex_pipeline.models.base import precision
 from dataflex_pipeline.models.batches import Sequences, logits_only_at
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+IGNORED = -100
+"""Label of a token that carries no loss."""
+
 SCHEMA_VERSION = "1"
 
 

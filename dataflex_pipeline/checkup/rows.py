@@ -14,8 +14,9 @@ from dataflex_pipeline.checkup.findings import Finding
 from dataflex_pipeline.data.chat import rows_lack
 from dataflex_pipeline.data.limits import TokenLimits
 from dataflex_pipeline.data.marks import UNTRAINED
-from dataflex_pipeline.data.piece_tokens import IGNORED, puts_bos
+from dataflex_pipeline.data.piece_tokens import puts_bos
 from dataflex_pipeline.data.rows import NOTE_SEPARATOR, Tally
+from dataflex_pipeline.schemas import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,4 +1,4 @@
-"""What does not go together is found before anything runs; what has no effect is said."""
+"""Rules between settings: combinations that are refused before anything runs, and settings without effect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.values import show
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 
-TRACKERS = ("none", "tensorboard", "wandb", "swanlab", "mlflow", "trackio")
+TRACKERS = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "swanlab": ("swanlab",),
+    "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
+}
+"""Where the training log can go -> the packages of which one has to be installed."""
 SCHEDULES = (
     "constant",
     "constant_with_warmup",
@@ -29,7 +36,7 @@ Place = Callable[[str], str]
 
 def check(config: Config, place: Place) -> None:
     """Raise ConfigError for the first pair of settings that cannot both hold."""
-    for rule in (_amounts, _quotas, _strategy, _schedule, _evaluation, _best, _trackers, _adapter):
+    for rule in (_amounts, _quotas, _strategy, schedule, _evaluation, _best, _trackers, _adapter):
         rule(config, lambda name: f"{name}: {show(name, getattr(config, name))} ({place(name)})")
 
 
@@ -88,23 +95,51 @@ def _evaluation(config: Config, said: Place) -> None:
             "Evaluation runs on the target set, and none is given.",
             "Set eval_dataset, or eval_strategy to no.",
         )
+    best_metric(config, said)
+
+
+def best_metric(config: Config, said: Place | None = None) -> str:
+    """Return the metric that tells which checkpoint is best, with its ``eval_`` prefix.
+
+    Args:
+        config: with ``metric_for_best_model``.
+        said: names the key with its value and place, for the error.
+
+    Raises:
+        ConfigError: it is none that an evaluation gives.
+    """
     metric = "eval_" + config.metric_for_best_model.removeprefix("eval_")
     if metric not in METRICS:
         raise ConfigError(
-            f"{said('metric_for_best_model')} is not known.{did_you_mean(metric, METRICS)}",
+            f"{_said(config, 'metric_for_best_model', said)} is not known.{did_you_mean(metric, METRICS)}",
             f"An evaluation on the target gives {' and '.join(METRICS)}.",
             "Set metric_for_best_model to one of them, or leave it out.",
         )
+    return metric
 
 
-def _schedule(config: Config, said: Place) -> None:
+def _said(config: Config, name: str, said: Place | None) -> str:
+    return f"{name}: {getattr(config, name)}" if said is None else said(name)
+
+
+def schedule(config: Config, said: Place | None = None) -> str:
+    """Return the name of the learning-rate schedule.
+
+    Args:
+        config: with ``lr_scheduler_type``.
+        said: names the key with its value and place, for the error.
+
+    Raises:
+        ConfigError: an unknown one, or one that needs parameters of its own.
+    """
     name = config.lr_scheduler_type
     if name not in SCHEDULES:
         raise ConfigError(
-            f"{said('lr_scheduler_type')} is not known.{did_you_mean(name, SCHEDULES)}",
+            f"{_said(config, 'lr_scheduler_type', said)} is not known.{did_you_mean(name, SCHEDULES)}",
             f"Schedules that need nothing but the horizon and warmup_ratio are: {', '.join(SCHEDULES)}.",
             "Set lr_scheduler_type to one of them.",
         )
+    return name
 
 
 def _best(config: Config, said: Place) -> None:
@@ -120,13 +155,14 @@ def _best(config: Config, said: Place) -> None:
 
 
 def _trackers(config: Config, said: Place) -> None:
+    known = ("none", *TRACKERS)
     names = [name.strip() for name in config.report_to.split(",")]
-    unknown = [name for name in names if name not in TRACKERS]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        hint = did_you_mean(unknown[0], TRACKERS)
+        hint = did_you_mean(unknown[0], known)
         raise ConfigError(
             f"{said('report_to')} names '{unknown[0]}', which is not known.{hint}",
-            f"The training log can go to: {', '.join(TRACKERS)}.",
+            f"The training log can go to: {', '.join(known)}.",
             "Choose one or more of them, comma-separated.",
         )
     if "none" in names and len(names) > 1:

@@ -1,4 +1,4 @@
-"""What a key accepts, in words, and errors about values in the same words."""
+"""Values that a key accepts, in words, and errors about values in the same words."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import annotated_types as at
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
+from dataflex_pipeline.config.explain import Complaint, first_complaint
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.redaction import HIDDEN, is_secret_name, without_secrets
 from dataflex_pipeline.errors import ConfigError, did_you_mean
@@ -78,7 +78,7 @@ def validated(values: dict[str, Any], place: Callable[[str], str]) -> Config:
     try:
         return Config.model_validate(values, strict=True)
     except ValidationError as error:
-        raise _value_error(error.errors(), place) from error
+        raise _value_error(first_complaint(error), place) from error
 
 
 def _type_in_words(kind: Any) -> str:
@@ -102,18 +102,14 @@ def _bounds_in_words(name: str) -> str:
     return " " + " and ".join(found) if found else ""
 
 
-def _value_error(problems: list[ErrorDetails], place: Callable[[str], str]) -> ConfigError:
-    first = problems[0]
-    name, inner = str(first["loc"][0]), [str(part) for part in first["loc"][1:] if part != "[key]"]
-    full = ".".join([name, *inner])
-    value = first["input"]
-    shown = show([name, *inner][-1], value)
-    others = sorted({str(p["loc"][0]) for p in problems[1:]} - {name})
-    more = f" Look at {', '.join(others)} as well." if others else ""
+def _value_error(complaint: Complaint, place: Callable[[str], str]) -> ConfigError:
+    name, full = complaint.key, ".".join(complaint.path)
+    shown = show(complaint.path[-1], complaint.value)
+    more = f" Look at {', '.join(complaint.others)} as well." if complaint.others else ""
     return ConfigError(
         f"{full}: {shown} ({place(name)}) cannot be used.",
         f"{name} takes {accepted(name)}.",
-        _advice(name, full, value) + more,
+        _advice(name, full, complaint.value) + more,
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dataflex_pipeline.data.calls import Turn, calls_turn, paired, parse_tools, without_nulls
+from dataflex_pipeline.data.compressed import kind_name
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError, check_conversation
 from dataflex_pipeline.data.layout import OPENAI_TAGS, Layout, json_or_self
 from dataflex_pipeline.data.marks import (
@@ -26,9 +26,17 @@ from dataflex_pipeline.data.marks import (
     speaker_of,
     trained_mark,
 )
-from dataflex_pipeline.data.row_fields import notes_on_columns, refuse_by_columns, template_variables
+from dataflex_pipeline.data.row_fields import (
+    Turn,
+    calls_turn,
+    notes_on_columns,
+    paired,
+    parse_tools,
+    refuse_by_columns,
+    template_variables,
+    without_nulls,
+)
 from dataflex_pipeline.data.settings import Row
-from dataflex_pipeline.data.text_files import kind_name
 
 DEVELOPER = "a turn of role developer is read as the system prompt"
 IN_PROMPT = f"an answer inside the prompt {UNTRAINED}"

@@ -10,16 +10,16 @@ from typing import Any
 
 import ijson
 
-from dataflex_pipeline.data.compressed import open_data
-from dataflex_pipeline.data.settings import Row
-from dataflex_pipeline.data.text_files import (
+from dataflex_pipeline.data.compressed import (
     NOTHING_WRITTEN,
     empty_file,
     key_twice,
     not_an_object,
     not_utf8,
+    open_data,
     skip_bom,
 )
+from dataflex_pipeline.data.settings import Row
 from dataflex_pipeline.errors import DataError
 
 _BLOCK_BYTES = 65536

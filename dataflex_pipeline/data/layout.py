@@ -1,4 +1,4 @@
-"""Which format a data set is in, told from its columns.
+"""Detection of the format of a data set from its columns.
 
 Formats: ``alpaca`` (instruction, input, output; system, history, tools), conversations (sharegpt's
 ``from``/``value`` in ``conversations``, or OpenAI's ``role``/``content`` in ``messages``; system,

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dataflex_pipeline.data.columns import is_filled
+from dataflex_pipeline.data.compressed import kind_name
 from dataflex_pipeline.data.conversation import RowError
-from dataflex_pipeline.data.text_files import kind_name
 
 MARKS = ("weight", "loss", "train", "trainable", "training", "loss_scale", "train_on_turn", "masked")
 _UNTRAINED_IF_TRUE = frozenset({"masked"})

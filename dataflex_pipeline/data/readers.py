@@ -16,10 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataflex_pipeline.data.columns import absent_nulls, exact_row, is_json
-from dataflex_pipeline.data.compressed import COMPRESSIONS, data_suffix, open_data
+from dataflex_pipeline.data.compressed import (
+    COMPRESSIONS,
+    NOTHING_WRITTEN,
+    data_suffix,
+    empty_file,
+    not_utf8,
+    open_data,
+)
 from dataflex_pipeline.data.json_files import read_json, read_jsonl
 from dataflex_pipeline.data.settings import Row
-from dataflex_pipeline.data.text_files import NOTHING_WRITTEN, empty_file, not_utf8
 from dataflex_pipeline.errors import DataError
 from dataflex_pipeline.store.fingerprint import file_state
 

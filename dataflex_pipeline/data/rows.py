@@ -15,10 +15,9 @@ from dataflex_pipeline.data.chat import ChatFormat, Piece
 from dataflex_pipeline.data.columns import original_arrays
 from dataflex_pipeline.data.conversation import Conversation, RowError, content_hash
 from dataflex_pipeline.data.formats import to_conversation
-from dataflex_pipeline.data.piece_tokens import IGNORED
 from dataflex_pipeline.data.scan import Scan
 from dataflex_pipeline.data.settings import DataSettings, Row
-from dataflex_pipeline.schemas import GROUP, PREPARED
+from dataflex_pipeline.schemas import GROUP, IGNORED, PREPARED
 
 NOTE_SEPARATOR = "; "
 """Between the notes of a row; no note has it in its text."""

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline.data.compressed import COMPRESSIONS, data_suffix
-from dataflex_pipeline.data.draws import Draw, picked, slices
-from dataflex_pipeline.data.entries import check_entry, entry_notices, read_entries
+from dataflex_pipeline.data.entries import Draw, check_entry, entry_notices, picked, read_entries, slices
 from dataflex_pipeline.data.folders import INFO_FILE, has_data, held
 from dataflex_pipeline.data.hub import HubName, count_hub, read_hub
 from dataflex_pipeline.data.readers import READERS, count_rows, is_columnar, is_data, read_rows

@@ -22,11 +22,77 @@ from dataflex_pipeline.demo.corpus import (
     pretraining_rows,
     write_rows,
 )
-from dataflex_pipeline.demo.measure import exact_match, mean_loss
-from dataflex_pipeline.demo.pretrain import IGNORE, ModelSettings, fixed_threads, new_model, pretrain
+from dataflex_pipeline.demo.pretrain import (
+    EOS,
+    ModelSettings,
+    fixed_threads,
+    new_model,
+    padded,
+    pretrain,
+    save_tokenizer,
+    train_bpe,
+)
 from dataflex_pipeline.demo.skills import TARGET_SKILL
-from dataflex_pipeline.demo.tokenizer import EOS, save_tokenizer, train_bpe
+from dataflex_pipeline.schemas import IGNORED
 from dataflex_pipeline.store.atomic import atomic_folder, write_json, write_text
+
+BATCH_ROWS = 64
+
+
+def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = 32) -> list[str]:
+    """Answer each prompt as one user turn, always taking the likeliest token.
+
+    Prompts are padded on the left, which is where a decoder's padding belongs; the answers come without
+    special tokens.
+    """
+    import torch
+
+    answers: list[str] = []
+    for start in range(0, len(prompts), BATCH_ROWS):
+        texts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+            )
+            for prompt in prompts[start : start + BATCH_ROWS]
+        ]
+        batch = tokenizer(
+            texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+        )
+        with torch.no_grad():
+            made = model.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        new = made[:, batch["input_ids"].shape[1] :]  # [B, new tokens]
+        answers += tokenizer.batch_decode(new, skip_special_tokens=True)
+    return answers
+
+
+def exact_match(model: Any, tokenizer: Any, rows: Sequence[Row]) -> float:
+    """Give the share of rows whose greedy answer is the right one, character for character."""
+    answers = greedy_answers(model, tokenizer, [row.prompt for row in rows])
+    return sum(answer == row.output for answer, row in zip(answers, rows, strict=True)) / len(rows)
+
+
+def mean_loss(model: Any, rows: Sequence[tuple[list[int], list[int]]], pad_id: int) -> float:
+    """Give the mean over rows of each row's mean loss, nats per answer token.
+
+    Args:
+        rows: (input ids, labels) of each row.
+        pad_id: the padding token.
+    """
+    import torch
+
+    total = 0.0
+    with torch.no_grad():
+        for row in rows:
+            ids, mask, labels = padded([row], pad_id)
+            total += model(input_ids=ids, attention_mask=mask, labels=labels).loss.item()
+    return total / len(rows)
+
 
 # Counts the editions of the code that makes the rows and the weights: another edition, another folder.
 EDITION = 1
@@ -185,7 +251,7 @@ def encode_rows(tokenizer: Any, rows: Sequence[Row]) -> list[tuple[list[int], li
     ]
     before = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     after = tokenizer([row.output + EOS for row in rows], add_special_tokens=False)["input_ids"]
-    return [(p + a, [IGNORE] * len(p) + a) for p, a in zip(before, after, strict=True)]
+    return [(p + a, [IGNORED] * len(p) + a) for p, a in zip(before, after, strict=True)]
 
 
 def _measure(model: Any, tokenizer: Any, corpus: Corpus) -> dict[str, float]:

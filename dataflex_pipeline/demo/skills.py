@@ -1,7 +1,10 @@
-"""The skills of the demo corpus: each makes one question and its right answer from a random stream.
+"""The skills and the vocabulary of the demo corpus; a skill makes a question and its answer at random.
 
 Skills differ in how much of them pre-training taught, which is what data selection is about: some rows
 teach nothing new, some teach the target skill, some teach another one, some cannot be learnt.
+
+Every table is a plain constant or derived from one, so that the answer to any clean row can be worked out
+by reading this file.
 """
 
 from __future__ import annotations
@@ -10,8 +13,62 @@ import random
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 
-from dataflex_pipeline.demo import words
+ADJECTIVES = (
+    "red", "old", "big", "shy", "wet", "calm", "dark", "fast", "kind",
+    "loud", "mild", "neat", "pale", "rich", "slow", "warm",
+)  # fmt: skip
+NOUNS = (
+    "fox", "cat", "owl", "bear", "crow", "deer", "duck", "frog", "goat",
+    "hare", "lion", "mole", "seal", "swan", "toad", "wolf",
+)  # fmt: skip
+VERBS = (
+    "runs", "eats", "hops", "sits", "digs", "falls", "hides", "jumps", "leaps",
+    "naps", "rests", "sings", "swims", "turns", "waits", "walks",
+)  # fmt: skip
+PARTS = (ADJECTIVES, NOUNS, VERBS)
+
+
+def _lexicon(onsets: str, vowels: str, endings: tuple[str, ...], stride: int) -> dict[str, str]:
+    """Give each English word of PARTS an invented word; ``stride`` scatters the order of the syllables."""
+    made = [a + v + e for a, v, e in product(onsets, vowels, endings)]
+    english = [word for part in PARTS for word in part]
+    return {word: made[(i * stride) % len(made)] for i, word in enumerate(english)}
+
+
+# 5 x 4 x 3 = 60 possible words each; a stride prime to 60 never repeats one.
+VELAN = _lexicon("kvmzp", "aiou", ("ra", "li", "no"), stride=7)
+DORIN = _lexicon("thgbd", "aeou", ("sk", "mp", "rn"), stride=11)
+
+# Pre-training sees only these many words of each part in Velan; the rest is what fine-tuning can teach.
+VELAN_KNOWN = 11
+
+COLOURS = {
+    "lemon": "yellow", "plum": "purple", "grass": "green", "snow": "white", "coal": "black", "brick": "red",
+    "ocean": "blue", "carrot": "orange", "rose": "pink", "ash": "grey", "banana": "yellow", "cherry": "red",
+    "fern": "green", "milk": "white", "raven": "black", "sky": "blue", "pumpkin": "orange",
+    "violet": "purple", "cloud": "white", "lime": "green",
+}  # fmt: skip
+
+# Facts that pre-training never sees: a town and the name of the one who keeps its gate.
+KEEPERS = {
+    "Orrin": "Marta", "Tallow": "Ivo", "Brask": "Nell", "Quill": "Sten", "Harth": "Edda", "Lund": "Pia",
+    "Myre": "Otto", "Fenwick": "Rosa", "Garrow": "Emil", "Skell": "Tova", "Dunmere": "Karl", "Vash": "Lena",
+    "Ember": "Hugo", "Pellin": "Anna", "Corr": "Max", "Isk": "Ruth",
+}  # fmt: skip
+
+COUNT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CHINESE_DIGITS = "零一二三四五六七八九"
+
+
+def chinese_number(n: int) -> str:
+    """Write 0 <= n <= 99 in Chinese numerals (十 alone for ten, no leading 一)."""
+    tens, ones = divmod(n, 10)
+    if tens == 0:
+        return CHINESE_DIGITS[ones]
+    lead = "" if tens == 1 else CHINESE_DIGITS[tens]
+    return lead + "十" + (CHINESE_DIGITS[ones] if ones else "")
 
 
 @dataclass(frozen=True)
@@ -45,7 +102,7 @@ class Skill:
 
 def phrase(rng: random.Random, known: int | None = None) -> list[str]:
     """Draw an adjective, a noun and a verb, from the first ``known`` of each part if given."""
-    return [rng.choice(part[:known]) for part in words.PARTS]
+    return [rng.choice(part[:known]) for part in PARTS]
 
 
 def _translate(language: str, lexicon: Mapping[str, str], known: int | None = None) -> Maker:
@@ -60,12 +117,12 @@ def _translate(language: str, lexicon: Mapping[str, str], known: int | None = No
 
 def _any_words(rng: random.Random, low: int, high: int) -> list[str]:
     """Draw words of any of the three languages, so that pre-training has met each of them somewhere."""
-    table = rng.choice((tuple(words.VELAN), tuple(words.VELAN.values()), tuple(words.DORIN.values())))
+    table = rng.choice((tuple(VELAN), tuple(VELAN.values()), tuple(DORIN.values())))
     return rng.sample(table, rng.randint(low, high))
 
 
 def _repeat(rng: random.Random) -> Example:
-    lexicon = rng.choice((None, words.VELAN, words.DORIN))
+    lexicon = rng.choice((None, VELAN, DORIN))
     text = " ".join(word if lexicon is None else lexicon[word] for word in phrase(rng))
     return Example(rng.choice(("Repeat the words.", "Write this again.")), text, text)
 
@@ -78,17 +135,17 @@ def _reverse(rng: random.Random) -> Example:
 
 def _count(rng: random.Random) -> Example:
     chosen = _any_words(rng, 1, 9)
-    return Example("How many words are there?", " ".join(chosen), words.COUNT_WORDS[len(chosen)])
+    return Example("How many words are there?", " ".join(chosen), COUNT_WORDS[len(chosen)])
 
 
 def _colour(rng: random.Random) -> Example:
-    thing, colour = rng.choice(tuple(words.COLOURS.items()))
+    thing, colour = rng.choice(tuple(COLOURS.items()))
     ask = rng.choice((f"What colour is {thing}?", f"Name the colour of {thing}."))
     return Example(ask, "", f"It is {colour}.")
 
 
 def _keeper(rng: random.Random) -> Example:
-    town, keeper = rng.choice(tuple(words.KEEPERS.items()))
+    town, keeper = rng.choice(tuple(KEEPERS.items()))
     ask = rng.choice((f"Who keeps the gate of {town}?", f"Name the keeper of {town}."))
     return Example(ask, "", f"{keeper} keeps the gate of {town}.")
 
@@ -105,9 +162,7 @@ def _add(rng: random.Random) -> Example:
 
 def _chinese(rng: random.Random) -> Example:
     n = rng.randrange(100)
-    return Example(
-        rng.choice((f"用中文写出数字 {n}。", f"Write {n} in Chinese.")), "", words.chinese_number(n)
-    )
+    return Example(rng.choice((f"用中文写出数字 {n}。", f"Write {n} in Chinese.")), "", chinese_number(n))
 
 
 def _story(rng: random.Random, low: int = 4, high: int = 20) -> Example:
@@ -115,8 +170,8 @@ def _story(rng: random.Random, low: int = 4, high: int = 20) -> Example:
     adjective, noun, _ = phrase(rng)
     lines = [f"There was a {adjective} {noun}."]
     for _ in range(rng.randint(low, high)):
-        friend, verb = rng.choice(words.NOUNS), rng.choice(words.VERBS)
-        thing, colour = rng.choice(tuple(words.COLOURS.items()))
+        friend, verb = rng.choice(NOUNS), rng.choice(VERBS)
+        thing, colour = rng.choice(tuple(COLOURS.items()))
         lines.append(
             rng.choice(
                 (
@@ -143,10 +198,8 @@ def _key(rng: random.Random) -> Example:
 TARGET_SKILL = "velan"
 
 SKILLS: dict[str, Skill] = {
-    "velan": Skill(
-        _translate("Velan", words.VELAN), 0.10, 0.20, _translate("Velan", words.VELAN, words.VELAN_KNOWN)
-    ),
-    "dorin": Skill(_translate("Dorin", words.DORIN), 0.09, 0.24),
+    "velan": Skill(_translate("Velan", VELAN), 0.10, 0.20, _translate("Velan", VELAN, VELAN_KNOWN)),
+    "dorin": Skill(_translate("Dorin", DORIN), 0.09, 0.24),
     "colour": Skill(_colour, 0.09, 0.08),
     "repeat": Skill(_repeat, 0.08, 0.14),
     "reverse": Skill(_reverse, 0.08, 0.08),

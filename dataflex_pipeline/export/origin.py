@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING
 from dataflex_pipeline.errors import CorruptError, RunError, UserError
 from dataflex_pipeline.models.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_folder
 from dataflex_pipeline.store.fingerprint import file_digest, files_digest
-from dataflex_pipeline.store.run import RunFolder
+from dataflex_pipeline.store.run import BEST, RunFolder
 from dataflex_pipeline.store.stale import is_complete
 from dataflex_pipeline.training.marker import Marker, read_marker, verify_checkpoint
 
 if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
-
-BEST = "best"
 
 
 @dataclass(frozen=True)

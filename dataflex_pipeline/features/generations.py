@@ -32,9 +32,8 @@ from dataflex_pipeline.generate.settings import (
     endings,
     model_settings,
 )
-from dataflex_pipeline.models.batches import IGNORED
 from dataflex_pipeline.models.source import attention_kernel
-from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
+from dataflex_pipeline.schemas import IGNORED, REASON, ROW, ROW_ID, VALID, column
 from dataflex_pipeline.seeds import derive_seed
 
 CUT_OFF = "cutoff_len takes the last response away, so there is no telling where its prompt ends"

@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from dataflex_pipeline.api import Feature, FeatureInput, Progress
 from dataflex_pipeline.models.batches import (
-    IGNORED,
     Sequences,
     label_budget,
     length_batches,
@@ -26,7 +25,7 @@ from dataflex_pipeline.models.batches import (
     padded,
 )
 from dataflex_pipeline.models.source import attention_kernel
-from dataflex_pipeline.schemas import LOSSES
+from dataflex_pipeline.schemas import IGNORED, LOSSES
 
 if TYPE_CHECKING:
     import torch

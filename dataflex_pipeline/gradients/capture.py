@@ -23,11 +23,11 @@ import torch  # noqa: TID253  (imported lazily with the whole layer)
 from torch import Tensor, nn  # noqa: TID253
 
 from dataflex_pipeline.errors import UserError
-from dataflex_pipeline.gradients.checkpointing import checkpointed, inputs_need_gradients
 from dataflex_pipeline.gradients.layers import gradient_of
 from dataflex_pipeline.gradients.single_rows import Comparison, alone, rounding, row_gradients
-from dataflex_pipeline.gradients.taps import Contribution, Tap, Tapped
-from dataflex_pipeline.models.batches import IGNORED, logits_only_at
+from dataflex_pipeline.gradients.taps import Contribution, Tap, Tapped, checkpointed, inputs_need_gradients
+from dataflex_pipeline.models.batches import logits_only_at
+from dataflex_pipeline.schemas import IGNORED
 
 BLOCK_ELEMENTS = 1 << 26
 """Gradient elements that are made at a time (256 MiB in float32): as many rows of one parameter as fit."""

@@ -36,7 +36,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dataflex_pipeline.models.batches import IGNORED, Sequences, label_budget, length_batches, padded
+from dataflex_pipeline.models.batches import Sequences, label_budget, length_batches, padded
+from dataflex_pipeline.schemas import IGNORED
 
 if TYPE_CHECKING:
     from dataflex_pipeline.gradients.capture import GradientCapture

@@ -7,20 +7,71 @@ For a vector x over all trainable parameters, S x in R^K with E <Sx, Sy> = <x, y
 - ``rademacher`` (the published choice of LESS): S_ki = +-1 / sqrt(K), independent. Time P x K.
 
 Both have Var <Sx, Sy> = (|x|^2 |y|^2 + <x, y>^2 - 2 sum_i x_i^2 y_i^2) / K. The randomness of coordinate i
-of a parameter comes from (seed, name of the parameter, i) by Philox (philox.py), so that the matrix does not
-depend on device, batch, order or sharding. Nothing is rescaled by the shape of a parameter.
+of a parameter comes from (seed, name of the parameter, i) by Philox, so that the matrix does not depend on
+device, batch, order or sharding. Nothing is rescaled by the shape of a parameter.
+
+Philox-4x32 with 10 rounds (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3",
+SC 2011, section 3.3). A counter of four 32-bit words and a key of two give four random words. One round:
+
+    (c0, c1, c2, c3) <- (hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0))
+    (k0, k1)         <- (k0 + W0, k1 + W1)    between rounds, modulo 2^32
+
+Words live in int64 tensors in [0, 2^32): the product of two of them wraps modulo 2^64, which leaves both
+halves right once the sign bits of the shifted upper half are masked off.
+
+``trak`` takes the CUDA kernels of the ``traker`` package, where it is installed. Every parameter is
+projected by a projector of its own, with a seed from (seed, name), and the results add up: the same
+distribution as one projection of the concatenated gradient, without ever concatenating. The kernels' signs
+are not scaled, so the sums are divided by sqrt(K) here. The numbers are those of the kernels (which depend
+on the GPU), not those of ``rademacher``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch  # noqa: TID253  (imported lazily with the whole layer)
 
 from dataflex_pipeline.errors import ConfigError, did_you_mean
-from dataflex_pipeline.gradients.philox import counter_words, philox
 from dataflex_pipeline.seeds import derive_seed
+
+ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+MASK = 0xFFFFFFFF
+
+Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def philox(counter: Words, key: int) -> Words:
+    """Return four random words for every counter.
+
+    Args:
+        counter: four int64 tensors of values in [0, 2^32), of shapes that broadcast.
+        key: 64 bits; the lower half is the first key word.
+
+    Returns:
+        Four int64 tensors of values in [0, 2^32), of the broadcast shape.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key & MASK, (key >> 32) & MASK
+    for _ in range(ROUNDS):
+        first, second = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((second >> 32) & MASK) ^ c1 ^ k0,
+            second & MASK,
+            ((first >> 32) & MASK) ^ c3 ^ k1,
+            first & MASK,
+        )
+        k0, k1 = (k0 + KEY_STEPS[0]) & MASK, (k1 + KEY_STEPS[1]) & MASK
+    return c0, c1, c2, c3
+
+
+def counter_words(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split non-negative int64 numbers into their lower and upper 32-bit words."""
+    return numbers & MASK, numbers >> 32
+
 
 CACHE_BYTES = 1 << 30
 """Buckets and signs are kept up to this; those of further parameters are made anew for every batch."""
@@ -71,7 +122,7 @@ def make_projection(
     if name == "rademacher":
         return Rademacher(proj_dim, seed)
     if name == "trak":
-        from dataflex_pipeline.gradients.trak import TrakProjection
+        from dataflex_pipeline.gradients.projection import TrakProjection
 
         return TrakProjection(proj_dim, seed, device)
     raise ConfigError(
@@ -213,3 +264,62 @@ def _octet_signs(device: torch.device) -> torch.Tensor:
     """Return the eight signs of each value of a byte, lowest bit first. [256, 8] float32"""
     values = torch.arange(256, device=device)[:, None]
     return (1 - 2 * ((values >> torch.arange(8, device=device)) & 1)).float()
+
+
+DIM_STEP = 512
+"""The kernels make multiples of this many dimensions."""
+MOST_ROWS = 32
+"""Rows that one call of a kernel takes."""
+
+
+class TrakProjection:
+    """Dense random signs by the ``fast_jl`` kernels.
+
+    Raises:
+        ConfigError: the packages are not installed, the device is no GPU, or K is no multiple of 512.
+    """
+
+    def __init__(self, dim: int, seed: int, device: str) -> None:
+        if not device.startswith("cuda"):
+            raise _unusable(f"Its kernels run on NVIDIA GPUs only, and the device is {device}.")
+        if dim % DIM_STEP:
+            raise _unusable(f"Its kernels make multiples of {DIM_STEP} dimensions, and proj_dim is {dim}.")
+        self.dim = dim
+        self._seed = seed
+        self._device = torch.device(device)
+        self._projector = _projector_class()
+        self._made: dict[str, Any] = {}
+
+    def add(self, name: str, block: torch.Tensor, into: torch.Tensor) -> None:
+        """Add the projection of ``block`` [b, numel] to ``into`` [b, K]."""
+        if name not in self._made:
+            seed = derive_seed(self._seed, "trak", name) % (1 << 31)
+            device = self._device if self._device.index is not None else torch.device("cuda", 0)
+            self._made[name] = self._projector(block.shape[1], self.dim, seed, _signs(), device, MOST_ROWS)
+        for first in range(0, block.shape[0], MOST_ROWS):
+            rows = slice(first, first + MOST_ROWS)
+            projected = self._made[name].project(block[rows].contiguous(), model_id=0)
+            into[rows].add_(projected, alpha=1.0 / math.sqrt(self.dim))
+
+
+def _projector_class() -> Any:
+    try:
+        import fast_jl  # type: ignore[import-not-found]  # noqa: F401
+        from trak.projectors import CudaProjector  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise _unusable(f"The packages traker and fast_jl are not there ({error}).") from error
+    return CudaProjector
+
+
+def _signs() -> Any:
+    from trak.projectors import ProjectionType
+
+    return ProjectionType.rademacher
+
+
+def _unusable(why: str) -> ConfigError:
+    return ConfigError(
+        "projection: trak was set.",
+        why,
+        "Set projection: rademacher (the same distribution, on any device) or countsketch (much faster).",
+    )

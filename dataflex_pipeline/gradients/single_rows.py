@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch  # noqa: TID253  (imported lazily with the whole layer)
 from torch import Tensor, nn  # noqa: TID253
 
-from dataflex_pipeline.models.batches import IGNORED
+from dataflex_pipeline.schemas import IGNORED
 
 Batch = tuple[Tensor, Tensor, Tensor]
 TOLERANCE, COARSE_TOLERANCE = 1e-3, 0.25

@@ -1,18 +1,22 @@
-"""Where a layer's gradient is tapped: an identity on its output that remembers the layer's input.
+"""Hooks on the layers of a model under the capture: activation checkpointing of its blocks, and the taps.
 
-The parameters themselves need no gradient then: autograd computes what flows between the layers and not one
-weight gradient, and the input is kept the way autograd keeps its own tensors, so activation checkpointing
-drops and recomputes it like any other.
+A tap is an identity on a layer's output that remembers the layer's input. The parameters themselves need no
+gradient then: autograd computes what flows between the layers and not one weight gradient, and the input is
+kept the way autograd keeps its own tensors, so activation checkpointing drops and recomputes it like any
+other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch  # noqa: TID253  (imported lazily with the whole layer)
 from torch import Tensor, nn  # noqa: TID253
+from torch.utils.checkpoint import checkpoint  # noqa: TID253
 
 from dataflex_pipeline.gradients.layers import LayerGradient
 
@@ -86,3 +90,43 @@ class Contribution:
 
     def _of(self, x: Tensor, dy: Tensor) -> Tensor:
         return self.layer.gradient(self.layer.module, self.name, x, dy)
+
+
+@contextmanager
+def checkpointed(model: Any) -> Iterator[None]:
+    """Recompute every block that transformers marks as one, also in eval mode, while the context lasts.
+
+    transformers' own switch acts in training mode only, which would bring dropout back.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the class's own is there again
+
+
+@contextmanager
+def inputs_need_gradients(model: Any) -> Iterator[None]:
+    """Where transformers' checkpointing is on: make the embeddings' output need a gradient.
+
+    The reentrant kind lets a gradient through a block only if one of the block's inputs needs it, and all
+    parameters are frozen.
+    """
+    if not getattr(model, "is_gradient_checkpointing", False):
+        yield
+        return
+
+    def require(module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        if torch.is_grad_enabled() and not output.requires_grad:
+            output.requires_grad_()
+
+    handle = model.get_input_embeddings().register_forward_hook(require)
+    try:
+        yield
+    finally:
+        handle.remove()

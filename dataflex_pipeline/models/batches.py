@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from dataflex_pipeline.schemas import IGNORED
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-IGNORED = -100
 LOGIT_ELEMENTS = 1 << 28
 """Logits per batch at most (1 GiB in float32), for large vocabularies."""
 

@@ -13,12 +13,10 @@ from pathlib import Path
 from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.store.atomic import set_aside
-from dataflex_pipeline.store.run import RoundFolder
+from dataflex_pipeline.store.run import BEST, RoundFolder
 from dataflex_pipeline.store.stale import is_complete
 from dataflex_pipeline.training.kept import KEPT
 from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
-
-BEST = "best"
 
 
 def tables_of(where: RoundFolder) -> Iterator[Path]:

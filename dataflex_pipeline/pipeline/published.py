@@ -10,10 +10,11 @@ from typing import Any
 
 from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.models.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from dataflex_pipeline.pipeline.damage import BEST, check_best, last_finished
+from dataflex_pipeline.pipeline.damage import check_best, last_finished
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Outcome, Output, State, shown
 from dataflex_pipeline.store.atomic import atomic_file
+from dataflex_pipeline.store.run import BEST
 from dataflex_pipeline.store.stale import is_complete
 from dataflex_pipeline.training import read_marker
 

@@ -1,4 +1,4 @@
-"""Which tables there are: those of a run folder, and the one that a path names."""
+"""The tables there are: those of a run folder, and the one that a path names."""
 
 from __future__ import annotations
 

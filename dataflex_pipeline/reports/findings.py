@@ -1,7 +1,7 @@
-"""What a report says of a run: rounds, curves, scores, what was selected, examples, overlaps, warnings.
+"""Findings of a report on a run: rounds, curves, scores, what was selected, examples, overlaps, warnings.
 
-Everything is plain values, counted over tables as streams, so that a run of any size gives a page of the same
-size.
+Everything is plain values, counted over tables as streams, so that a run of any size gives a page of the
+same size.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflex_pipeline.reports.between_scores import alike
 from dataflex_pipeline.reports.catalogue import RunTable, tables_of
+from dataflex_pipeline.reports.likeness import alike
 from dataflex_pipeline.reports.look import Wanted, look, shared_rows
 from dataflex_pipeline.reports.numbers import spread
 from dataflex_pipeline.reports.query import Queries, open_queries, quoted

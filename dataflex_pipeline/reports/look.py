@@ -1,23 +1,83 @@
-"""One look at a table: what it is, how its numbers are spread, and what belongs to its kind.
+"""Overview of a table or a run: its kind, the spread of its numbers, examples with their text.
 
 Everything comes as plain values, ready for JSON; a key that does not apply to the table is not there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from dataflex_pipeline.reports.catalogue import RunTable
-from dataflex_pipeline.reports.examples import examples
+from dataflex_pipeline.reports.catalogue import RunTable, rounds_of
 from dataflex_pipeline.reports.numbers import effective_size, histogram, reasons, spread
 from dataflex_pipeline.reports.query import Queries, dictionaries, quoted
 from dataflex_pipeline.reports.side_by_side import beside_rows, by_length, by_source
+from dataflex_pipeline.store.run import RunFolder
+from dataflex_pipeline.training.marker import read_marker
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyRelation
+
+
+RANKED = ("scores", "probabilities", "feature", "table")
+FROM_ROWS = ("row", "source", "n_tokens", "messages")
+
+
+def examples(
+    queries: Queries, table: RunTable, tables: Sequence[RunTable], main: str | None, n: int, seed: int
+) -> dict[str, Any]:
+    """Return example rows under top, bottom and random.
+
+    Args:
+        queries: over the run's tables. table: whose rows. tables: of the run, the prepared rows among them.
+        main: the column to rank by. n: rows of each kind. seed: which random rows.
+    """
+    if "row" not in table.schema.names or n < 1:
+        return {}
+    relation = queries.table(table.view)
+    if "valid" in table.schema.names:
+        relation = relation.filter("valid")
+    columns = ["row", *([quoted(main)] if main is not None else [])]
+    relation = relation.project(", ".join(columns))
+    chosen: dict[str, Any] = {}
+    if table.kind in RANKED and main is not None:
+        ranked = relation.filter(f"isfinite({quoted(main)}::double)")
+        chosen["top"] = _first(ranked, f"{quoted(main)} desc, row", n)
+        chosen["bottom"] = _first(ranked, f"{quoted(main)}, row", n)
+    if table.kind == "index":
+        relation = relation.distinct()
+    chosen["random"] = _first(relation, f"hash(row + {seed}), row", n)
+    texts = _texts(queries, table, tables, {line["row"] for lines in chosen.values() for line in lines})
+    return {"examples": {name: [_shown(line, main, texts) for line in chosen[name]] for name in chosen}}
+
+
+def _first(relation: DuckDBPyRelation, order: str, n: int) -> list[dict[str, Any]]:
+    return dictionaries(relation.order(order).limit(n))
+
+
+def _texts(
+    queries: Queries, table: RunTable, tables: Sequence[RunTable], rows: set[int]
+) -> Mapping[int, dict[str, Any]]:
+    split = table.kind if table.kind in ("pool", "target", "test") else table.split
+    prepared = next((each for each in tables if each.kind == split), None)
+    if prepared is None or not rows:
+        return {}
+    listed = ", ".join(map(str, sorted(rows)))
+    found = queries.table(prepared.view).filter(f"row in ({listed})").project(", ".join(FROM_ROWS))
+    return {line["row"]: line for line in dictionaries(found)}
+
+
+def _shown(line: Mapping[str, Any], main: str | None, texts: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    value = {} if main is None else {main: line[main]}
+    return {
+        "row": line["row"],
+        **value,
+        **{k: v for k, v in texts.get(line["row"], {}).items() if k != "row"},
+    }
+
 
 PLACES = ("row", "position")
 """Whole numbers that say which line it is; their spread says nothing."""
@@ -171,3 +231,56 @@ def shared_rows(queries: Queries, view: str, others: list[str]) -> dict[str, Any
     n_rows = rows.aggregate("count(*)").fetchall()[0][0]
     shared = rows.filter(f"row in ({seen})").aggregate("count(*)").fetchall()[0][0]
     return {"rows": shared, "share": shared / n_rows if n_rows else 0.0}
+
+
+SETTINGS = ("model_name_or_path", "dataset", "eval_dataset", "component_name", "update_times", "seed")
+
+
+def overview(queries: Queries, run: RunFolder, tables: Sequence[RunTable]) -> dict[str, Any]:
+    """Return what a run is, its rounds and its tables, as plain values.
+
+    Args:
+        queries: over the tables. run: the run. tables: all of its finished ones.
+    """
+    configuration, record = run.read()
+    return {
+        "run": run.folder.name,
+        "created": record.get("created"),
+        "settings": {name: configuration.get(name) for name in SETTINGS},
+        "versions": record.get("versions", {}),
+        "rounds": [_round(queries, run, number, tables) for number in rounds_of(run)],
+        "tables": [
+            {
+                "view": table.view,
+                "lines": table.n_rows,
+                "bytes": table.n_bytes,
+                "path": table.path.relative_to(run.folder).as_posix(),
+            }
+            for table in tables
+        ],
+    }
+
+
+def _round(queries: Queries, run: RunFolder, number: int, tables: Sequence[RunTable]) -> dict[str, Any]:
+    of_round = [table for table in tables if table.round == number]
+    found: dict[str, Any] = {
+        "round": number,
+        "scored": [table.name for table in of_round if table.kind == "scores"],
+    }
+    index = next((table for table in of_round if table.kind == "index"), None)
+    if index is not None:
+        found["method"] = index.notes().get("method", "uniform")
+        found["positions"] = index.n_rows
+        rows = queries.table(index.view).project("row").distinct()
+        found["rows"] = rows.aggregate("count(*)").fetchall()[0][0]
+        before = next((t for t in tables if t.kind == "index" and t.round == number - 1), None)
+        if before is not None:
+            found["already_in_round_before"] = shared_rows(queries, index.view, [before.view])["share"]
+    probabilities = (t for t in of_round if t.kind == "probabilities" and t.name == found.get("method"))
+    for table in probabilities:
+        found["effective_sample_size"] = effective_size(queries.table(table.view), "probability")
+    marker = read_marker(run.round(number).checkpoint)
+    if marker is not None and marker.result is not None:
+        found["train_loss"] = marker.result["train_loss"]
+        found["target_loss"] = marker.result["metrics"].get("eval_loss")
+    return found

@@ -1,4 +1,4 @@
-"""How the numbers of a column are spread: counts, quantiles, histogram; a few passes, bounded memory.
+"""Spread of the numbers of a column: counts, quantiles, histogram; a few passes, bounded memory.
 
 Quantiles are exact (linear interpolation between order statistics, as ``numpy.quantile``) up to
 EXACT_ROWS values, 8 bytes of memory each; above that a t-digest estimates them and ``exact`` is false.

@@ -1,4 +1,4 @@
-"""What a run left behind, read for comparing and reporting: settings, rounds, evaluations, costs, indices."""
+"""Records of a run, read for comparing and reporting: settings, rounds, evaluations, costs, indices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From scores and probabilities to the weighted index that a round trains on."""
+"""The weighted index that a round trains on, drawn from scores and probabilities."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ import pyarrow as pa
 
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.errors import ConfigError, DataError, did_you_mean
-from dataflex_pipeline.sampling.gather import gather, gather_row_ids
 from dataflex_pipeline.sampling.probabilities import ProbabilitySummary, write_probabilities
 from dataflex_pipeline.sampling.quotas import amounts_of, interleave
-from dataflex_pipeline.sampling.ranked import round_robin, round_robin_rows, top_k
-from dataflex_pipeline.sampling.rows import BLOCK_ROWS, Rows, count_valid
+from dataflex_pipeline.sampling.ranked import Rankings, round_robin, round_robin_rows, top_k
+from dataflex_pipeline.sampling.rows import BLOCK_ROWS, Rows, count_valid, gather, gather_row_ids
 from dataflex_pipeline.sampling.selection import Selection
 from dataflex_pipeline.sampling.settings import Drawn, DrawSettings
 from dataflex_pipeline.sampling.successive import sample
-from dataflex_pipeline.sampling.turns import Rankings
 from dataflex_pipeline.sampling.uniforms import Integers, permutation
 from dataflex_pipeline.sampling.weights import float32_mean_one, weigh
 from dataflex_pipeline.schemas import INDEX

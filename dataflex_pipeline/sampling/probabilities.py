@@ -1,4 +1,4 @@
-"""From weights to the table of probabilities: p_i = w_i / sum of w, over all valid rows, in two passes."""
+"""The table of probabilities, made from weights: p_i = w_i / sum of w, over all valid rows, in two passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many rows each source gives to a selection, and in which order they are laid out."""
+"""Quotas of sources: the number of rows that each gives, and the order they are laid out in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows that a draw looks at, block by block: who may be drawn, by what, from where, at what cost."""
+"""Rows of a draw, read from several tables side by side, block by block; line n of each table is row n."""
 
 from __future__ import annotations
 
@@ -9,13 +9,61 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.errors import CorruptError, DataError
-from dataflex_pipeline.sampling.order import check_order
 from dataflex_pipeline.sampling.uniforms import Floats, Integers
 from dataflex_pipeline.store.parquet import ROW_GROUP
-from dataflex_pipeline.store.tables import zip_blocks
+from dataflex_pipeline.store.parts import PartedTable
+from dataflex_pipeline.store.row_ids import read_row_ids
+from dataflex_pipeline.store.tables import TableFile, zip_blocks
+
+
+def check_order(table: BlockTable) -> None:
+    """Check that the lines of a table are in the order of their rows, as far as that costs nothing.
+
+    Of a file, the smallest and largest row of each row group are looked at, which stand in its footer; the
+    parts of a parted table are counted by its manifest; other tables are looked at row by row.
+
+    Args:
+        table: with the column ``row``.
+
+    Raises:
+        CorruptError: they are not.
+    """
+    if isinstance(table, PartedTable):
+        return
+    start = 0
+    for n_rows, first in _runs(table):
+        if first != start:
+            raise CorruptError(
+                f"{table.path if isinstance(table, TableFile) else 'The table'} does not hold row {start} at "
+                f"line {start}.",
+                "Line n of a table is row n of the pool; this one was reordered, or belongs to another pool.",
+                "Make the scores and probabilities of this round again (--overwrite).",
+            )
+        start += n_rows
+
+
+def _runs(table: BlockTable) -> Iterator[tuple[int, int | None]]:
+    """Yield the number of lines of each piece and its first row; None where they do not count up from it."""
+    if not isinstance(table, TableFile):
+        for block in table.blocks(["row"]):
+            rows = block.column(0).to_numpy(zero_copy_only=False)
+            if len(rows):
+                yield len(rows), int(rows[0]) if (np.diff(rows) == 1).all() else None
+        return
+    metadata = pq.read_metadata(table.path)
+    column = metadata.schema.names.index("row")
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if not group.num_rows:  # of a table without rows
+            continue
+        seen = group.column(column).statistics
+        counts_up = seen is not None and seen.has_min_max and seen.max - seen.min == group.num_rows - 1
+        yield group.num_rows, seen.min if counts_up else None
+
 
 BLOCK_ROWS = 8 * ROW_GROUP
 """Rows per block where nothing else is said. With an eighth of them, a draw takes a third longer."""
@@ -167,3 +215,36 @@ def source_names(pool: BlockTable) -> list[str]:
     for block in pool.blocks(["source"]):
         names.update(dict.fromkeys(pc.unique(block.column("source")).to_pylist()))
     return list(names)
+
+
+def gather(table: BlockTable, rows: Integers, column: str) -> pa.ChunkedArray:
+    """Return a column's values of some rows, in one pass over that column.
+
+    Args:
+        table: line n is row n.
+        rows: row numbers, in any order, repeats allowed. [n]
+        column: its name.
+
+    Returns:
+        The values in the order of ``rows``. [n]
+    """
+    wanted, back = np.unique(rows, return_inverse=True)
+    pieces, start = [], 0
+    for block in table.blocks([column]):
+        stop = start + block.num_rows
+        places = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)] - start
+        pieces.append(block.column(0).take(pa.array(places)))
+        start = stop
+    return pa.chunked_array(pieces).take(pa.array(back))
+
+
+def gather_row_ids(pool: BlockTable, rows: Integers) -> pa.ChunkedArray:
+    """Return the row ids of some rows: of a prepared pool from the file that it has for that.
+
+    Args:
+        pool: with the column ``row_id``. rows: as for ``gather``.
+
+    Raises:
+        CorruptError: that file is not the pool's.
+    """
+    return read_row_ids(pool, rows) if isinstance(pool, PartedTable) else gather(pool, rows, "row_id")

@@ -1,4 +1,4 @@
-"""What a draw is asked for, and what comes out of it."""
+"""Settings of a draw, and its result."""
 
 from __future__ import annotations
 

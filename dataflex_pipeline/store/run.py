@@ -30,6 +30,8 @@ from dataflex_pipeline.errors import CorruptError, RunError
 from dataflex_pipeline.store.atomic import write_text
 from dataflex_pipeline.store.versions import installed_versions
 
+BEST = "best"
+"""Folder of a run that holds a copy of its best checkpoint."""
 RECORD = "run"
 """Key of run.yaml that holds what is not configuration."""
 

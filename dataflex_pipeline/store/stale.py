@@ -1,4 +1,4 @@
-"""Is an output on disk the one that the present settings would make?"""
+"""Freshness of an output on disk: whether it is the one that the present settings would make."""
 
 from __future__ import annotations
 

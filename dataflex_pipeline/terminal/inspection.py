@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataflex_pipeline.reports.look import Wanted, look
-from dataflex_pipeline.reports.overview import overview
+from dataflex_pipeline.reports.look import Wanted, look, overview
 from dataflex_pipeline.reports.query import open_queries
 from dataflex_pipeline.reports.subject import Subject
 from dataflex_pipeline.seeds import derive_seed

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline import launch
-from dataflex_pipeline.config.checks import SCHEDULES
+from dataflex_pipeline.config.checks import TRACKERS, schedule
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 from dataflex_pipeline.models.base import precision, resolve_device
 from dataflex_pipeline.seeds import derive_seed
@@ -22,30 +22,6 @@ if TYPE_CHECKING:
     from trl import SFTConfig
 
     from dataflex_pipeline.config.fields import Config
-
-TRACKERS = {
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "wandb": ("wandb",),
-    "swanlab": ("swanlab",),
-    "mlflow": ("mlflow",),
-    "trackio": ("trackio",),
-}
-
-
-def schedule(config: Config) -> str:
-    """Return the name of the learning-rate schedule.
-
-    Raises:
-        ConfigError: an unknown one, or one that needs parameters of its own.
-    """
-    name = config.lr_scheduler_type
-    if name not in SCHEDULES:
-        raise ConfigError(
-            f"lr_scheduler_type: {name} is not known.{did_you_mean(name, SCHEDULES)}",
-            f"Schedules that need nothing but the horizon and warmup_ratio are {', '.join(SCHEDULES)}.",
-            "Set lr_scheduler_type to one of them.",
-        )
-    return name
 
 
 def accumulation(config: Config, global_batch: int, world: int) -> int:

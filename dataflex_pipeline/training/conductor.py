@@ -12,8 +12,9 @@ from transformers import TrainerCallback  # noqa: TID253 (this module is only im
 from dataflex_pipeline.api import Progress
 from dataflex_pipeline.errors import RunError
 from dataflex_pipeline.store.atomic import atomic_folder
+from dataflex_pipeline.store.stale import MARKER
 from dataflex_pipeline.training.course import LOG, Course, Judge, StepLog, result_of
-from dataflex_pipeline.training.marker import MARKER, missing_pieces, read_marker, write_marker
+from dataflex_pipeline.training.marker import missing_pieces, read_marker, write_marker
 from dataflex_pipeline.training.plan import RoundPlan
 from dataflex_pipeline.training.trainer import WeightedTrainer, refuse_not_finite, remove_unkept, writing
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dataflex_pipeline.config.checks import METRICS
-from dataflex_pipeline.errors import ConfigError, did_you_mean
+from dataflex_pipeline.config.checks import best_metric
 from dataflex_pipeline.training.plan import RoundPlan, RoundResult
 
 if TYPE_CHECKING:
@@ -45,14 +44,7 @@ class Judge:
         Raises:
             ConfigError: the metric is none that an evaluation gives.
         """
-        name = config.metric_for_best_model
-        metric = name if name.startswith("eval_") else f"eval_{name}"
-        if metric not in METRICS:
-            raise ConfigError(
-                f"metric_for_best_model: {name} is not known.{did_you_mean(metric, METRICS)}",
-                f"An evaluation on the target gives {' and '.join(METRICS)}.",
-                "Set metric_for_best_model to one of them.",
-            )
+        metric = best_metric(config)
         greater = config.greater_is_better
         return cls(
             metric=metric,

@@ -17,9 +17,9 @@ from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.models.optimizer_states import GATHERED
 from dataflex_pipeline.store.atomic import TEMPORARY, fsync_path, read_json, write_json
 from dataflex_pipeline.store.fingerprint import digest, file_digest
+from dataflex_pipeline.store.stale import MARKER
 from dataflex_pipeline.store.versions import installed_versions
 
-MARKER = "COMPLETE.json"
 PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".safetensors")
 
 

@@ -21,7 +21,8 @@ import torch  # noqa: TID253 (this module is only imported to train)
 from torch.nn import functional  # noqa: TID253
 from trl.trainer.utils import FusedCausalLMOutput  # noqa: TID253
 
-from dataflex_pipeline.models.batches import IGNORED, logits_only_at
+from dataflex_pipeline.models.batches import logits_only_at
+from dataflex_pipeline.schemas import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

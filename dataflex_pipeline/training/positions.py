@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataflex_pipeline.errors import CorruptError, DataError
-from dataflex_pipeline.models.batches import IGNORED
+from dataflex_pipeline.schemas import IGNORED
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.row_ids import ROW_IDS
 from dataflex_pipeline.training.plan import RoundPlan

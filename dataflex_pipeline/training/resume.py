@@ -12,17 +12,16 @@ from dataflex_pipeline import launch
 from dataflex_pipeline.api import Progress
 from dataflex_pipeline.errors import CorruptError, RunError, StaleError
 from dataflex_pipeline.store.fingerprint import changes, digest
-from dataflex_pipeline.store.stale import named_changes
+from dataflex_pipeline.store.run import BEST
+from dataflex_pipeline.store.stale import MARKER, named_changes
 from dataflex_pipeline.training.course import LOG, Course, StepLog
 from dataflex_pipeline.training.kept import set_aside_kept, usable_steps
-from dataflex_pipeline.training.marker import MARKER, Marker, missing_pieces, read_marker, verify_checkpoint
+from dataflex_pipeline.training.marker import Marker, missing_pieces, read_marker, verify_checkpoint
 from dataflex_pipeline.training.plan import RoundPlan
 from dataflex_pipeline.training.sharded import check_sharding
 
 if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
-
-BEST = "best"
 
 
 def already_there(plan: RoundPlan) -> Marker | None:

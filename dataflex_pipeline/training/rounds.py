@@ -13,12 +13,13 @@ from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.atomic import commit, write_text
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartedTable
+from dataflex_pipeline.store.run import BEST
+from dataflex_pipeline.store.stale import MARKER
 from dataflex_pipeline.training.course import LOG, Judge
 from dataflex_pipeline.training.kept import publish_kept
-from dataflex_pipeline.training.marker import MARKER, Marker, read_marker
+from dataflex_pipeline.training.marker import Marker, read_marker
 from dataflex_pipeline.training.plan import RoundPlan, RoundResult
 from dataflex_pipeline.training.resume import (
-    BEST,
     Start,
     already_there,
     check_start,

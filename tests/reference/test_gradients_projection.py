@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.gradients.philox import philox
-from dataflex_pipeline.gradients.projection import CountSketch, Rademacher, make_projection
+from dataflex_pipeline.gradients.projection import CountSketch, Rademacher, make_projection, philox
 from dataflex_pipeline.seeds import derive_seed
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from sampling_tables import pool_of, probabilities_of, rows_of, scores_of
 
 from dataflex_pipeline.errors import CorruptError, DataError
 from dataflex_pipeline.sampling import DrawSettings, draw, draw_uniform, row_uniforms
-from dataflex_pipeline.sampling.smallest import Smallest
+from dataflex_pipeline.sampling.selection import Smallest
 
 P5 = np.array([0.4, 0.25, 0.2, 0.1, 0.05])
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sampling_tables import pool_of, rows_of, scores_of, selected
 
 from dataflex_pipeline.errors import DataError
-from dataflex_pipeline.sampling import DrawSettings, draw, ranked, turns
-from dataflex_pipeline.sampling.turns import BestPerTurn
+from dataflex_pipeline.sampling import DrawSettings, draw, ranked
+from dataflex_pipeline.sampling.ranked import BestPerTurn
 
 
 class Matrix:
@@ -31,7 +31,7 @@ class Matrix:
 def little_memory(monkeypatch):
     """Keep so little at first that passes are repeated and the worst are dropped often."""
     monkeypatch.setattr(ranked, "FIRST_DEPTH", 1)
-    monkeypatch.setattr(turns, "SLACK", 3)
+    monkeypatch.setattr(ranked, "SLACK", 3)
 
 
 def by_definition(values, usable, costs, amount):

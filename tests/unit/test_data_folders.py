@@ -411,7 +411,7 @@ def test_num_samples_is_a_seeded_random_sample_without_replacement(tmp_path):
 
 
 def test_every_row_is_drawn_equally_often(tmp_path):
-    from dataflex_pipeline.data.draws import Draw
+    from dataflex_pipeline.data.entries import Draw
 
     counts = [0] * 50
     for seed in range(2000):
@@ -424,13 +424,13 @@ def test_every_row_is_drawn_equally_often(tmp_path):
 def test_the_draw_does_not_depend_on_how_it_is_computed(monkeypatch):
     import numpy as np
 
-    from dataflex_pipeline.data import draws
+    from dataflex_pipeline.data import entries
 
     keys = np.random.Philox(key=7).random_raw(1000)
     expected = sorted(np.argsort(keys)[:33].tolist())
-    assert draws.Draw(33, None, 7).positions(1000).tolist() == expected
-    monkeypatch.setattr(draws, "_BLOCK", 17)
-    assert draws.Draw(33, None, 7).positions(1000).tolist() == expected
+    assert entries.Draw(33, None, 7).positions(1000).tolist() == expected
+    monkeypatch.setattr(entries, "_BLOCK", 17)
+    assert entries.Draw(33, None, 7).positions(1000).tolist() == expected
 
 
 def test_num_samples_beyond_the_rows_repeats_some_of_them(tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dataflex_pipeline.demo import Demo, DemoSettings, ensure_demo
 from dataflex_pipeline.demo.corpus import CorpusSettings, Row, make_corpus
-from dataflex_pipeline.demo.measure import exact_match, greedy_answers, mean_loss
+from dataflex_pipeline.demo.make import exact_match, greedy_answers, mean_loss
 from dataflex_pipeline.demo.pretrain import ModelSettings
 from dataflex_pipeline.demo.skills import SKILLS, TARGET_SKILL
 

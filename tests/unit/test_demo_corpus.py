@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from dataflex_pipeline.demo import words
+from dataflex_pipeline.demo import skills
 from dataflex_pipeline.demo.corpus import CorpusSettings, Row, make_corpus, pretraining_rows
 from dataflex_pipeline.demo.make import EDITION
 from dataflex_pipeline.demo.pretrain import ModelSettings, learning_rate
@@ -81,14 +81,14 @@ def test_held_out_phrases_stay_held_out():
 def test_pretraining_sees_only_the_known_part_of_the_target_dictionary():
     mix = pretraining_rows(CorpusSettings(), CORPUS, 4000)
     met = {word for row in mix if row.skill == TARGET_SKILL for word in row.input.split()}
-    assert met == {word for part in words.PARTS for word in part[: words.VELAN_KNOWN]}
-    assert {word for row in CORPUS.test for word in row.input.split()} == set(words.VELAN)
+    assert met == {word for part in skills.PARTS for word in part[: skills.VELAN_KNOWN]}
+    assert {word for row in CORPUS.test for word in row.input.split()} == set(skills.VELAN)
     assert not any(row.skill in ("keeper", "key") for row in mix)
 
 
 def test_dictionaries_give_every_word_its_own_word():
-    assert len(set(words.VELAN.values())) == len(set(words.DORIN.values())) == len(words.VELAN) == 48
-    assert not set(words.VELAN.values()) & set(words.DORIN.values())
+    assert len(set(skills.VELAN.values())) == len(set(skills.DORIN.values())) == len(skills.VELAN) == 48
+    assert not set(skills.VELAN.values()) & set(skills.DORIN.values())
 
 
 def test_duplicates_repeat_a_clean_row_and_near_duplicates_almost_do():
@@ -120,9 +120,9 @@ def is_right(row: Row) -> bool:
     numbers = [int(n) for n in re.findall(r"\d+", row.instruction)]
     match row.skill:
         case "velan":
-            return [back(words.VELAN)[w] for w in row.output.split()] == given
+            return [back(skills.VELAN)[w] for w in row.output.split()] == given
         case "dorin":
-            return [back(words.DORIN)[w] for w in row.output.split()] == given
+            return [back(skills.DORIN)[w] for w in row.output.split()] == given
         case "repeat":
             return row.output == row.input
         case "reverse":
@@ -139,10 +139,10 @@ def is_right(row: Row) -> bool:
             return read_chinese(row.output) == numbers[0]
         case "colour":
             thing = re.search(r"(?:is|of) (\w+)[?.]", row.instruction).group(1)
-            return row.output == f"It is {words.COLOURS[thing]}."
+            return row.output == f"It is {skills.COLOURS[thing]}."
         case "keeper":
             name, town = re.fullmatch(r"(\w+) keeps the gate of (\w+)\.", row.output).groups()
-            return words.KEEPERS[town] == name and row.instruction.rstrip("?.").endswith(town)
+            return skills.KEEPERS[town] == name and row.instruction.rstrip("?.").endswith(town)
         case "story":
             heroes = re.search(r"about a (\w+ \w+)\.", row.instruction).group(1)
             return row.output.startswith(f"There was a {heroes}. ")
@@ -188,7 +188,7 @@ def test_noise_rows_hold_no_answer():
 
 def test_chinese_numerals():
     written = {0: "零", 7: "七", 10: "十", 14: "十四", 20: "二十", 99: "九十九"}
-    assert {n: words.chinese_number(n) for n in written} == written
+    assert {n: skills.chinese_number(n) for n in written} == written
 
 
 def test_learning_rate_rises_then_falls_to_nothing():
