@@ -11,6 +11,7 @@ names the features it needs and does cheap arithmetic on them, block by block, t
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,7 +22,10 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_jsonable_python
 
+from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.own_code import load_source
 from dataflex_pipeline.reporting import Progress as Progress
 from dataflex_pipeline.reporting import Silent as Silent
 
@@ -44,24 +48,75 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def part(self, kind: type[Params]) -> dict[str, Any]:
+        """Return the values of the parameters that ``kind``, a base shared with others, declares."""
+        return {name: getattr(self, name) for name in kind.model_fields}
+
+    def plain(self) -> dict[str, Any]:
+        """Return every parameter as plain JSON values, those that a fingerprint leaves out too."""
+        return {
+            name: value.plain() if isinstance(value, Params) else to_jsonable_python(value)
+            for name, value in ((name, getattr(self, name)) for name in type(self).model_fields)
+        }
+
 
 @dataclass(frozen=True)
 class Need:
     """One feature table that a method asks for.
 
     Attributes:
-        feature: name of the feature.
+        feature: the feature: its class, the name of a shipped one, or ``my_features.py:Sharpness``. Kept as
+            its name.
         split: over the pool or over the target.
-        checkpoint: the round whose checkpoint the feature is computed with; None where it needs none.
-        params: the feature's own parameters.
+        checkpoint: the round whose checkpoint the feature is computed with. Left out it is the round before
+            the selection; "base" is the model before the warm-up. A feature without a model has none.
+        params: the feature's own parameters: an instance of its Params, or their values by name.
         step: a checkpoint inside that round, by the optimizer steps of the whole run; None: its end.
+        kind: the class, where one was given; shipped features are imported when they are made.
     """
 
-    feature: str
+    feature: str | type[Feature]
     split: Split = "pool"
-    checkpoint: int | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: int | Literal["base"] | None = None
+    params: Params | Mapping[str, Any] = field(default_factory=dict)
     step: int | None = None
+    kind: type[Feature] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        given: str | type[Feature] = self.feature
+        if isinstance(given, str) and ".py:" in given:
+            given = own_feature(given)
+        if not isinstance(given, str):
+            object.__setattr__(self, "kind", given)
+            object.__setattr__(self, "feature", given.name)
+
+    @property
+    def name(self) -> str:
+        """The feature's name."""
+        return str(self.feature)
+
+
+def own_feature(reference: str) -> type[Feature]:
+    """Return a Feature subclass of a file of the user's own, named ``file.py:Class``.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be run, or it has no such feature.
+    """
+    file, _, name = reference.rpartition(":")
+    fix = (
+        "Name a Python file and a subclass of dataflex_pipeline.api.Feature in it: my_features.py:Sharpness."
+    )
+    if not Path(file).is_file():
+        raise ConfigError(f"A method asks for the feature '{reference}'.", f"There is no file {file}.", fix)
+    try:
+        found = getattr(load_source(f"dataflex_feature_{Path(file).stem}", Path(file)), name, None)
+    except (ImportError, SyntaxError, NameError) as error:
+        why = f"{file} cannot be run: {type(error).__name__}: {error}"
+        raise ConfigError(f"A method asks for the feature '{reference}'.", why, fix) from error
+    if not (isinstance(found, type) and issubclass(found, Feature)):
+        why = f"{file} has no subclass of Feature of the name {name}."
+        raise ConfigError(f"A method asks for the feature '{reference}'.", why, fix)
+    return found
 
 
 @dataclass(frozen=True)
@@ -251,18 +306,27 @@ class Feature(ABC):
     """One costly table over the rows of a split: computed part by part, cached, shared by methods.
 
     Class attributes:
+        name: of its tables; by default the class's name in lower case, words joined by underscores.
         version: raised when the numbers change for the same input.
+        uses_model: whether it is computed with a checkpoint of the run.
         schema: its columns, beginning with row and row_id; of the instance where parameters decide it.
         input_columns: columns of the prepared rows that ``compute`` reads.
         side_files: pattern of files that only serve to make the parts and are removed then; None: none.
         Params: its parameters.
     """
 
+    name: ClassVar[str]
     version: ClassVar[int] = 1
+    uses_model: ClassVar[bool] = True
     schema: pa.Schema
     side_files: ClassVar[str | None] = None
     input_columns: ClassVar[tuple[str, ...]]
     Params: ClassVar[type[Params]] = Params
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "name" not in cls.__dict__:
+            cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
     def __init__(self, params: Any, config: Any) -> None:
         self.params = params

@@ -30,7 +30,8 @@ from pydantic import Field
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import RunError
-from dataflex_pipeline.features.gradient_params import GradientParams, pool_parameters, projection_parameters
+from dataflex_pipeline.features.gradients import Gradients
+from dataflex_pipeline.features.params import GradientParams
 from dataflex_pipeline.gradients.similarity import (
     Softmax,
     group_means,
@@ -91,13 +92,13 @@ class Less(api.Method):
     def needs(self, selection: api.Selection) -> Mapping[str, api.Need]:
         """Ask for the gradients of pool and target at the checkpoints of the round before."""
         seed = selection.shared_seed
-        pool_side = pool_parameters(self.params, seed)
-        target_side = projection_parameters(self.params, seed) | {"side": "sgd"}
+        pool_side = Gradients.Params.of_pool(self.params, seed)
+        target_side = Gradients.Params.of_target(self.params, seed)
         found: dict[str, api.Need] = {}
         for pool, target, one in _checkpoints(selection):
             at = (selection.round - 1, one.step)
-            found[pool] = api.Need("gradients", "pool", at[0], pool_side, at[1])
-            found[target] = api.Need("gradients", "target", at[0], target_side, at[1])
+            found[pool] = api.Need(Gradients, "pool", at[0], pool_side, at[1])
+            found[target] = api.Need(Gradients, "target", at[0], target_side, at[1])
         return found
 
     def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> Target:

@@ -36,8 +36,17 @@ from pydantic import Field
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import DataError, RunError
-from dataflex_pipeline.features.gradient_params import GradientParams, pool_parameters, projection_parameters
-from dataflex_pipeline.features.policy_params import PolicyParams, policy_parameters
+from dataflex_pipeline.features.gradients import Gradients
+from dataflex_pipeline.features.params import (
+    DrawnParams,
+    GenerationParams,
+    GradientParams,
+    PolicyChoice,
+    PolicyParams,
+    ProjectionParams,
+    RewardParams,
+)
+from dataflex_pipeline.features.policy_gradients import PolicyGradients
 from dataflex_pipeline.gradients.similarity import (
     Softmax,
     group_means,
@@ -72,7 +81,7 @@ class Nice(api.Method):
     source = "Wang et al. 2025, NICE (ICML)"
     default_strategy = "top_k"
 
-    class Params(GradientParams, PolicyParams):
+    class Params(GradientParams, PolicyParams):  # type: ignore[misc]
         """Parameters of nice."""
 
         accumulate: bool = Field(
@@ -88,10 +97,16 @@ class Nice(api.Method):
         """Ask for the pool's gradients and the target's policy gradients at the round before."""
         params, checkpoint = self.params, selection.round - 1
         seed = selection.shared_seed
-        target = projection_parameters(params, seed) | policy_parameters(params, selection.seed)
+        target = PolicyGradients.Params(
+            **params.part(ProjectionParams),
+            **params.part(PolicyChoice),
+            seed=seed,
+            generations=DrawnParams(**params.part(GenerationParams), seed=selection.seed),
+            rewards=RewardParams(**params.part(RewardParams)),
+        )
         return {
-            "pool": api.Need("gradients", "pool", checkpoint, pool_parameters(params, seed)),
-            "target": api.Need("policy_gradients", "target", checkpoint, target),
+            "pool": api.Need(Gradients, "pool", checkpoint, Gradients.Params.of_pool(params, seed)),
+            "target": api.Need(PolicyGradients, "target", checkpoint, target),
         }
 
     def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> Target:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from dataflex_pipeline import api
 from dataflex_pipeline.config.components import ComponentEntry
 from dataflex_pipeline.errors import DataError, RunError
-from dataflex_pipeline.features.build import FeaturePlan, build_feature, plan_feature
+from dataflex_pipeline.features.build import FeaturePlan, build_feature, method_needs, plan_feature
 from dataflex_pipeline.pipeline.checkpoints import checkpoint_of, checkpoints_before
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Output, note
@@ -88,7 +88,7 @@ def plan_scoring(run: OpenRun, number: int, name: str) -> Scoring:
     part = rows_per_part(run, entry)
     needs = {
         key: plan_feature(need, run.config, partial(feature_input, run), part)
-        for key, need in method.needs(selection).items()
+        for key, need in method_needs(method, selection).items()
     }
     wanted = {
         "table": "scores",
