@@ -359,6 +359,24 @@ class Feature(ABC):
         """Try the servers that it asks, at no cost: say what is doubtful, UserError if one is not there."""
         return ()
 
+    def table(self, rows: pa.Table, values: Mapping[str, np.ndarray], why: str) -> pa.Table:
+        """Return the feature's table of one part from plain columns, a line per row.
+
+        Args:
+            rows: what ``compute`` was given, with row, row_id, valid and reason.
+            values: by column; the first one decides: where it is not finite, the row is not valid.
+            why: the reason of those rows; rows that were not valid before keep their own.
+        """
+        valid = rows.column("valid").to_numpy(zero_copy_only=False)
+        kept = valid & np.isfinite(next(iter(values.values())))
+        reason = rows.column("reason").to_pylist()
+        for place in np.flatnonzero(valid & ~kept):
+            reason[place] = why
+        columns = {name: pa.array(value, mask=~kept) for name, value in values.items()}
+        columns |= {"row": rows.column("row"), "row_id": rows.column("row_id")}
+        columns |= {"valid": pa.array(kept), "reason": pa.array(reason, pa.string())}
+        return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
+
     @abstractmethod
     def open(
         self, given: FeatureInput, progress: Progress

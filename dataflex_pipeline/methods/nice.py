@@ -81,7 +81,7 @@ class Nice(api.Method):
     source = "Wang et al. 2025, NICE (ICML)"
     default_strategy = "top_k"
 
-    class Params(GradientParams, PolicyParams):  # type: ignore[misc]
+    class Params(GradientParams, PolicyParams):
         """Parameters of nice."""
 
         accumulate: bool = Field(
