@@ -196,24 +196,73 @@ class TargetRanking:
 class Method(ABC):
     """Scores the pool and turns scores into sampling weights. One subclass per file.
 
+    A first method has a ``summary`` and a ``source``, and two functions, ``score`` and ``weigh``; one that
+    looks at features has ``needs`` too. Everything below them is optional, in groups of what goes together.
+
     Class attributes:
-        summary: one line for ``dataflex methods``. source: where the method comes from.
+        summary: one line for ``dataflex methods``.
+        source: where the method comes from.
+        Params: its parameters.
         version: raised when the numbers change for the same input.
-        Params: its parameters. columns: its own score columns, after the common ones.
+        columns: its own score columns, after the common ones.
         pool_columns: columns of the prepared pool that ``score`` reads.
         default_strategy: how ``select`` draws when nothing else is set.
     """
 
     summary: ClassVar[str]
     source: ClassVar[str]
-    version: ClassVar[int] = 1
     Params: ClassVar[type[Params]] = Params
+    version: ClassVar[int] = 1
     columns: ClassVar[tuple[pa.Field, ...]] = ()
     pool_columns: ClassVar[tuple[str, ...]] = ()
     default_strategy: ClassVar[Strategy] = "sample"
 
     def __init__(self, params: Any) -> None:
         self.params = params
+
+    def needs(self, selection: Selection) -> Mapping[str, Need]:
+        """Return the features to have at hand, each under a name of the method's choice."""
+        return {}
+
+    @abstractmethod
+    def score(self, block: Block, state: Any) -> Mapping[str, np.ndarray]:
+        """Return ``score`` (higher is better, float64) and the own columns for one block. [rows] each.
+
+        Rows that are not valid in the pool or in a feature get null whatever is returned for them.
+        """
+
+    @abstractmethod
+    def weigh(self, block: pa.RecordBatch, fitted: Any) -> np.ndarray:
+        """Return unnormalised sampling weights, at least 0, for one block of the score table. [rows]
+
+        The block has all columns but ``row_id``; every block is weighed twice.
+        """
+
+    # Optional: a look at whole tables, before the first block.
+
+    def begin(self, tables: Mapping[str, BlockTable], selection: Selection) -> Any:
+        """Look at whole feature tables; what it returns is the ``state`` of ``score``."""
+        return None
+
+    def own_columns(self, state: Any) -> tuple[pa.Field, ...]:
+        """Return the own score columns, for methods where they depend on the target or the parameters."""
+        return self.columns
+
+    def fit(self, scores: BlockTable, selection: Selection) -> Any:
+        """Look at the finished score table; what it returns is the ``fitted`` of ``weigh``."""
+        return None
+
+    def check_pool(self, n_rows: int) -> None:  # noqa: B027 (nothing to check is no mistake)
+        """Find what would stop the method, before a run begins and before the pool is scored.
+
+        Args:
+            n_rows: rows of the pool.
+
+        Raises:
+            UserError: something that the method reads by itself does not fit the pool.
+        """
+
+    # Optional: rounds and checkpoints before this one.
 
     @property
     def accumulates(self) -> bool:
@@ -225,10 +274,35 @@ class Method(ABC):
         """Whether it needs the checkpoints inside the round before too (``keep_checkpoints``)."""
         return False
 
+    # Optional: how rows are drawn where the configuration leaves it open.
+
+    @property
+    def replaces(self) -> bool:
+        """Whether ``sample`` draws with replacement: the parameter ``replacement``, where there is one."""
+        return bool(getattr(self.params, "replacement", False))
+
+    def group_columns(self, schema: pa.Schema) -> tuple[str, ...]:
+        """Return which columns of its score table belong to one target group each, for ``round_robin``."""
+        return ()
+
     @property
     def ranks_by_target_row(self) -> bool:
         """Whether ``by_target_row`` is there."""
         return type(self).by_target_row is not Method.by_target_row
+
+    def by_target_row(self, tables: Mapping[str, BlockTable], selection: Selection) -> TargetRanking:
+        """Return how each target row ranks the pool.
+
+        ``round_robin`` over target rows calls it when the rows are drawn; nothing of pool x target is
+        ever stored. Rows that the score table calls invalid are passed over whatever is returned.
+
+        Args:
+            tables: as for ``begin``.
+            selection: the same; what is said goes into the index.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has one ranking of the pool only")
+
+    # Optional: probabilities as a file.
 
     @property
     def probabilities_from(self) -> Path | None:
@@ -239,47 +313,6 @@ class Method(ABC):
     def probabilities_to(self) -> Path | None:
         """An ``.npy`` file that the finished probabilities are also written to."""
         return None
-
-    def own_columns(self, state: Any) -> tuple[pa.Field, ...]:
-        """Return the own score columns, for methods where they depend on the target."""
-        return self.columns
-
-    def needs(self, selection: Selection) -> Mapping[str, Need]:
-        """Return the features to have at hand, each under a name of the method's choice."""
-        return {}
-
-    def begin(self, tables: Mapping[str, BlockTable], selection: Selection) -> Any:
-        """Look at whole feature tables before the first block; what it returns goes to ``score``."""
-        return None
-
-    @abstractmethod
-    def score(self, block: Block, state: Any) -> Mapping[str, np.ndarray]:
-        """Return ``score`` (higher is better, float64) and the own columns for one block. [rows] each.
-
-        Rows that are not valid in the pool or in a feature get null whatever is returned for them.
-        """
-
-    def fit(self, scores: BlockTable, selection: Selection) -> Any:
-        """Look at the finished score table; what it returns goes to ``weigh``."""
-        return None
-
-    @abstractmethod
-    def weigh(self, block: pa.RecordBatch, fitted: Any) -> np.ndarray:
-        """Return unnormalised sampling weights, at least 0, for one block of the score table. [rows]
-
-        The block has all columns but ``row_id``; every block is weighed twice.
-        """
-
-    def by_target_row(self, tables: Mapping[str, BlockTable], selection: Selection) -> TargetRanking:
-        """Return how each target row ranks the pool.
-
-        ``round_robin`` over target rows calls it when the rows are drawn; nothing of pool x target is
-        ever stored. Rows that the score table calls invalid are passed over whatever is returned.
-
-        Args:
-            tables: as for ``begin``. selection: the same; what is said goes into the index.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has one ranking of the pool only")
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from dataflex_pipeline import api
+from dataflex_pipeline.data.leaks import say_leaks
 from dataflex_pipeline.features.embeddings import Embeddings
 from dataflex_pipeline.features.neighbours import check_dimensions
 from dataflex_pipeline.features.params import EmbeddingParams
-from dataflex_pipeline.gradients.similarity import Softmax, say_leaks
 from dataflex_pipeline.neighbours.vectors import block_vectors, vector_blocks
+from dataflex_pipeline.sampling.softmax import Softmax
 from dataflex_pipeline.schemas import column
 
 TILE = 1 << 23

@@ -34,6 +34,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from dataflex_pipeline import api
+from dataflex_pipeline.data.leaks import say_leaks
 from dataflex_pipeline.features.density import Density
 from dataflex_pipeline.features.embeddings import Embeddings
 from dataflex_pipeline.features.neighbours import Neighbours
@@ -44,7 +45,6 @@ from dataflex_pipeline.features.params import (
     NeighbourParams,
     SearchParams,
 )
-from dataflex_pipeline.gradients.similarity import say_leaks
 from dataflex_pipeline.neighbours.greedy import choose
 from dataflex_pipeline.neighbours.spread import Crowd, Spread, say_search, spread_target
 from dataflex_pipeline.neighbours.vectors import gather_vectors

@@ -13,7 +13,6 @@ from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.prepare import Source, splits_of
 from dataflex_pipeline.sampling.exported import check_export
-from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.sampling.quotas import check_quotas
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.stale import is_complete
@@ -59,8 +58,7 @@ def check_method(run: OpenRun, sources: Mapping[Split, Source], last: int) -> No
     name = run.given.component_name
     method, _ = run.method(name)
     n_rows = {split: source.scan.n_rows for split, source in sources.items()}
-    if isinstance(method, Imported):
-        method.check(n_rows["pool"])
+    method.check_pool(n_rows["pool"])
     if method.probabilities_to is not None and not run.overwrite:
         check_export(method.probabilities_to, n_rows["pool"])
     scored = run.store.round(1).scores(name).is_file()

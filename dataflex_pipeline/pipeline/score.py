@@ -21,7 +21,6 @@ from dataflex_pipeline.pipeline.checkpoints import checkpoint_of, checkpoints_be
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Output, note
 from dataflex_pipeline.pipeline.prepare import open_split
-from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.schemas import SCORES
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.fingerprint import changes, digest, file_digest
@@ -83,8 +82,7 @@ def plan_scoring(run: OpenRun, number: int, name: str) -> Scoring:
         number, run.given.update_times, seed, say, rate, before is not None, several, shared_seed=shared
     )
     pool = open_split(run, "pool")
-    if isinstance(method, Imported):
-        method.check(pool.n_rows)
+    method.check_pool(pool.n_rows)
     part = rows_per_part(run, entry)
     needs = {
         key: plan_feature(need, run.config, partial(feature_input, run), part)
