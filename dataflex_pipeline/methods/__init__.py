@@ -17,10 +17,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from dataflex_pipeline.api import Method, Params
-from dataflex_pipeline.config.components import ComponentEntry, method_parameters
+from dataflex_pipeline.config.components import COMMON, ComponentEntry, method_parameters
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 from dataflex_pipeline.own_code import load_source
+
+OWN_MODULE = "dataflex_method_"
+"""The module of a method of the user's own is called that and the method's name."""
 
 
 def shipped_methods() -> list[str]:
@@ -57,7 +60,7 @@ def _import_file(name: str, file: Path) -> ModuleType:
             "Correct the path; it is relative to the components.yaml that names it.",
         )
     try:
-        return load_source(f"dataflex_method_{name}", file)
+        return load_source(OWN_MODULE + name, file)
     except (ImportError, SyntaxError, NameError) as error:
         raise ConfigError(
             f"The method '{name}' comes from {file}, which cannot be imported.",
@@ -144,27 +147,33 @@ def build_method(
     try:
         return kind(kind.Params(**params))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0]) if first["loc"] else ""
-        place = (places or {}).get(key, where)
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(
-                f"The parameter '{key}' of the method '{name}' (in {place}) is not known."
-                f"{did_you_mean(key, kind.Params.model_fields)}",
-                f"Its parameters are: {', '.join(kind.Params.model_fields) or 'none'}.",
-                "Correct or remove it; `dataflex methods` shows every method's parameters.",
-            ) from error
-        if not key:
-            raise ConfigError(
-                f"The parameters of {name} (in {where}) do not go together.",
-                f"{first['msg'].removeprefix('Value error, ')}.",
-                f"Set one of them otherwise, for example {name}.NAME=VALUE on the command line.",
-            ) from error
-        raise ConfigError(
-            f"{name}.{key} is {first['input']!r} (in {place}).",
-            f"{first['msg'].removeprefix('Value error, ')}.",
-            f"{parameter_meaning(kind.Params, key)}",
-        ) from error
+        raise _bad_parameter(name, kind, error.errors()[0], where, places or {}) from error
+
+
+def _bad_parameter(
+    name: str, kind: type[Method], first: Mapping[str, Any], where: str, places: Mapping[str, str]
+) -> ConfigError:
+    """Return the error about the first of the parameters that pydantic finds fault with."""
+    key = str(first["loc"][0]) if first["loc"] else ""
+    place, why = places.get(key, where), f"{first['msg'].removeprefix('Value error, ')}."
+    if first["type"] == "extra_forbidden":
+        accepted = [*kind.Params.model_fields, *COMMON]
+        implementation = kind.__module__.rpartition(".")[2].removeprefix(OWN_MODULE)
+        return ConfigError(
+            f"{name}.{key} is not a parameter of {implementation}.{did_you_mean(key, accepted)} "
+            f"The name '{key}' is from {place}.",
+            f"{implementation} takes: {', '.join(accepted)}.",
+            "Correct the name, or remove it; `dataflex methods` shows every method's parameters.",
+        )
+    if not key:
+        return ConfigError(
+            f"The parameters of {name} (in {where}) do not go together.",
+            why,
+            f"Set one of them otherwise, for example {name}.NAME=VALUE on the command line.",
+        )
+    return ConfigError(
+        f"{name}.{key} is {first['input']!r} (in {place}).", why, parameter_meaning(kind.Params, key)
+    )
 
 
 def parameter_meaning(params: type[Params], name: str) -> str:
