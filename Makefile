@@ -33,7 +33,7 @@ MINILM = $(shell $(BIN)/python -c 'from importlib.util import find_spec as f; fr
 OWN_DATA = $(findstring --config,$(ARGS))$(findstring dataset=,$(ARGS))
 EMBEDDER = $(if $(filter tsds near,$(1)),$(1).embed_model=$(MINILM) $(1).embed_method=sentence-transformers)
 
-.PHONY: help setup round compare test test-all test-lowest test-newest test-families families test-slow test-slow-ranks check docs format clean-run
+.PHONY: help setup round compare test test-all test-lowest test-newest test-families families test-slow test-slow-ranks check configs docs format clean-run
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -108,6 +108,9 @@ check: setup ## lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+configs: setup ## write configs/components.yaml anew from the methods' parameters
+	$(BIN)/python -m dataflex_pipeline.reports.components_yaml
 
 docs: setup ## build the documentation into site/, refusing warnings
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -3,7 +3,7 @@
     candidate_path       dataset
     query_path, query    eval_dataset
 
-They count for the configured method, if it is a shipped one that has such a parameter.
+They count for the configured method, if it is a shipped one; one of the user's own may mean something else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from dataflex_pipeline.config.components import has_parameter, known_methods, method_parameters
+from dataflex_pipeline.config.components import known_methods, method_parameters
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError
 
@@ -37,10 +37,12 @@ def data_of_method(
     if name not in known_methods(config, config_dir):
         return {}  # an unknown method is an error of its own, once it is used
     entry = method_parameters(config, name, config_dir)
+    if entry.file is not None or entry.module is not None:
+        return {}
     found: dict[str, tuple[str, str]] = {}
     for parameter, key in ALIASES.items():
         value = entry.params.get(parameter)
-        if not isinstance(value, str) or not has_parameter(entry, parameter):
+        if not isinstance(value, str):
             continue
         said = f"{name}.{parameter} ({entry.places[parameter]})"
         place = found[key][1] if key in found else given(key)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from dataflex_pipeline import launch
 from dataflex_pipeline.api import Feature, FeatureInput, Method, Need, Params, Selection
+from dataflex_pipeline.config.explain import explain
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.store.fingerprint import digest, file_digest
@@ -88,13 +89,7 @@ def params_of(need: Need) -> Any:
     try:
         return kind(**need.params)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "params"
-        raise ConfigError(
-            f"A method asks for the feature '{need.name}' with {key}: {first.get('input')!r}.",
-            f"{first['msg'].removeprefix('Value error, ')}.",
-            f"Correct the method's needs(); its parameters are: {', '.join(kind.model_fields) or 'none'}.",
-        ) from error
+        raise explain(error, kind, need.name, place="a method's needs()") from error
 
 
 def make_feature(need: Need, config: Any) -> Feature:

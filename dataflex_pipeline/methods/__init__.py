@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dataflex_pipeline.api import Method
-from dataflex_pipeline.config.components import ComponentEntry, method_parameters
+from dataflex_pipeline.config.components import COMMON, ComponentEntry, method_parameters
 from dataflex_pipeline.config.explain import explain, first_complaint
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError, did_you_mean
@@ -28,6 +28,8 @@ from dataflex_pipeline.own_code import load_source
 
 NOT_CHOSEN = ("gradient_similarity", "imported")
 """Modules here that are no method to choose by name."""
+OWN_MODULE = "dataflex_method_"
+"""The module of a method of the user's own is called that and the method's name."""
 
 
 def shipped_methods() -> list[str]:
@@ -64,7 +66,7 @@ def _import_file(name: str, file: Path) -> ModuleType:
             "Correct the path; it is relative to the components.yaml that names it.",
         )
     try:
-        return load_source(f"dataflex_method_{name}", file)
+        return load_source(OWN_MODULE + name, file)
     except (ImportError, SyntaxError, NameError) as error:
         raise ConfigError(
             f"The method '{name}' comes from {file}, which cannot be imported.",
@@ -167,6 +169,19 @@ def build_method(
     try:
         return kind(kind.Params(**params))
     except ValidationError as error:
-        place = (places or {}).get(first_complaint(error).key, where)
-        see = "`dataflex methods` shows every method's parameters."
-        raise explain(error, kind.Params, name, place=place, see=see) from error
+        key = first_complaint(error).key
+        place = (places or {}).get(key, where)
+        if first_complaint(error).unknown:
+            raise _unknown_parameter(name, kind, key, place) from error
+        raise explain(error, kind.Params, name, place=place) from error
+
+
+def _unknown_parameter(name: str, kind: type[Method], key: str, place: str) -> ConfigError:
+    accepted = [*kind.Params.model_fields, *COMMON]
+    implementation = kind.__module__.rpartition(".")[2].removeprefix(OWN_MODULE)
+    return ConfigError(
+        f"{name}.{key} is not a parameter of {implementation}.{did_you_mean(key, accepted)} "
+        f"The name '{key}' is from {place}.",
+        f"{implementation} takes: {', '.join(accepted)}.",
+        "Correct the name, or remove it; `dataflex methods` shows every method's parameters.",
+    )

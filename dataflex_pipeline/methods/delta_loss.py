@@ -75,8 +75,13 @@ class DeltaLoss(api.Method):
     class Params(api.Params):
         """Parameters of delta_loss."""
 
-        window_size: float = Field(0.2, gt=0, le=1, description="share of the valid rows in the window")
-        schedule: Literal["sigmoid", "centered"] = Field("sigmoid", description="how the window moves")
+        window_size: float = Field(
+            0.2, gt=0, le=1, description="width of the window as a share of the valid rows"
+        )
+        schedule: Literal["sigmoid", "centered"] = Field(
+            "sigmoid",
+            description="how the window moves; sigmoid: the guide's formula, centered: over the whole range",
+        )
         base_weight: float = Field(
             0.025, ge=0, allow_inf_nan=False, description="weight of a row outside; inside it is 1"
         )

@@ -64,12 +64,19 @@ class Loss(api.Method):
     class Params(api.Params):
         """Parameters of loss."""
 
-        focus: Literal["low", "medium", "high"] = Field("high", description="the band drawn more often")
+        focus: Literal["low", "medium", "high"] = Field(
+            "high", description="the band that is favoured: low, medium or high"
+        )
         focus_weight: float = Field(
             5.0, gt=0, allow_inf_nan=False, description="weight of a row of that band; others weigh 1"
         )
-        quantiles: tuple[float, float] = Field((0.33, 0.66), description="where the bands meet, in [0, 1]")
-        temperature: float = Field(1.0, gt=0, description="above 1 flattens the weights, below sharpens")
+        quantiles: tuple[float, float] = Field(
+            (0.33, 0.66),
+            description="where low meets medium and medium meets high, as shares of the valid rows",
+        )
+        temperature: float = Field(
+            1.0, gt=0, description="of the weights: above 1 flattens them, below 1 sharpens"
+        )
         replacement: bool = Field(False, description="draw with replacement")
 
         @field_validator("quantiles")

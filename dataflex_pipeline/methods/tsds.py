@@ -100,7 +100,7 @@ class Tsds(api.Method):
             5.0,
             gt=0,
             allow_inf_nan=False,
-            description="scale of the distance to the target against the spread",
+            description="scale of the distance to the target against the spread; larger spreads further",
         )
         assignment: Literal["transport", "score"] = Field(
             "transport",
@@ -111,10 +111,14 @@ class Tsds(api.Method):
             False, description="fill density, diversity and mix with the transport too"
         )
         probs_path: str | None = Field(
-            None, exclude=True, description="take the probabilities of this .npy file; nothing is computed"
+            None,
+            exclude=True,
+            description="take the probabilities of this .npy file, one per pool row; nothing is computed",
         )
         save_probs_path: str | None = Field(
-            None, exclude=True, description="write the finished probabilities to this .npy file too"
+            None,
+            exclude=True,
+            description="also write the probabilities to this .npy file when rows are selected",
         )
 
         @field_validator("sigma")

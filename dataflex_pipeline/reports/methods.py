@@ -10,7 +10,7 @@ from dataflex_pipeline.config.components import known_methods, method_parameters
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import load_config
 from dataflex_pipeline.errors import ConfigError, did_you_mean
-from dataflex_pipeline.methods import method_class, shipped_methods
+from dataflex_pipeline.methods import check_methods, method_class, shipped_methods
 
 
 def describe_methods(name: str | None = None, config: Path | None = None) -> list[dict[str, Any]]:
@@ -25,6 +25,7 @@ def describe_methods(name: str | None = None, config: Path | None = None) -> lis
     """
     loaded = load_config(config, [])
     folder = config.parent if config is not None else None
+    check_methods(loaded.config, folder)
     names = [
         each for each in known_methods(loaded.config, folder) if method_exists(loaded.config, each, folder)
     ]

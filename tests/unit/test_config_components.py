@@ -9,7 +9,7 @@ from dataflex_pipeline.config.components import known_methods, method_parameters
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import load_config
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.methods import shipped_methods
+from dataflex_pipeline.methods import check_methods, shipped_methods
 
 GUIDES = Path(__file__).resolve().parents[1] / "guides"
 LOSS = {
@@ -206,6 +206,13 @@ def test_a_path_may_start_in_the_configuration_files_folder(own, tmp_path):
 # ---------------------------------------------------------------- names in the configuration
 
 
+def checked(overrides: list[str], base: dict | None = None) -> Config:
+    """Load a configuration and check the parameters of methods, as every command does."""
+    loaded = load_config(None, overrides, base)
+    check_methods(loaded.config, loaded.config_dir)
+    return loaded.config
+
+
 @pytest.mark.parametrize(
     ("override", "what", "why"),
     [
@@ -220,7 +227,7 @@ def test_a_path_may_start_in_the_configuration_files_folder(own, tmp_path):
 )
 def test_names_of_methods_and_parameters_are_checked_though_not_in_use(override, what, why):
     with pytest.raises(ConfigError) as caught:
-        load_config(None, ["component_name=random", override])
+        checked(["component_name=random", override])
     assert what in caught.value.what
     assert why in caught.value.why
 
@@ -228,8 +235,8 @@ def test_names_of_methods_and_parameters_are_checked_though_not_in_use(override,
 def test_parameters_of_variants_and_of_own_methods(own):
     config = own("mild: {name: loss}\nloss: {file: my_loss.py}\n")
     base = {"components_cfg_file": config.components_cfg_file}
-    assert load_config(None, ["loss.anything=1", "mild.seed=3"], base).config.methods["loss"] == {
-        "anything": 1
-    }
+    assert checked(["loss.anything=1", "mild.seed=3"], base).methods["loss"] == {"anything": 1}
     with pytest.raises(ConfigError, match=r"mild\.focuss is not a parameter of loss"):
-        load_config(None, ["mild.focuss=low"], base)
+        checked(["mild.focuss=low"], base)
+    with pytest.raises(ConfigError, match="Did you mean 'seed'"):
+        checked(["mild.sed=1"], base)

@@ -14,6 +14,7 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import load_config
 from dataflex_pipeline.config.shipped import shipped_configs
 from dataflex_pipeline.methods import build_method, method_class, shipped_methods
+from dataflex_pipeline.reports.components_yaml import components_yaml
 from dataflex_pipeline.training import arguments
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +45,11 @@ def test_components_yaml_names_every_method_with_all_parameters_and_their_defaul
         kind = method_class(entry.kind)
         assert set(entry.params) == set(kind.Params.model_fields), name
         assert build_method(name, kind, entry.params, entry.where).params == kind.Params(), name
+
+
+def test_components_yaml_is_what_make_configs_writes():
+    written = (shipped_configs() / "components.yaml").read_text(encoding="utf-8")
+    assert written == components_yaml(), "run `make configs`"
 
 
 def test_the_words_that_training_knows_are_those_that_the_configuration_takes():

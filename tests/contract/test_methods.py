@@ -1,0 +1,88 @@
+"""What every shipped method holds, and the example of one's own in the README."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from neighbour_tables import clustered, tsds_tables, unit
+
+from dataflex_pipeline.methods import method_class, shipped_methods
+from dataflex_pipeline.testing.method import MethodContract
+from dataflex_pipeline.testing.tables import random_numbers
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "shortest.py"
+SMALL: dict = {"proj_dim": 16, "dtype": "float32"}
+METRIC: dict = {**SMALL, "reward_model_backend": "metric"}
+
+
+class TestRandom(MethodContract):
+    method = method_class("random")
+
+
+class TestLoss(MethodContract):
+    method = method_class("loss")
+    params: ClassVar = {"focus": "medium", "temperature": 0.5}
+
+
+class TestDeltaLoss(MethodContract):
+    method = method_class("delta_loss")
+    params: ClassVar = {"schedule": "centered"}
+
+
+class TestLess(MethodContract):
+    method = method_class("less")
+    params = SMALL
+
+
+class TestLessOfOneRound(MethodContract):
+    method = method_class("less")
+    params: ClassVar = {**SMALL, "accumulate": False, "gradient_type": "sgd"}
+
+
+class TestNice(MethodContract):
+    method = method_class("nice")
+    params = METRIC
+
+
+class TestNiceOverRounds(MethodContract):
+    method = method_class("nice")
+    params: ClassVar = {**METRIC, "accumulate": True, "policy": "rejection"}
+
+
+class TestNear(MethodContract):
+    method = method_class("near")
+
+
+class TestTsds(MethodContract):
+    method = method_class("tsds")
+    params: ClassVar = {"max_K": 12, "kde_K": 8}
+
+    @pytest.fixture(autouse=True)
+    def _made(self, tmp_path):
+        """Neighbours and densities are no random numbers: they are computed from random vectors."""
+        rng = random_numbers("tsds")
+        centres = unit(rng.standard_normal((4, 8)))
+        pool, target = clustered(rng, self.pool_rows, centres), clustered(rng, self.target_rows, centres)
+        crowd = {"kde_K": 8, "gaussian": True}
+        valid = self.rows("pool")["valid"].to_numpy()
+        self.found = tsds_tables(tmp_path, pool, target, pool_valid=valid, near={"max_K": 12}, crowd=crowd)
+
+    def tables(self, needs):
+        return {key: self.found[key] for key in needs}
+
+
+class TestTsdsByScore(TestTsds):
+    params: ClassVar = {"max_K": 12, "kde_K": 8, "assignment": "score", "sample_size": 10}
+
+
+class TestShortest(MethodContract):
+    method = method_class("shortest", EXAMPLE)
+
+
+def test_no_shipped_method_is_forgotten():
+    tested = {
+        kind.method.__module__.rpartition(".")[2]
+        for kind in globals().values()
+        if isinstance(kind, type) and issubclass(kind, MethodContract) and kind is not MethodContract
+    }
+    assert tested >= set(shipped_methods())
