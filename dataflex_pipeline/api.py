@@ -11,6 +11,7 @@ names the features it needs and does cheap arithmetic on them, block by block, t
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,7 +22,10 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_jsonable_python
 
+from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.own_code import load_source
 from dataflex_pipeline.reporting import Progress as Progress
 from dataflex_pipeline.reporting import Silent as Silent
 
@@ -44,24 +48,75 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def part(self, kind: type[Params]) -> dict[str, Any]:
+        """Return the values of the parameters that ``kind``, a base shared with others, declares."""
+        return {name: getattr(self, name) for name in kind.model_fields}
+
+    def plain(self) -> dict[str, Any]:
+        """Return every parameter as plain JSON values, those that a fingerprint leaves out too."""
+        return {
+            name: value.plain() if isinstance(value, Params) else to_jsonable_python(value)
+            for name, value in ((name, getattr(self, name)) for name in type(self).model_fields)
+        }
+
 
 @dataclass(frozen=True)
 class Need:
     """One feature table that a method asks for.
 
     Attributes:
-        feature: name of the feature.
+        feature: the feature: its class, the name of a shipped one, or ``my_features.py:Sharpness``. Kept as
+            its name.
         split: over the pool or over the target.
-        checkpoint: the round whose checkpoint the feature is computed with; None where it needs none.
-        params: the feature's own parameters.
+        checkpoint: the round whose checkpoint the feature is computed with. Left out it is the round before
+            the selection; "base" is the model before the warm-up. A feature without a model has none.
+        params: the feature's own parameters: an instance of its Params, or their values by name.
         step: a checkpoint inside that round, by the optimizer steps of the whole run; None: its end.
+        kind: the class, where one was given; shipped features are imported when they are made.
     """
 
-    feature: str
+    feature: str | type[Feature]
     split: Split = "pool"
-    checkpoint: int | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: int | Literal["base"] | None = None
+    params: Params | Mapping[str, Any] = field(default_factory=dict)
     step: int | None = None
+    kind: type[Feature] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        given: str | type[Feature] = self.feature
+        if isinstance(given, str) and ".py:" in given:
+            given = own_feature(given)
+        if not isinstance(given, str):
+            object.__setattr__(self, "kind", given)
+            object.__setattr__(self, "feature", given.name)
+
+    @property
+    def name(self) -> str:
+        """The feature's name."""
+        return str(self.feature)
+
+
+def own_feature(reference: str) -> type[Feature]:
+    """Return a Feature subclass of a file of the user's own, named ``file.py:Class``.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be run, or it has no such feature.
+    """
+    file, _, name = reference.rpartition(":")
+    fix = (
+        "Name a Python file and a subclass of dataflex_pipeline.api.Feature in it: my_features.py:Sharpness."
+    )
+    if not Path(file).is_file():
+        raise ConfigError(f"A method asks for the feature '{reference}'.", f"There is no file {file}.", fix)
+    try:
+        found = getattr(load_source(f"dataflex_feature_{Path(file).stem}", Path(file)), name, None)
+    except (ImportError, SyntaxError, NameError) as error:
+        why = f"{file} cannot be run: {type(error).__name__}: {error}"
+        raise ConfigError(f"A method asks for the feature '{reference}'.", why, fix) from error
+    if not (isinstance(found, type) and issubclass(found, Feature)):
+        why = f"{file} has no subclass of Feature of the name {name}."
+        raise ConfigError(f"A method asks for the feature '{reference}'.", why, fix)
+    return found
 
 
 @dataclass(frozen=True)
@@ -141,24 +196,73 @@ class TargetRanking:
 class Method(ABC):
     """Scores the pool and turns scores into sampling weights. One subclass per file.
 
+    A first method has a ``summary`` and a ``source``, and two functions, ``score`` and ``weigh``; one that
+    looks at features has ``needs`` too. Everything below them is optional, in groups of what goes together.
+
     Class attributes:
-        summary: one line for ``dataflex methods``. source: where the method comes from.
+        summary: one line for ``dataflex methods``.
+        source: where the method comes from.
+        Params: its parameters.
         version: raised when the numbers change for the same input.
-        Params: its parameters. columns: its own score columns, after the common ones.
+        columns: its own score columns, after the common ones.
         pool_columns: columns of the prepared pool that ``score`` reads.
         default_strategy: how ``select`` draws when nothing else is set.
     """
 
     summary: ClassVar[str]
     source: ClassVar[str]
-    version: ClassVar[int] = 1
     Params: ClassVar[type[Params]] = Params
+    version: ClassVar[int] = 1
     columns: ClassVar[tuple[pa.Field, ...]] = ()
     pool_columns: ClassVar[tuple[str, ...]] = ()
     default_strategy: ClassVar[Strategy] = "sample"
 
     def __init__(self, params: Any) -> None:
         self.params = params
+
+    def needs(self, selection: Selection) -> Mapping[str, Need]:
+        """Return the features to have at hand, each under a name of the method's choice."""
+        return {}
+
+    @abstractmethod
+    def score(self, block: Block, state: Any) -> Mapping[str, np.ndarray]:
+        """Return ``score`` (higher is better, float64) and the own columns for one block. [rows] each.
+
+        Rows that are not valid in the pool or in a feature get null whatever is returned for them.
+        """
+
+    @abstractmethod
+    def weigh(self, block: pa.RecordBatch, fitted: Any) -> np.ndarray:
+        """Return unnormalised sampling weights, at least 0, for one block of the score table. [rows]
+
+        The block has all columns but ``row_id``; every block is weighed twice.
+        """
+
+    # Optional: a look at whole tables, before the first block.
+
+    def begin(self, tables: Mapping[str, BlockTable], selection: Selection) -> Any:
+        """Look at whole feature tables; what it returns is the ``state`` of ``score``."""
+        return None
+
+    def own_columns(self, state: Any) -> tuple[pa.Field, ...]:
+        """Return the own score columns, for methods where they depend on the target or the parameters."""
+        return self.columns
+
+    def fit(self, scores: BlockTable, selection: Selection) -> Any:
+        """Look at the finished score table; what it returns is the ``fitted`` of ``weigh``."""
+        return None
+
+    def check_pool(self, n_rows: int) -> None:  # noqa: B027 (nothing to check is no mistake)
+        """Find what would stop the method, before a run begins and before the pool is scored.
+
+        Args:
+            n_rows: rows of the pool.
+
+        Raises:
+            UserError: something that the method reads by itself does not fit the pool.
+        """
+
+    # Optional: rounds and checkpoints before this one.
 
     @property
     def accumulates(self) -> bool:
@@ -170,10 +274,35 @@ class Method(ABC):
         """Whether it needs the checkpoints inside the round before too (``keep_checkpoints``)."""
         return False
 
+    # Optional: how rows are drawn where the configuration leaves it open.
+
+    @property
+    def replaces(self) -> bool:
+        """Whether ``sample`` draws with replacement: the parameter ``replacement``, where there is one."""
+        return bool(getattr(self.params, "replacement", False))
+
+    def group_columns(self, schema: pa.Schema) -> tuple[str, ...]:
+        """Return which columns of its score table belong to one target group each, for ``round_robin``."""
+        return ()
+
     @property
     def ranks_by_target_row(self) -> bool:
         """Whether ``by_target_row`` is there."""
         return type(self).by_target_row is not Method.by_target_row
+
+    def by_target_row(self, tables: Mapping[str, BlockTable], selection: Selection) -> TargetRanking:
+        """Return how each target row ranks the pool.
+
+        ``round_robin`` over target rows calls it when the rows are drawn; nothing of pool x target is
+        ever stored. Rows that the score table calls invalid are passed over whatever is returned.
+
+        Args:
+            tables: as for ``begin``.
+            selection: the same; what is said goes into the index.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has one ranking of the pool only")
+
+    # Optional: probabilities as a file.
 
     @property
     def probabilities_from(self) -> Path | None:
@@ -184,47 +313,6 @@ class Method(ABC):
     def probabilities_to(self) -> Path | None:
         """An ``.npy`` file that the finished probabilities are also written to."""
         return None
-
-    def own_columns(self, state: Any) -> tuple[pa.Field, ...]:
-        """Return the own score columns, for methods where they depend on the target."""
-        return self.columns
-
-    def needs(self, selection: Selection) -> Mapping[str, Need]:
-        """Return the features to have at hand, each under a name of the method's choice."""
-        return {}
-
-    def begin(self, tables: Mapping[str, BlockTable], selection: Selection) -> Any:
-        """Look at whole feature tables before the first block; what it returns goes to ``score``."""
-        return None
-
-    @abstractmethod
-    def score(self, block: Block, state: Any) -> Mapping[str, np.ndarray]:
-        """Return ``score`` (higher is better, float64) and the own columns for one block. [rows] each.
-
-        Rows that are not valid in the pool or in a feature get null whatever is returned for them.
-        """
-
-    def fit(self, scores: BlockTable, selection: Selection) -> Any:
-        """Look at the finished score table; what it returns goes to ``weigh``."""
-        return None
-
-    @abstractmethod
-    def weigh(self, block: pa.RecordBatch, fitted: Any) -> np.ndarray:
-        """Return unnormalised sampling weights, at least 0, for one block of the score table. [rows]
-
-        The block has all columns but ``row_id``; every block is weighed twice.
-        """
-
-    def by_target_row(self, tables: Mapping[str, BlockTable], selection: Selection) -> TargetRanking:
-        """Return how each target row ranks the pool.
-
-        ``round_robin`` over target rows calls it when the rows are drawn; nothing of pool x target is
-        ever stored. Rows that the score table calls invalid are passed over whatever is returned.
-
-        Args:
-            tables: as for ``begin``. selection: the same; what is said goes into the index.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has one ranking of the pool only")
 
 
 @dataclass(frozen=True)
@@ -251,18 +339,27 @@ class Feature(ABC):
     """One costly table over the rows of a split: computed part by part, cached, shared by methods.
 
     Class attributes:
+        name: of its tables; by default the class's name in lower case, words joined by underscores.
         version: raised when the numbers change for the same input.
+        uses_model: whether it is computed with a checkpoint of the run.
         schema: its columns, beginning with row and row_id; of the instance where parameters decide it.
         input_columns: columns of the prepared rows that ``compute`` reads.
         side_files: pattern of files that only serve to make the parts and are removed then; None: none.
         Params: its parameters.
     """
 
+    name: ClassVar[str]
     version: ClassVar[int] = 1
+    uses_model: ClassVar[bool] = True
     schema: pa.Schema
     side_files: ClassVar[str | None] = None
     input_columns: ClassVar[tuple[str, ...]]
     Params: ClassVar[type[Params]] = Params
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "name" not in cls.__dict__:
+            cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
     def __init__(self, params: Any, config: Any) -> None:
         self.params = params
@@ -294,6 +391,24 @@ class Feature(ABC):
     def reach(self) -> Sequence[str]:
         """Try the servers that it asks, at no cost: say what is doubtful, UserError if one is not there."""
         return ()
+
+    def table(self, rows: pa.Table, values: Mapping[str, np.ndarray], why: str) -> pa.Table:
+        """Return the feature's table of one part from plain columns, a line per row.
+
+        Args:
+            rows: what ``compute`` was given, with row, row_id, valid and reason.
+            values: by column; the first one decides: where it is not finite, the row is not valid.
+            why: the reason of those rows; rows that were not valid before keep their own.
+        """
+        valid = rows.column("valid").to_numpy(zero_copy_only=False)
+        kept = valid & np.isfinite(next(iter(values.values())))
+        reason = rows.column("reason").to_pylist()
+        for place in np.flatnonzero(valid & ~kept):
+            reason[place] = why
+        columns = {name: pa.array(value, mask=~kept) for name, value in values.items()}
+        columns |= {"row": rows.column("row"), "row_id": rows.column("row_id")}
+        columns |= {"valid": pa.array(kept), "reason": pa.array(reason, pa.string())}
+        return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
 
     @abstractmethod
     def open(

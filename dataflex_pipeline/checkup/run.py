@@ -59,7 +59,7 @@ def _needed(context: Run, name: str) -> list[Finding]:
     method, _ = context.method(name)
     findings: list[Finding] = []
     for need, feature in features_of(context, method):
-        label = f"{need.feature.replace('_', ' ')} of the {need.split}"
+        label = f"{need.name.replace('_', ' ')} of the {need.split}"
 
         def look(need: Need = need, feature: Feature = feature, label: str = label) -> list[Finding]:
             feature.check(need, None)

@@ -22,6 +22,7 @@ from dataflex_pipeline.estimate.training import (
     load_shape,
     measure_training,
 )
+from dataflex_pipeline.features.plan import params_of
 from dataflex_pipeline.sampling.draw import draw
 from dataflex_pipeline.sampling.probabilities import write_probabilities
 from dataflex_pipeline.sampling.settings import DrawSettings
@@ -71,9 +72,9 @@ def calibrate(
     bench = Bench(config, rows, training.checkpoint if training else None, scratch, budget, device)
     features = {}
     for need in [Need("losses"), *needs]:
-        if need.feature in COMPUTED_ELSEWHERE or _is_read(need) or kind_of(need) in features:
+        if need.name in COMPUTED_ELSEWHERE or _is_read(need) or kind_of(need) in features:
             continue
-        say(f"measuring: {need.feature.replace('_', ' ')}")
+        say(f"measuring: {need.name.replace('_', ' ')}")
         features[kind_of(need)] = bench.measure(need)
     counts = {each.split: each.counts for each in samples}
     return Measured(
@@ -91,7 +92,7 @@ def calibrate(
 
 def _is_read(need: Need) -> bool:
     """Whether the vectors come from a file."""
-    return need.params.get("vectors") is not None
+    return getattr(params_of(need), "vectors", None) is not None
 
 
 def measure_writing(pool: PartedTable, positions: int, scratch: Path) -> WritingCost:

@@ -20,7 +20,7 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.estimate.costs import has_widths, row_bytes
 from dataflex_pipeline.estimate.machine import begin_peak, peak_bytes
 from dataflex_pipeline.estimate.sample import disk_of, numbered, write_parts
-from dataflex_pipeline.features.plan import make_feature
+from dataflex_pipeline.features.plan import make_feature, params_of
 from dataflex_pipeline.models.batches import length_batches
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 from dataflex_pipeline.store.parts import PartedTable
@@ -79,13 +79,12 @@ class Bench:
         Raises:
             UserError: a package, a model or a file that it needs is not there.
         """
-        if need.feature in PAIRS:
+        if need.name in PAIRS:
             return self._pairs(need)
-        if need.feature == "generations":
+        if need.name == "generations":
             return self._drawn(need)
-        if self.checkpoint is None and need.params.get("side") == "adam":
-            plain = {name: value for name, value in need.params.items() if name != "adam_update"}
-            need = replace(need, params=plain | {"side": "sgd"})
+        if self.checkpoint is None and getattr(params_of(need), "side", None) == "adam":
+            need = replace(need, params=params_of(need).model_copy(update={"side": "sgd"}))
         rows = self.rows[need.split]
         return self._timed(need, make_feature(need, self.config), rows, self._given(rows), _tokens)
 
@@ -109,7 +108,7 @@ class Bench:
         with feature.open(given, Silent()) as compute:
             start = time.perf_counter() - began
             part, made, seconds = self._batch_by_batch(compute, table)
-        folder = self.scratch / f"{need.feature}-{need.split}-{time.monotonic_ns()}"
+        folder = self.scratch / f"{need.name}-{need.split}-{time.monotonic_ns()}"
         made = made.select(feature.schema.names).cast(feature.schema)
         part_bytes, line_bytes = disk_of(made, folder)
         if has_widths(feature.schema):  # a few rows compress worse than a part does
@@ -147,7 +146,7 @@ class Bench:
         """Draw short completions with transformers; the cost is per drawn token."""
         asked: Any = make_feature(need, self.config).params
         shorter = min(asked.max_new_tokens, DRAWN_TOKENS)
-        params = {**need.params, "generator": "transformers", "max_new_tokens": shorter}
+        params = asked.model_copy(update={"generator": "transformers", "max_new_tokens": shorter})
         feature = make_feature(replace(need, params=params), self.config)
         rows = self.rows[need.split]
         count = max(1, DRAWN_TOGETHER // asked.mc_samples)
@@ -182,7 +181,7 @@ class Bench:
         dimension = int(make_feature(inner, self.config).dimension)  # type: ignore[attr-defined]
         pool = random_vectors(VECTORS, dimension, self.scratch / f"pool-{dimension}")
         target = random_vectors(QUERIES, dimension, self.scratch / f"target-{dimension}")
-        if need.feature == "neighbours":
+        if need.name == "neighbours":
             given = self._given(target, pool=pool, target=target)
             return self._timed(need, feature, target, given, lambda part: float(part.num_rows) * VECTORS)
         near = _all_near(pool, self.scratch / f"near-{dimension}")

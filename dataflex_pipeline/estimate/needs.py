@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
-
 from dataflex_pipeline.api import Checkpoint, Method, Need, Selection, Silent
 from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.features.plan import make_feature
+from dataflex_pipeline.features.plan import method_needs, plain_need, with_upstream
 from dataflex_pipeline.store.fingerprint import digest
 
 
@@ -21,9 +18,9 @@ def needs_by_round(method: Method, config: Config) -> list[list[Need]]:
     rounds = []
     for number in range(1, config.update_times + 1):
         fresh = []
-        for need in method.needs(_selection(method, config, number)).values():
-            for each in _with_upstream(need, config):
-                key = digest(asdict(each))
+        for need in method_needs(method, _selection(method, config, number)).values():
+            for each, _ in with_upstream(need, config):
+                key = digest(plain_need(each))
                 if key not in seen:
                     seen.add(key)
                     fresh.append(each)
@@ -45,10 +42,3 @@ def _checkpoints(method: Method, config: Config, number: int) -> tuple[Checkpoin
     first = 0 if number == 1 else last - config.update_step
     inside = [step for step in range(first + 1, last) if step % config.save_steps == 0]
     return tuple(Checkpoint(step, config.learning_rate) for step in (*inside, None))
-
-
-def _with_upstream(need: Need, config: Config) -> Iterator[Need]:
-    """Yield the features that a feature is computed from, and then itself."""
-    for inner in make_feature(need, config).needs(need).values():
-        yield from _with_upstream(inner, config)
-    yield need

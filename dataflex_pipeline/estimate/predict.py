@@ -17,29 +17,32 @@ from dataflex_pipeline.estimate.costs import (
 )
 from dataflex_pipeline.estimate.features import VECTORS, FeatureCost
 from dataflex_pipeline.estimate.records import Basis, Measured, StageCost
-from dataflex_pipeline.features.plan import make_feature
+from dataflex_pipeline.features.plan import make_feature, params_of
 from dataflex_pipeline.neighbours.cells import SCAN, choose_layout
 from dataflex_pipeline.reward.settings import AnswerTokens, RewardCost
 
 
 def kind_of(need: Need) -> str:
     """Return the name under which a feature's cost is kept: needs of one kind cost alike per unit."""
-    side = f" {need.params['side']}" if "side" in need.params else ""
-    return f"{need.feature}{side}"
+    side = getattr(params_of(need), "side", None)
+    return need.name if side is None else f"{need.name} {side}"
 
 
 def feature_stage(found: Measured, need: Need, number: int | None) -> StageCost:
     """Predict one feature table."""
     counts = found.counts(need.split)
     feature: Any = make_feature(need, found.config)
-    stage = StageCost(f"{need.feature}, {need.split}", number, counts.rows, counts.tokens)
-    special = _SPECIAL.get(need.feature)
+    stage = StageCost(f"{need.name}, {need.split}", number, counts.rows, counts.tokens)
+    special = _SPECIAL.get(need.name)
     if special is not None:
         return special(found, need, feature, stage)
     cost = found.features[kind_of(need)]
-    flops = {"losses": loss_flops, "gradients": gradient_flops}[need.feature]
-    made = replace(_computed(found, stage, cost, counts.tokens), flops=flops(found.model, counts))
-    if need.params.get("side") == "adam" and found.training is None:
+    flops = {"losses": loss_flops, "gradients": gradient_flops}.get(need.name)
+    made = _computed(found, stage, cost, counts.tokens)
+    if flops is None:  # of a feature of the user's own only the time is known
+        return replace(made, note="its FLOPs are not known")
+    made = replace(made, flops=flops(found.model, counts))
+    if kind_of(need) == "gradients adam" and found.training is None:
         return replace(made, basis="extrapolated", note="measured without Adam's update, which adds little")
     return made
 
@@ -113,7 +116,7 @@ def _answer_tokens(found: Measured, need: Need) -> AnswerTokens:
 def _policy_gradients(found: Measured, need: Need, feature: Any, stage: StageCost) -> StageCost:
     """One gradient per answer, over its prompt and itself, at the rate of plain gradients."""
     counts, drawn = found.counts(need.split), found.features["generations"]
-    samples = int(feature.needs(need)["generations"].params.get("mc_samples", 4))
+    samples = int(feature.params.generations.mc_samples)
     answers = counts.valid * samples
     tokens = samples * (counts.tokens - counts.responses) + answers * drawn.tokens_per_line
     responses = answers * drawn.tokens_per_line

@@ -121,7 +121,7 @@ def _check_features(context: Run, method: Method) -> list[str]:
         try:
             feature.check(need, None)
         except UserError as error:
-            if need.feature not in COMPUTED_ELSEWHERE:
+            if need.name not in COMPUTED_ELSEWHERE:
                 raise
             doubts.append(f"the run would not begin yet: {error.what} {error.fix}")
     return doubts

@@ -24,12 +24,27 @@ from dataflex_pipeline.api import Feature, FeatureInput, Need, Progress, Silent
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import dump_config
 from dataflex_pipeline.errors import DataError, RunError, UserError
-from dataflex_pipeline.features.plan import FeaturePlan, from_plain, make_feature, plan_feature, to_plain
+from dataflex_pipeline.features.plan import (
+    FeaturePlan,
+    from_plain,
+    make_feature,
+    method_needs,
+    plan_feature,
+    to_plain,
+)
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import MANIFEST, PartedTable, PartsWriter
 from dataflex_pipeline.store.stale import check_parts, set_aside_damaged
 
-__all__ = ["Built", "FeaturePlan", "build_feature", "compute_share", "make_feature", "plan_feature"]
+__all__ = [
+    "Built",
+    "FeaturePlan",
+    "build_feature",
+    "compute_share",
+    "make_feature",
+    "method_needs",
+    "plan_feature",
+]
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,7 @@ def _as_begun(plan: FeaturePlan, writer: PartsWriter, progress: Progress) -> Fea
     if begun == plan.rows_per_part or (begun == n_rows and plan.rows_per_part >= n_rows):
         return plan
     progress.say(
-        f"{plan.need.feature} of the {plan.need.split}: begun with {begun} rows per part, and goes on so "
+        f"{plan.need.name} of the {plan.need.split}: begun with {begun} rows per part, and goes on so "
         f"(rows_per_part is {plan.rows_per_part} now)"
     )
     return replace(plan, rows_per_part=begun)
@@ -140,7 +155,7 @@ def _compute(
     read = _part_reader(given, plan.feature, plan.rows_per_part)
     n_rows = given.table.n_rows
     with _memory_told(plan.need), plan.feature.open(given, progress) as compute:
-        progress.start(f"{plan.need.feature} of the {plan.need.split}", n_rows, "rows", n_rows - missing)
+        progress.start(f"{plan.need.name} of the {plan.need.split}", n_rows, "rows", n_rows - missing)
         for number in chain([first], pending):
             rows = read(number)
             writer.write(number, compute(rows))
@@ -156,7 +171,7 @@ def _memory_told(need: Need) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"The memory is too small for {need.feature} of the {need.split}: {str(error).splitlines()[0]}",
+            f"The memory is too small for {need.name} of the {need.split}: {str(error).splitlines()[0]}",
             "A batch holds its activations, and gradients also the inputs of every trained layer in fp32.",
             "Lower score_batch_tokens (for generations generation_batch_size, where it is set) and run the "
             "same command: finished parts are kept. For gradients, gradient_checkpointing: true keeps less.",
@@ -212,7 +227,7 @@ def compute_share(job: launch.Job, content: Mapping[str, Any]) -> None:
     plan = from_plain(content["plan"], config)
     if digest(plan.ingredients) != content["fingerprint"]:
         raise RunError(
-            f"The feature {plan.need.feature} would be another one here than for rank 0.",
+            f"The feature {plan.need.name} would be another one here than for rank 0.",
             "The processes run different versions of this program, or see different files.",
             "Use one environment and one shared folder on all machines.",
         )
@@ -266,7 +281,7 @@ def _check_valid(writer: PartsWriter, n_parts: int, need: Need) -> dict[str, Any
     if n_valid == 0:
         worst = "; ".join(f"{count} rows: {reason}" for reason, count in sorted(reasons.items())[:3])
         raise DataError(
-            f"The feature {need.feature} has no valid row in the {need.split} ({worst}).",
+            f"The feature {need.name} has no valid row in the {need.split} ({worst}).",
             "Without a single finite value there is nothing to select by.",
             "Check that the weights are sound (a diverged training gives NaN) and that the data is right.",
         )

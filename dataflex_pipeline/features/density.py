@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from dataflex_pipeline import api
-from dataflex_pipeline.neighbours.cells import Layout, Search, choose_layout, sample_places, train_cells
+from dataflex_pipeline.features.params import KernelParams, NeighbourParams, SearchParams
+from dataflex_pipeline.neighbours.cells import Layout, choose_layout, sample_places, train_cells
 from dataflex_pipeline.neighbours.density import Grouped, Sums, kernel_sums
 from dataflex_pipeline.neighbours.vectors import gather_vectors
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
@@ -57,26 +57,24 @@ class Density(api.Feature):
     )
     input_columns = ("row", "row_id")
 
-    class Params(api.Params):
+    class Params(SearchParams, KernelParams):
         """Parameters of density."""
 
-        sigma: float = Field(0.75, ge=0, description="width of the kernel; 0: rho is 1")
-        kde_K: int = Field(1000, ge=1, description="nearest rows that count")  # noqa: N815
         gaussian: bool = Field(False, description="whether the Gaussian density is wanted too")
-        search: Search = Field("auto", description="exact, ivf, or auto: exact where that is affordable")
-        nlist: int | None = Field(None, ge=1, description="cells of an ivf search")
-        nprobe: int | None = Field(None, ge=1, description="cells that a row looks into")
-        neighbours: dict[str, Any] = Field(
-            default_factory=dict, exclude=True, description="parameters of the target's neighbours"
+        neighbours: NeighbourParams = Field(
+            default_factory=NeighbourParams,
+            exclude=True,
+            description="parameters of the target's neighbours",
         )
 
+    uses_model = False
     params: Params
 
     def needs(self, need: api.Need) -> Mapping[str, api.Need]:
         """Ask for the target's neighbours, and for the pool's embeddings."""
         return {
             "neighbours": api.Need("neighbours", "target", need.checkpoint, self.params.neighbours),
-            "pool": api.Need("embeddings", "pool", need.checkpoint, self.params.neighbours.get("pool", {})),
+            "pool": api.Need("embeddings", "pool", need.checkpoint, self.params.neighbours.pool),
         }
 
     @contextmanager

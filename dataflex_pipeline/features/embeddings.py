@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
 from dataflex_pipeline import api
-from dataflex_pipeline.data.texts import Text, row_text
+from dataflex_pipeline.data.texts import row_text
 from dataflex_pipeline.data.vectors import VectorFile, unit_vectors
 from dataflex_pipeline.embed import Embedder
-from dataflex_pipeline.embed.embedders import Chosen, check_installed, make_embedder, resolve_embedder
-from dataflex_pipeline.embed.settings import DEFAULT_MODEL, Dtype, EmbedderSettings, EmbedModel
+from dataflex_pipeline.embed.embedders import check_installed, make_embedder, resolve_embedder
+from dataflex_pipeline.embed.settings import EmbedderSettings, EmbedModel
 from dataflex_pipeline.errors import DataflexError
+from dataflex_pipeline.features.params import VectorParams
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 
 UNIT_TOLERANCE = 1e-3
@@ -38,20 +38,9 @@ ORDER = "of those installed: vllm first on a GPU, sentence-transformers first wi
 class Embeddings(api.Feature):
     """One vector of length 1 per row."""
 
-    class Params(api.Params):
-        """Parameters of embeddings; methods give them other names (embedding_params.py)."""
-
-        model: str = Field(DEFAULT_MODEL, description="folder or hub name of the embedding model")
-        revision: str | None = Field(None, description="branch, tag or commit of a hub model")
-        method: Chosen = Field("auto", description="what runs it")
-        batch_size: int = Field(32, ge=1, exclude=True, description="texts per forward pass")
-        max_length: int = Field(2048, ge=2, description="tokens kept of a text, at most")
-        dtype: Dtype = Field("float32", description="number format that the model runs in")
-        text: Text = Field("conversation", description="what of a row is embedded")
-        prompt: str = Field("", description="put before every text")
-        vectors: str | None = Field(None, description="vectors made elsewhere: path.npy or path.parquet")
-
-    params: Params
+    Params = VectorParams
+    uses_model = False
+    params: VectorParams
 
     @property
     def input_columns(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -17,13 +17,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
 from dataflex_pipeline import api
+from dataflex_pipeline.features.params import DrawnParams
 from dataflex_pipeline.generate import Completion, Generator, Prompt
 from dataflex_pipeline.generate.generators import check_generator, choose_generator, make_generator
 from dataflex_pipeline.generate.settings import (
@@ -79,38 +79,8 @@ class Generations(api.Feature):
     schema = SCHEMA
     input_columns = ("row", "row_id", "messages", "input_ids", "labels", "valid", "reason")
 
-    class Params(api.Params):
-        """Parameters of generations."""
-
-        generator: Literal["auto", "vllm", "transformers"] = Field(
-            "auto", description="what draws: vllm, transformers, or auto (vllm on a GPU, if installed)"
-        )
-        mc_samples: int = Field(4, ge=1, description="completions per target row")
-        max_new_tokens: int = Field(512, ge=1, description="tokens of a completion at most")
-        generation_temperature: float = Field(
-            0.7, ge=0, description="of drawing; 0 takes the likeliest token, 1 is the policy itself"
-        )
-        top_p: float = Field(
-            1.0, gt=0, le=1, description="draw from the likeliest tokens of this probability"
-        )
-        top_k: int = Field(0, ge=0, description="draw from so many of the likeliest tokens; 0: all")
-        max_prompt_length: int = Field(4096, ge=1, description="tokens of a prompt; its beginning is cut off")
-        seed: int = Field(0, ge=0, description="of the random numbers")
-        generation_batch_size: int | None = Field(
-            None,
-            ge=1,
-            exclude=True,
-            description="completions drawn at the same time; by default the generator's (transformers: 64, "
-            "fewer where score_batch_tokens holds fewer)",
-        )
-        generation_gpu_memory_utilization: float = Field(
-            0.9, gt=0, le=1, exclude=True, description="share of a GPU's memory that vLLM takes"
-        )
-        generation_tensor_parallel_size: int = Field(
-            1, ge=1, exclude=True, description="GPUs that vLLM spreads the policy over"
-        )
-
-    params: Params
+    Params = DrawnParams
+    params: DrawnParams
 
     def __init__(self, params: Any, config: Any) -> None:
         self._asked = params.generator

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from pydantic import Field
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.features.params import GradientParams, ProjectionParams, SketchParams, UpdateParams
 from dataflex_pipeline.models.batches import Sequences, label_budget, length_batches, padded
 from dataflex_pipeline.models.source import attention_kernel
 from dataflex_pipeline.schemas import GROUP, REASON, ROW, ROW_ID, VALID, column
@@ -42,19 +43,23 @@ class Gradients(api.Feature):
 
     input_columns = ("row", "row_id", "input_ids", "labels", "valid", "reason", "group")
 
-    class Params(api.Params):
+    class Params(SketchParams, UpdateParams):
         """Parameters of gradients."""
 
         side: Literal["adam", "sgd"] = Field(
             "sgd", description="Adam's update of the gradient, or the gradient"
         )
-        adam_update: Literal["torch", "less"] = Field("torch", description="which form of Adam's update")
-        proj_dim: int = Field(4096, ge=1, description="dimensions K of the projection")
-        projection: Literal["countsketch", "rademacher", "trak"] = Field(
-            "countsketch", description="the random projection"
-        )
-        seed: int = Field(0, ge=0, description="of the projection")
-        dtype: Literal["float16", "float32"] = Field("float16", description="number format on disk")
+
+        @classmethod
+        def of_pool(cls, params: GradientParams, seed: int) -> Self:
+            """Return the pool's side; equal ones are computed once, whatever method asks."""
+            update = params.part(UpdateParams) if params.gradient_type == "adam" else {}
+            return cls(**params.part(ProjectionParams), **update, seed=seed, side=params.gradient_type)
+
+        @classmethod
+        def of_target(cls, params: GradientParams, seed: int) -> Self:
+            """Return the target's side: plain gradients under the same projection."""
+            return cls(**params.part(ProjectionParams), seed=seed, side="sgd")
 
     params: Params
 

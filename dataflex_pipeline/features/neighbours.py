@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import DataError
-from dataflex_pipeline.neighbours.cells import Cells, Search, choose_layout
+from dataflex_pipeline.features.params import NeighbourParams
+from dataflex_pipeline.neighbours.cells import Cells, choose_layout
 from dataflex_pipeline.neighbours.search import Found, nearest, recall, table_cells
 from dataflex_pipeline.neighbours.vectors import block_vectors, count_valid, dimension
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
@@ -46,21 +45,9 @@ class Neighbours(api.Feature):
     )
     input_columns = ("row", "row_id", "valid", "reason")
 
-    class Params(api.Params):
-        """Parameters of neighbours."""
-
-        max_K: int = Field(5000, ge=1, description="nearest pool rows per target row")  # noqa: N815
-        search: Search = Field("auto", description="exact, ivf, or auto: exact where that is affordable")
-        nlist: int | None = Field(None, ge=1, description="cells of an ivf search")
-        nprobe: int | None = Field(None, ge=1, description="cells that a target row looks into")
-        pool: dict[str, Any] = Field(
-            default_factory=dict, exclude=True, description="parameters of the pool's embeddings"
-        )
-        target: dict[str, Any] = Field(
-            default_factory=dict, exclude=True, description="parameters of the target's embeddings"
-        )
-
-    params: Params
+    Params = NeighbourParams
+    uses_model = False
+    params: NeighbourParams
 
     def needs(self, need: api.Need) -> Mapping[str, api.Need]:
         """Ask for the embeddings of pool and target."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from dataflex_pipeline import launch
-from dataflex_pipeline.api import Feature, FeatureInput, Need
+from dataflex_pipeline.api import Feature, FeatureInput, Method, Need, Params, Selection
+from dataflex_pipeline.config.explain import explain
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.store.fingerprint import digest
+from dataflex_pipeline.store.fingerprint import digest, file_digest
 from dataflex_pipeline.store.parts import MANIFEST, PartedTable
 from dataflex_pipeline.store.stale import MARKER
 
-Key = tuple[str, int | None, int | None]
+Key = tuple[str, int | str | None, int | None]
 """Split, round and step: what the inputs of a feature depend on."""
 FEATURES = (
     "density",
@@ -51,24 +55,68 @@ class FeaturePlan:
 
     def folder(self, features: Path) -> Path:
         """Return the table's folder: name, split and the head of its fingerprint."""
-        return features / f"{self.need.feature}-{self.need.split}-{digest(self.ingredients)[:16]}"
+        return features / f"{self.need.name}-{self.need.split}-{digest(self.ingredients)[:16]}"
+
+
+def feature_class(need: Need) -> type[Feature]:
+    """Return the class of the feature that a need names.
+
+    Raises:
+        ConfigError: there is no such feature.
+    """
+    if need.kind is not None:
+        return need.kind
+    if need.name not in FEATURES:
+        raise ConfigError(
+            f"A method asks for the feature '{need.name}'.",
+            f"The features are: {', '.join(FEATURES)}.",
+            "Correct the method's needs(); a feature of your own is named by its class, or my_file.py:Class.",
+        )
+    module = importlib.import_module(f"dataflex_pipeline.features.{need.name}")
+    kind: type[Feature] = getattr(module, need.name.title().replace("_", ""))
+    return kind
+
+
+def params_of(need: Need) -> Any:
+    """Return the checked parameters of a need, an instance of its feature's Params.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+    if isinstance(need.params, Params):
+        return need.params
+    kind = feature_class(need).Params
+    try:
+        return kind(**need.params)
+    except ValidationError as error:
+        raise explain(error, kind, need.name, place="a method's needs()") from error
 
 
 def make_feature(need: Need, config: Any) -> Feature:
     """Make the feature that a need names.
 
     Raises:
-        ConfigError: there is no such feature.
+        ConfigError: there is no such feature, or a parameter cannot be used.
     """
-    if need.feature not in FEATURES:
-        raise ConfigError(
-            f"A method asks for the feature '{need.feature}'.",
-            f"The features are: {', '.join(FEATURES)}.",
-            "Correct the method's needs().",
-        )
-    module = importlib.import_module(f"dataflex_pipeline.features.{need.feature}")
-    kind: type[Feature] = getattr(module, need.feature.title().replace("_", ""))
-    return kind(kind.Params(**need.params), config)
+    return feature_class(need)(params_of(need), config)
+
+
+def method_needs(method: Method, selection: Selection) -> dict[str, Need]:
+    """Return what a method needs, each with its checkpoint: where none is named, that of the round before."""
+    return {
+        key: replace(need, checkpoint=selection.round - 1)
+        if need.checkpoint is None and feature_class(need).uses_model
+        else need
+        for key, need in method.needs(selection).items()
+    }
+
+
+def with_upstream(need: Need, config: Any) -> Iterator[tuple[Need, Feature]]:
+    """Yield the features that a feature is computed from, and then itself, each with its need."""
+    feature = make_feature(need, config)
+    for inner in feature.needs(need).values():
+        yield from with_upstream(inner, config)
+    yield need, feature
 
 
 def plan_feature(
@@ -86,7 +134,7 @@ def plan_feature(
         key: plan_feature(inner, config, given, rows_per_part) for key, inner in feature.needs(need).items()
     }
     ingredients = {
-        "feature": need.feature,
+        "feature": need.name,
         "version": feature.version,
         "split": need.split,
         "params": feature.params.model_dump(mode="json"),
@@ -94,9 +142,29 @@ def plan_feature(
         "checkpoint": found.checkpoint_fingerprint,
         **feature.ingredients(),
     }
+    file = _own_file(type(feature))
+    if file is not None:
+        ingredients["implementation"] = f"file {file_digest(file)}"
     if upstream:
         ingredients["features"] = {key: digest(plan.ingredients) for key, plan in upstream.items()}
     return FeaturePlan(need, feature, found, upstream, rows_per_part, ingredients)
+
+
+def _own_file(kind: type[Feature]) -> Path | None:
+    """Return the file of a feature of the user's own; None for a shipped one."""
+    return None if kind.__module__.startswith("dataflex_pipeline.") else Path(inspect.getfile(kind))
+
+
+def plain_need(need: Need) -> dict[str, Any]:
+    """Return a need as plain values, for another process of the launch."""
+    file = None if need.kind is None else _own_file(need.kind)
+    return {
+        "feature": need.name if file is None or need.kind is None else f"{file}:{need.kind.__qualname__}",
+        "split": need.split,
+        "checkpoint": need.checkpoint,
+        "params": params_of(need).plain(),
+        "step": need.step,
+    }
 
 
 def to_plain(plan: FeaturePlan) -> dict[str, Any]:
@@ -105,7 +173,7 @@ def to_plain(plan: FeaturePlan) -> dict[str, Any]:
     if not isinstance(given.table, PartedTable):
         raise TypeError("features are computed over a parted table")
     return {
-        "need": asdict(plan.need),
+        "need": plain_need(plan.need),
         "rows": str(given.table.folder.absolute()),
         "checkpoint": None if given.checkpoint is None else str(given.checkpoint.absolute()),
         "checkpoint_fingerprint": given.checkpoint_fingerprint,

@@ -15,16 +15,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from dataflex_pipeline import api
+from dataflex_pipeline.features.params import (
+    DrawnParams,
+    JudgedParams,
+    PolicyChoice,
+    RewardParams,
+    SketchParams,
+)
 from dataflex_pipeline.gradients.policy import (
-    Baseline,
-    Policy,
     SampleWeights,
     WeightedAnswers,
     answer_labels,
@@ -46,25 +51,15 @@ class PolicyGradients(api.Feature):
 
     input_columns = ("row", "row_id", "input_ids", "labels", "valid", "reason", "group")
 
-    class Params(api.Params):
+    class Params(SketchParams, PolicyChoice):
         """Parameters of policy_gradients."""
 
-        generations: dict[str, Any] = Field(
-            default_factory=dict, exclude=True, description="parameters of the generations feature"
+        generations: DrawnParams = Field(
+            default_factory=DrawnParams, exclude=True, description="parameters of the generations feature"
         )
-        rewards: dict[str, Any] = Field(
-            default_factory=dict, exclude=True, description="parameters of the rewards feature"
+        rewards: RewardParams = Field(
+            default_factory=RewardParams, exclude=True, description="what judges the answers"
         )
-        policy: Policy = Field("vanilla", description="which samples count")
-        kept_samples: int = Field(2, ge=1, description="samples that policy: topk keeps")
-        baseline: Baseline = Field("none", description="what is subtracted from a reward")
-        token_mean: bool = Field(False, description="divide by an answer's tokens")
-        proj_dim: int = Field(4096, ge=1, description="dimensions K of the projection")
-        projection: Literal["countsketch", "rademacher", "trak"] = Field(
-            "countsketch", description="the random projection"
-        )
-        seed: int = Field(0, ge=0, description="of the projection")
-        dtype: Literal["float16", "float32"] = Field("float16", description="number format on disk")
 
     params: Params
 
@@ -94,11 +89,14 @@ class PolicyGradients(api.Feature):
     def needs(self, need: api.Need) -> Mapping[str, api.Need]:
         """Ask for the sampled answers and their rewards at the same checkpoint."""
         own = self.params
+        rewards = JudgedParams(
+            **own.rewards.part(RewardParams),
+            reference=own.policy == "hard_rejection",
+            generations=own.generations,
+        )
         return {
-            "generations": replace(need, feature="generations", params=own.generations),
-            "rewards": replace(
-                need, feature="rewards", params=own.rewards | {"generations": own.generations}
-            ),
+            "generations": replace(need, feature="generations", kind=None, params=own.generations),
+            "rewards": replace(need, feature="rewards", kind=None, params=rewards),
         }
 
     def ingredients(self) -> dict[str, Any]:

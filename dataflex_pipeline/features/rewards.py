@@ -18,9 +18,9 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-from pydantic import Field
 
 from dataflex_pipeline import api
+from dataflex_pipeline.features.params import JudgedParams
 from dataflex_pipeline.features.plan import make_feature
 from dataflex_pipeline.features.reward_parts import REWARDS, RewardParts, remove_finished
 from dataflex_pipeline.reward.journal import JOURNALS
@@ -35,23 +35,8 @@ class Rewards(api.Feature):
     schema = REWARDS
     side_files = JOURNALS
 
-    class Params(api.Params):
-        """Parameters of rewards."""
-
-        reward_model_backend: str = Field("local_vllm", description="what judges")
-        reward_backend_params: dict[str, Any] = Field(
-            default_factory=dict,
-            exclude=True,  # ingredients() tells what of it can change a reward
-            description="settings by backend",
-        )
-        reference: bool = Field(False, description="judge the target rows' own answers too")
-        generations: dict[str, Any] = Field(
-            default_factory=dict,
-            exclude=True,  # the generations table's own fingerprint tells it
-            description="parameters of the generations feature",
-        )
-
-    params: Params
+    Params = JudgedParams
+    params: JudgedParams
 
     def __init__(self, params: Any, config: Any) -> None:
         super().__init__(params, config)
@@ -63,7 +48,7 @@ class Rewards(api.Feature):
         return make_feature(self._generations(api.Need("generations", "target")), self.config).lines_per_row
 
     def _generations(self, need: api.Need) -> api.Need:
-        return replace(need, feature="generations", params=self.params.generations)
+        return replace(need, feature="generations", kind=None, params=self.params.generations)
 
     def needs(self, need: api.Need) -> Mapping[str, api.Need]:
         """Ask for the answers that are to be judged."""

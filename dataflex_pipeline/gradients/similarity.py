@@ -15,20 +15,16 @@ Source: Xia et al., LESS: Selecting Influential Data for Targeted Instruction Tu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.errors import DataError
 from dataflex_pipeline.schemas import column
-from dataflex_pipeline.store.ranks import column_values, count, order_statistics
 
 PREFIX = "similarity_"
 """Score columns of target groups begin with it."""
-LEAKS_SHOWN = 3
 TARGET_BLOCK = 256
 """Target rows read at a time."""
 
@@ -93,6 +89,11 @@ def similarity_columns(groups: Sequence[str], meaning: str) -> tuple[pa.Field, .
     return tuple(column(PREFIX + group, pa.float64(), f"{meaning} ({group})") for group in groups)
 
 
+def group_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """Return the columns of a score table that hold one group's similarities each, in its order."""
+    return tuple(name for name in schema.names if name.startswith(PREFIX))
+
+
 def score_columns(similarity: np.ndarray, groups: Sequence[str]) -> Mapping[str, np.ndarray]:
     """Return ``score``, the largest similarity, and each group's column. similarity: [rows, G]"""
     columns = {PREFIX + group: similarity[:, i] for i, group in enumerate(groups)}
@@ -107,53 +108,3 @@ def similarities_before(before: pa.RecordBatch, groups: Sequence[str]) -> np.nda
             values = before.column(PREFIX + group).to_numpy(zero_copy_only=False)
             found[:, i] = np.nan_to_num(values.astype(np.float64))
     return found
-
-
-@dataclass(frozen=True)
-class Softmax:
-    """Sampling weights exp(score / (largest |score| x temperature)), the largest weight being 1.
-
-    Attributes:
-        largest: the largest score. scale: largest |score| x temperature; 0 where that is too small for a
-            float, and only the largest score has a weight.
-    """
-
-    largest: float
-    scale: float
-
-    @classmethod
-    def fit(cls, scores: BlockTable, temperature: float) -> Softmax:
-        """Read the extremes of a score table's scores."""
-        values = column_values(scores, "score")
-        low, high = order_statistics(values, [0, count(values) - 1])
-        return cls(high, max(abs(low), abs(high), np.finfo(float).tiny) * temperature)
-
-    def weigh(self, block: pa.RecordBatch) -> np.ndarray:
-        """Return the weights of a block of the score table. [rows]"""
-        scores = block.column("score").to_numpy(zero_copy_only=False)
-        if self.scale == 0:
-            return np.where(np.isnan(scores), np.nan, scores == self.largest)
-        with np.errstate(over="ignore", under="ignore"):
-            weights: np.ndarray = np.exp((scores - self.largest) / self.scale)
-        return weights
-
-
-def say_leaks(target: BlockTable, pool: BlockTable, say: Callable[[str], None]) -> None:
-    """Name target rows that are also in the pool: selecting them would be training on the target."""
-    by_id = {
-        row_id.as_py(): row.as_py()
-        for block in target.blocks(["row", "row_id"])
-        for row, row_id in zip(block.column("row"), block.column("row_id"), strict=True)
-    }
-    ids = pa.array(list(by_id), pa.string())
-    leaks: list[tuple[int, int]] = []
-    for block in pool.blocks(["row", "row_id"]):
-        found = block.filter(pc.is_in(block.column("row_id"), ids))
-        leaks += [
-            (by_id[i.as_py()], r.as_py())
-            for r, i in zip(found.column("row"), found.column("row_id"), strict=True)
-        ]
-    if leaks:
-        shown = ", ".join(f"target row {t} = pool row {p}" for t, p in leaks[:LEAKS_SHOWN])
-        more = ", ..." if len(leaks) > LEAKS_SHOWN else ""
-        say(f"{len(leaks)} rows of the pool are in the target too: {shown}{more}")

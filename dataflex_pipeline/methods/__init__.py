@@ -1,5 +1,8 @@
 """The selection methods: one file each; file name = method name = configuration name.
 
+Two files are no method that is chosen by name: ``gradient_similarity``, the base of less and nice, and
+``imported``, which stands in for a method whose probabilities come from a file.
+
 A method of the user's own lives in any Python file; an entry of components.yaml names it with
 ``file:`` (a path, relative to that YAML file) or ``module:`` (an importable module).
 """
@@ -16,19 +19,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dataflex_pipeline.api import Method, Params
+from dataflex_pipeline.api import Method
 from dataflex_pipeline.config.components import COMMON, ComponentEntry, method_parameters
+from dataflex_pipeline.config.explain import explain, first_complaint
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 from dataflex_pipeline.own_code import load_source
 
+NOT_CHOSEN = ("gradient_similarity", "imported")
+"""Modules here that are no method to choose by name."""
 OWN_MODULE = "dataflex_method_"
 """The module of a method of the user's own is called that and the method's name."""
 
 
 def shipped_methods() -> list[str]:
     """Return the names of the methods that come with the package."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_CHOSEN)
 
 
 def method_class(name: str, file: Path | None = None, module: str | None = None) -> type[Method]:
@@ -101,15 +107,30 @@ def _only_method(name: str, module: ModuleType) -> type[Method]:
 def configured_method(config: Config, name: str, config_dir: Path | None) -> tuple[Method, ComponentEntry]:
     """Return a method with the parameters that are set for it, and its entry.
 
+    Where its probabilities come from a file, `Imported` stands in for it.
+
     Args:
-        config: of the run. name: of the method. config_dir: folder of the configuration file, or None.
+        config: of the run.
+        name: of the method.
+        config_dir: folder of the configuration file, or None.
 
     Raises:
         ConfigError: there is no such method, or a parameter is unknown or cannot be used.
+        DataError: the file of its probabilities is not there.
     """
+    from dataflex_pipeline.methods.imported import Imported
+
     entry = method_parameters(config, name, config_dir)
+    method = _method_of(name, entry)
+    if method.probabilities_from is None:
+        return method, entry
+    params = Imported.Params(file=method.probabilities_from, saved_to=method.probabilities_to)
+    return Imported(params), entry
+
+
+def _method_of(name: str, entry: ComponentEntry) -> Method:
     kind = method_class(entry.kind, Path(entry.file) if entry.file else None, entry.module)
-    return build_method(name, kind, dict(entry.params), entry.where, entry.places), entry
+    return build_method(name, kind, dict(entry.params), entry.where, entry.places)
 
 
 def check_methods(config: Config, config_dir: Path | None) -> None:
@@ -123,7 +144,7 @@ def check_methods(config: Config, config_dir: Path | None) -> None:
     for name in config.methods:
         entry = method_parameters(config, name, config_dir)
         if entry.file is None and entry.module is None:
-            configured_method(config, name, config_dir)
+            _method_of(name, entry)
 
 
 def build_method(
@@ -139,7 +160,8 @@ def build_method(
         name: the method's configuration name.
         kind: its class.
         params: values by parameter name.
-        where: the place they were set, for errors. places: the place of each one, where it is known.
+        where: the place they were set, for errors.
+        places: the place of each one, where it is known.
 
     Raises:
         ConfigError: a parameter is unknown or its value cannot be used.
@@ -147,38 +169,19 @@ def build_method(
     try:
         return kind(kind.Params(**params))
     except ValidationError as error:
-        raise _bad_parameter(name, kind, error.errors()[0], where, places or {}) from error
+        key = first_complaint(error).key
+        place = (places or {}).get(key, where)
+        if first_complaint(error).unknown:
+            raise _unknown_parameter(name, kind, key, place) from error
+        raise explain(error, kind.Params, name, place=place) from error
 
 
-def _bad_parameter(
-    name: str, kind: type[Method], first: Mapping[str, Any], where: str, places: Mapping[str, str]
-) -> ConfigError:
-    """Return the error about the first of the parameters that pydantic finds fault with."""
-    key = str(first["loc"][0]) if first["loc"] else ""
-    place, why = places.get(key, where), f"{first['msg'].removeprefix('Value error, ')}."
-    if first["type"] == "extra_forbidden":
-        accepted = [*kind.Params.model_fields, *COMMON]
-        implementation = kind.__module__.rpartition(".")[2].removeprefix(OWN_MODULE)
-        return ConfigError(
-            f"{name}.{key} is not a parameter of {implementation}.{did_you_mean(key, accepted)} "
-            f"The name '{key}' is from {place}.",
-            f"{implementation} takes: {', '.join(accepted)}.",
-            "Correct the name, or remove it; `dataflex methods` shows every method's parameters.",
-        )
-    if not key:
-        return ConfigError(
-            f"The parameters of {name} (in {where}) do not go together.",
-            why,
-            f"Set one of them otherwise, for example {name}.NAME=VALUE on the command line.",
-        )
+def _unknown_parameter(name: str, kind: type[Method], key: str, place: str) -> ConfigError:
+    accepted = [*kind.Params.model_fields, *COMMON]
+    implementation = kind.__module__.rpartition(".")[2].removeprefix(OWN_MODULE)
     return ConfigError(
-        f"{name}.{key} is {first['input']!r} (in {place}).", why, parameter_meaning(kind.Params, key)
+        f"{name}.{key} is not a parameter of {implementation}.{did_you_mean(key, accepted)} "
+        f"The name '{key}' is from {place}.",
+        f"{implementation} takes: {', '.join(accepted)}.",
+        "Correct the name, or remove it; `dataflex methods` shows every method's parameters.",
     )
-
-
-def parameter_meaning(params: type[Params], name: str) -> str:
-    """Return one line that says what a parameter is and its default."""
-    info = params.model_fields.get(name)
-    if info is None:
-        return "See `dataflex methods` for the parameters."
-    return f"{name}: {info.description} (default {info.get_default(call_default_factory=True)})."

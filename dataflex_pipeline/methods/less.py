@@ -20,51 +20,25 @@ alone: sums over rounds are kept by group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import RunError
-from dataflex_pipeline.features.gradient_params import GradientParams, pool_parameters, projection_parameters
-from dataflex_pipeline.gradients.similarity import (
-    Softmax,
-    group_means,
-    say_leaks,
-    score_columns,
-    similarities_before,
-    similarity_columns,
-    target_rows,
-    unit_vectors,
-)
+from dataflex_pipeline.features.gradients import Gradients
+from dataflex_pipeline.features.params import GradientParams
+from dataflex_pipeline.gradients.similarity import group_means, target_rows, unit_vectors
+from dataflex_pipeline.methods.gradient_similarity import GradientSimilarity, Target, Term
 
 
-@dataclass(frozen=True)
-class Target:
-    """What the pool is compared with.
-
-    Attributes:
-        groups: names, sorted.
-        terms: per checkpoint: the name of the pool's table, eta, and the mean of each group's unit
-            gradients [G, K].
-        adds: whether the terms of the rounds before are added.
-    """
-
-    groups: tuple[str, ...]
-    terms: tuple[tuple[str, float, np.ndarray], ...]
-    adds: bool
-
-
-class Less(api.Method):
+class Less(GradientSimilarity):
     """Influence by gradient similarity."""
 
     summary = "rows whose Adam update agrees with the gradients of the target"
     source = "Xia et al. 2024, LESS (ICML)"
-    default_strategy = "top_k"
 
     class Params(GradientParams):
         """Parameters of less."""
@@ -79,29 +53,29 @@ class Less(api.Method):
         )
 
     @property
-    def accumulates(self) -> bool:
-        """Whether the terms of the rounds before are added."""
-        return bool(self.params.accumulate)
-
-    @property
     def every_checkpoint(self) -> bool:
         """Whether the checkpoints inside the round before count too."""
         return bool(self.params.checkpoints == "all")
 
+    @property
+    def meaning(self) -> str:
+        """What a group's column holds."""
+        return "sum over the checkpoints of mean learning rate x mean cosine with the group's target rows"
+
     def needs(self, selection: api.Selection) -> Mapping[str, api.Need]:
         """Ask for the gradients of pool and target at the checkpoints of the round before."""
         seed = selection.shared_seed
-        pool_side = pool_parameters(self.params, seed)
-        target_side = projection_parameters(self.params, seed) | {"side": "sgd"}
+        pool_side = Gradients.Params.of_pool(self.params, seed)
+        target_side = Gradients.Params.of_target(self.params, seed)
         found: dict[str, api.Need] = {}
         for pool, target, one in _checkpoints(selection):
             at = (selection.round - 1, one.step)
-            found[pool] = api.Need("gradients", "pool", at[0], pool_side, at[1])
-            found[target] = api.Need("gradients", "target", at[0], target_side, at[1])
+            found[pool] = api.Need(Gradients, "pool", at[0], pool_side, at[1])
+            found[target] = api.Need(Gradients, "target", at[0], target_side, at[1])
         return found
 
     def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> Target:
-        """Average the target's unit gradients by group; name target rows that are also in the pool."""
+        """Average the target's unit gradients by group at each checkpoint."""
         checkpoints = _checkpoints(selection)
         if all(one.learning_rate <= 0 for _, _, one in checkpoints):
             raise RunError(
@@ -110,40 +84,11 @@ class Less(api.Method):
                 "Choose a schedule that has not reached 0 there (lr_scheduler_type, warmup_ratio).",
             )
         means = [group_means(tables[target], selection.say) for _, target, _ in checkpoints]
-        groups = sorted(set().union(*means))
         terms = [
-            (pool, one.learning_rate, _stacked(found, groups))
+            Term(pool, one.learning_rate, found)
             for (pool, _, one), found in zip(checkpoints, means, strict=True)
         ]
-        say_leaks(tables["target"], tables["pool"], selection.say)
-        if self.accumulates and selection.round > 1 and not selection.accumulates:
-            selection.say(
-                f"round {selection.round - 1} has no scores of this method: the sum over rounds starts here"
-            )
-        return Target(tuple(groups), tuple(terms), selection.accumulates)
-
-    def own_columns(self, state: Target) -> tuple[pa.Field, ...]:
-        """Return one column per group."""
-        meaning = "sum over the checkpoints of mean learning rate x mean cosine with the group's target rows"
-        return similarity_columns(state.groups, meaning)
-
-    def score(self, block: api.Block, state: Target) -> Mapping[str, np.ndarray]:
-        """Return the largest of the groups' similarities, and each of them."""
-        similarity = sum(
-            (eta * unit_vectors(block.features[pool]) @ means.T for pool, eta, means in state.terms),
-            np.zeros((block.pool.num_rows, len(state.groups))),
-        )  # [rows, G]
-        if state.adds and block.before is not None:
-            similarity = similarity + similarities_before(block.before, state.groups)
-        return score_columns(similarity, state.groups)
-
-    def fit(self, scores: api.BlockTable, selection: api.Selection) -> Softmax:
-        """Look at the extremes of the scores."""
-        return Softmax.fit(scores, self.params.temperature)
-
-    def weigh(self, block: pa.RecordBatch, fitted: Softmax) -> np.ndarray:
-        """Return the softmax weights of a block."""
-        return fitted.weigh(block)
+        return self.towards(terms, tables, selection)
 
     def by_target_row(
         self, tables: Mapping[str, api.BlockTable], selection: api.Selection
@@ -174,9 +119,3 @@ def _checkpoints(selection: api.Selection) -> list[tuple[str, str, api.Checkpoin
     checkpoints = selection.checkpoints or (api.Checkpoint(None, selection.learning_rate),)
     ends = ["" if one.step is None else f"-step-{one.step}" for one in checkpoints]
     return [(f"pool{end}", f"target{end}", one) for end, one in zip(ends, checkpoints, strict=True)]
-
-
-def _stacked(means: Mapping[str, np.ndarray], groups: Sequence[str]) -> np.ndarray:
-    """Return the groups' mean vectors, zeros for a group that has none. [G, K]"""
-    nothing = np.zeros_like(next(iter(means.values())))
-    return np.stack([means.get(group, nothing) for group in groups])

@@ -18,10 +18,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from dataflex_pipeline import api
-from dataflex_pipeline.features.embedding_params import EmbeddingParams, embedding_needs
+from dataflex_pipeline.data.leaks import say_leaks
+from dataflex_pipeline.features.embeddings import Embeddings
 from dataflex_pipeline.features.neighbours import check_dimensions
-from dataflex_pipeline.gradients.similarity import Softmax, say_leaks
+from dataflex_pipeline.features.params import EmbeddingParams
 from dataflex_pipeline.neighbours.vectors import block_vectors, vector_blocks
+from dataflex_pipeline.sampling.softmax import Softmax
 from dataflex_pipeline.schemas import column
 
 TILE = 1 << 23
@@ -71,7 +73,10 @@ class Near(api.Method):
 
     def needs(self, selection: api.Selection) -> Mapping[str, api.Need]:
         """Ask for the embeddings of pool and target."""
-        return embedding_needs(self.params)
+        return {
+            "pool": api.Need(Embeddings, "pool", params=self.params.pool_vectors()),
+            "target": api.Need(Embeddings, "target", params=self.params.target_vectors()),
+        }
 
     def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> TargetVectors:
         """Read the target's embeddings."""

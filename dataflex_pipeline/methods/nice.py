@@ -27,7 +27,6 @@ chat template); one checkpoint per selection unless ``accumulate``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -36,41 +35,26 @@ from pydantic import Field
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import DataError, RunError
-from dataflex_pipeline.features.gradient_params import GradientParams, pool_parameters, projection_parameters
-from dataflex_pipeline.features.policy_params import PolicyParams, policy_parameters
-from dataflex_pipeline.gradients.similarity import (
-    Softmax,
-    group_means,
-    say_leaks,
-    score_columns,
-    similarities_before,
-    similarity_columns,
-    target_rows,
-    unit_vectors,
+from dataflex_pipeline.features.gradients import Gradients
+from dataflex_pipeline.features.params import (
+    DrawnParams,
+    GenerationParams,
+    GradientParams,
+    PolicyChoice,
+    PolicyParams,
+    ProjectionParams,
+    RewardParams,
 )
+from dataflex_pipeline.features.policy_gradients import PolicyGradients
+from dataflex_pipeline.gradients.similarity import group_means, target_rows, unit_vectors
+from dataflex_pipeline.methods.gradient_similarity import GradientSimilarity, Target, Term
 
 
-@dataclass(frozen=True)
-class Target:
-    """What the pool is compared with.
-
-    Attributes:
-        groups: names, sorted. means: mean of each group's unit policy gradients. [G, K]
-        factor: eta of this selection where rounds are added up, else 1. adds: whether there are any before.
-    """
-
-    groups: tuple[str, ...]
-    means: np.ndarray
-    factor: float
-    adds: bool
-
-
-class Nice(api.Method):
+class Nice(GradientSimilarity):
     """Influence on a reward, by the similarity of gradients and policy gradients."""
 
     summary = "rows whose Adam update raises the reward of the model's own answers to the target"
     source = "Wang et al. 2025, NICE (ICML)"
-    default_strategy = "top_k"
 
     class Params(GradientParams, PolicyParams):
         """Parameters of nice."""
@@ -80,18 +64,25 @@ class Nice(api.Method):
         )
 
     @property
-    def accumulates(self) -> bool:
-        """Whether the terms of the rounds before are added."""
-        return bool(self.params.accumulate)
+    def meaning(self) -> str:
+        """What a group's column holds."""
+        mean = "mean cosine with the policy gradients of the group's target rows"
+        return f"sum over the selections of mean learning rate x {mean}" if self.accumulates else mean
 
     def needs(self, selection: api.Selection) -> Mapping[str, api.Need]:
         """Ask for the pool's gradients and the target's policy gradients at the round before."""
         params, checkpoint = self.params, selection.round - 1
         seed = selection.shared_seed
-        target = projection_parameters(params, seed) | policy_parameters(params, selection.seed)
+        target = PolicyGradients.Params(
+            **params.part(ProjectionParams),
+            **params.part(PolicyChoice),
+            seed=seed,
+            generations=DrawnParams(**params.part(GenerationParams), seed=selection.seed),
+            rewards=RewardParams(**params.part(RewardParams)),
+        )
         return {
-            "pool": api.Need("gradients", "pool", checkpoint, pool_parameters(params, seed)),
-            "target": api.Need("policy_gradients", "target", checkpoint, target),
+            "pool": api.Need(Gradients, "pool", checkpoint, Gradients.Params.of_pool(params, seed)),
+            "target": api.Need(PolicyGradients, "target", checkpoint, target),
         }
 
     def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> Target:
@@ -104,13 +95,8 @@ class Nice(api.Method):
             )
         self._say_rewards(tables["target"], selection)
         means = group_means(tables["target"], selection.say)
-        say_leaks(tables["target"], tables["pool"], selection.say)
-        if self.accumulates and selection.round > 1 and not selection.accumulates:
-            selection.say(
-                f"round {selection.round - 1} has no scores of this method: the sum over rounds starts here"
-            )
         factor = selection.learning_rate if self.accumulates else 1.0
-        return Target(tuple(means), np.stack(list(means.values())), factor, selection.accumulates)
+        return self.towards([Term("pool", factor, means)], tables, selection)
 
     def _say_rewards(self, target: api.BlockTable, selection: api.Selection) -> None:
         names = ["mean_reward", "n_scored", "n_kept", "from_reference", "signal", "valid"]
@@ -150,20 +136,6 @@ class Nice(api.Method):
             "(nice.mc_samples), or choose a reward that tells answers apart; the reward table lists them.",
         )
 
-    def own_columns(self, state: Target) -> tuple[pa.Field, ...]:
-        """Return one column per group."""
-        meaning = "mean cosine with the policy gradients of the group's target rows"
-        if self.accumulates:
-            meaning = f"sum over the selections of mean learning rate x {meaning}"
-        return similarity_columns(state.groups, meaning)
-
-    def score(self, block: api.Block, state: Target) -> Mapping[str, np.ndarray]:
-        """Return the largest of the groups' similarities, and each of them."""
-        similarity = state.factor * unit_vectors(block.features["pool"]) @ state.means.T  # [rows, G]
-        if state.adds and block.before is not None:
-            similarity = similarity + similarities_before(block.before, state.groups)
-        return score_columns(similarity, state.groups)
-
     def by_target_row(
         self, tables: Mapping[str, api.BlockTable], selection: api.Selection
     ) -> api.TargetRanking:
@@ -177,11 +149,3 @@ class Nice(api.Method):
             return cosines
 
         return api.TargetRanking(numbers[signal], values)
-
-    def fit(self, scores: api.BlockTable, selection: api.Selection) -> Softmax:
-        """Look at the extremes of the scores."""
-        return Softmax.fit(scores, self.params.temperature)
-
-    def weigh(self, block: pa.RecordBatch, fitted: Softmax) -> np.ndarray:
-        """Return the softmax weights of a block."""
-        return fitted.weigh(block)

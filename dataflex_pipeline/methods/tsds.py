@@ -34,9 +34,17 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from dataflex_pipeline import api
-from dataflex_pipeline.features.embedding_params import EmbeddingParams, embedding_needs
-from dataflex_pipeline.gradients.similarity import say_leaks
-from dataflex_pipeline.neighbours.cells import Search
+from dataflex_pipeline.data.leaks import say_leaks
+from dataflex_pipeline.features.density import Density
+from dataflex_pipeline.features.embeddings import Embeddings
+from dataflex_pipeline.features.neighbours import Neighbours
+from dataflex_pipeline.features.params import (
+    EmbeddingParams,
+    KernelParams,
+    NearestParams,
+    NeighbourParams,
+    SearchParams,
+)
 from dataflex_pipeline.neighbours.greedy import choose
 from dataflex_pipeline.neighbours.spread import Crowd, Spread, say_search, spread_target
 from dataflex_pipeline.neighbours.vectors import gather_vectors
@@ -84,14 +92,9 @@ class Tsds(api.Method):
         column("nearest_distance", pa.float64(), "Euclidean distance to that row on the unit sphere, 0 to 2"),
     )
 
-    class Params(EmbeddingParams):
+    class Params(KernelParams, NearestParams, EmbeddingParams):
         """Parameters of tsds."""
 
-        max_K: int = Field(5000, ge=1, description="nearest pool rows per target row")  # noqa: N815
-        kde_K: int = Field(1000, ge=1, description="nearest rows that a row's density is summed over")  # noqa: N815
-        sigma: float = Field(
-            0.75, ge=0, allow_inf_nan=False, description="width of the density kernel; 0: every density is 1"
-        )
         alpha: float = Field(0.6, ge=0, le=1, description="towards 1 near the target, towards 0 spread out")
         C: float = Field(
             5.0,
@@ -107,14 +110,6 @@ class Tsds(api.Method):
         guide_columns: bool = Field(
             False, description="fill density, diversity and mix with the transport too"
         )
-        search: Search = Field(
-            "auto", description="exact, ivf (cells), or auto: exact where that is affordable"
-        )
-        nlist: int | None = Field(None, ge=1, description="cells of an ivf search; default: root of the rows")
-        nprobe: int | None = Field(
-            None, ge=1, description="cells looked into; default: four times what is wanted, at least 16"
-        )
-
         probs_path: str | None = Field(
             None,
             exclude=True,
@@ -167,20 +162,16 @@ class Tsds(api.Method):
 
     def needs(self, selection: api.Selection) -> Mapping[str, api.Need]:
         """Ask for the target's neighbours and the density of what they find; embeddings for the mix."""
-        embedded = embedding_needs(self.params)
-        search = {name: getattr(self.params, name) for name in ("search", "nlist", "nprobe")}
-        near = search | {"max_K": self.params.max_K} | {key: need.params for key, need in embedded.items()}
-        crowd = search | {
-            "sigma": self.params.sigma,
-            "kde_K": self.params.kde_K,
-            "gaussian": self.mixes,
-            "neighbours": near,
-        }
+        params, pool = self.params, self.params.pool_vectors()
+        near = NeighbourParams(**params.part(NearestParams), pool=pool, target=params.target_vectors())
+        crowd = Density.Params(
+            **params.part(SearchParams), **params.part(KernelParams), gaussian=self.mixes, neighbours=near
+        )
         needs = {
-            "neighbours": api.Need("neighbours", "target", None, near),
-            "density": api.Need("density", params=crowd),
+            "neighbours": api.Need(Neighbours, "target", params=near),
+            "density": api.Need(Density, "pool", params=crowd),
         }
-        return needs | ({"pool": embedded["pool"]} if self.mixes else {})
+        return needs | ({"pool": api.Need(Embeddings, "pool", params=pool)} if self.mixes else {})
 
     def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> Shares:
         """Work out every row's share of the target's mass."""

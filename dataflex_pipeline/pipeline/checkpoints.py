@@ -53,7 +53,7 @@ def checkpoints_before(run: OpenRun, number: int, name: str) -> tuple[api.Checkp
 
 def checkpoint_of(run: OpenRun, need: api.Need) -> tuple[Path | None, str | None]:
     """Return the folder of the checkpoint that a need names, and its fingerprint; None without one."""
-    if need.checkpoint is None:
+    if need.checkpoint is None or need.checkpoint == "base":
         return None, None
     end = run.store.round(need.checkpoint).checkpoint
     made_from = found_ingredients(end) or {}

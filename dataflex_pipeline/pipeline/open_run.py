@@ -19,7 +19,6 @@ from dataflex_pipeline.config.load import DEMO, Loaded, dump_config
 from dataflex_pipeline.errors import DataError, RunError, UserError
 from dataflex_pipeline.methods import configured_method
 from dataflex_pipeline.pipeline.memo import Memo
-from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.store.run import RunFolder, provenance
 
 if TYPE_CHECKING:
@@ -140,17 +139,12 @@ class OpenRun:
         return method_parameters(self.given, name, self.loaded.config_dir)
 
     def method(self, name: str) -> tuple[Method, ComponentEntry]:
-        """Return a method with its parameters checked, and its entry.
-
-        Where its probabilities are imported from a file, `Imported` stands in for it.
-        """
+        """Return a method with its parameters checked, and its entry; what there is to note is said once."""
         method, entry = configured_method(self.given, name, self.loaded.config_dir)
         for notice in entry.notices:
             if notice not in self.said:
                 self.said.add(notice)
                 self.progress.say(f"note: {notice}")
-        if method.probabilities_from is not None:
-            return Imported(method.probabilities_from, method.probabilities_to), entry
         return method, entry
 
     def check_round(self, number: int) -> None:

@@ -8,12 +8,11 @@ import numpy as np
 
 from dataflex_pipeline.api import Feature, Method, Need, Selection, Split
 from dataflex_pipeline.errors import ConfigError, UserError
-from dataflex_pipeline.features.plan import make_feature
+from dataflex_pipeline.features.plan import method_needs, with_upstream
 from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.prepare import Source, splits_of
 from dataflex_pipeline.sampling.exported import check_export
-from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.sampling.quotas import check_quotas
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.stale import is_complete
@@ -59,8 +58,7 @@ def check_method(run: OpenRun, sources: Mapping[Split, Source], last: int) -> No
     name = run.given.component_name
     method, _ = run.method(name)
     n_rows = {split: source.scan.n_rows for split, source in sources.items()}
-    if isinstance(method, Imported):
-        method.check(n_rows["pool"])
+    method.check_pool(n_rows["pool"])
     if method.probabilities_to is not None and not run.overwrite:
         check_export(method.probabilities_to, n_rows["pool"])
     scored = run.store.round(1).scores(name).is_file()
@@ -98,14 +96,12 @@ def _check_quotas(run: OpenRun, pool: Source) -> None:
 def features_of(run: OpenRun, method: Method) -> Iterator[tuple[Need, Feature]]:
     """Yield each feature that a method needs in round 1, and those that they are computed from, once."""
     first = Selection(1, run.given.update_times, 0, run.progress.say)
-    waiting, seen = list(method.needs(first).values()), []
-    while waiting:
-        need = waiting.pop(0)
-        if need not in seen:
-            seen.append(need)
-            feature = make_feature(need, run.given)  # as given: no check needs the demo to be made
-            yield need, feature
-            waiting += feature.needs(need).values()
+    seen: list[Need] = []
+    for asked in method_needs(method, first).values():
+        for need, feature in with_upstream(asked, run.given):  # as given: no check needs the demo to be made
+            if need not in seen:
+                seen.append(need)
+                yield need, feature
 
 
 def check_model(run: OpenRun) -> None:

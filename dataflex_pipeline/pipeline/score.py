@@ -16,12 +16,11 @@ import pyarrow.compute as pc
 from dataflex_pipeline import api
 from dataflex_pipeline.config.components import ComponentEntry
 from dataflex_pipeline.errors import DataError, RunError
-from dataflex_pipeline.features.build import FeaturePlan, build_feature, plan_feature
+from dataflex_pipeline.features.build import FeaturePlan, build_feature, method_needs, plan_feature
 from dataflex_pipeline.pipeline.checkpoints import checkpoint_of, checkpoints_before
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Output, note
 from dataflex_pipeline.pipeline.prepare import open_split
-from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.schemas import SCORES
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.fingerprint import changes, digest, file_digest
@@ -83,12 +82,11 @@ def plan_scoring(run: OpenRun, number: int, name: str) -> Scoring:
         number, run.given.update_times, seed, say, rate, before is not None, several, shared_seed=shared
     )
     pool = open_split(run, "pool")
-    if isinstance(method, Imported):
-        method.check(pool.n_rows)
+    method.check_pool(pool.n_rows)
     part = rows_per_part(run, entry)
     needs = {
         key: plan_feature(need, run.config, partial(feature_input, run), part)
-        for key, need in method.needs(selection).items()
+        for key, need in method_needs(method, selection).items()
     }
     wanted = {
         "table": "scores",

@@ -21,7 +21,6 @@ from dataflex_pipeline.pipeline.prepare import open_split
 from dataflex_pipeline.pipeline.score import Scores, Scoring, block_rows, feature_tables, pool_blocks
 from dataflex_pipeline.sampling.draw import Drawn, DrawSettings, draw, draw_uniform, top_k_probabilities
 from dataflex_pipeline.sampling.exported import export_probabilities
-from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.sampling.probabilities import import_probabilities, write_probabilities
 from dataflex_pipeline.schemas import INDEX
 from dataflex_pipeline.seeds import derive_seed
@@ -33,8 +32,6 @@ from dataflex_pipeline.store.tables import TableFile, table_writer
 
 DRAFT = ".draft"
 """Ending of a probability table whose index is not drawn yet."""
-GROUP_PREFIX = "similarity_"
-"""Score columns that round_robin takes turns over."""
 
 
 def positions(run: OpenRun, number: int) -> int:
@@ -323,11 +320,11 @@ def round_settings(run: OpenRun, scoring: Scoring, scores: TableFile) -> DrawSet
     strategy = run.given.strategy or scoring.method.default_strategy
     replacement = run.given.replacement
     if replacement is None:
-        replacement = bool(getattr(scoring.method.params, "replacement", False)) and strategy == "sample"
+        replacement = scoring.method.replaces and strategy == "sample"
     groups: tuple[str, ...] = ()
     over_rows = False
     if strategy == "round_robin":
-        groups = tuple(column for column in scores.schema.names if column.startswith(GROUP_PREFIX))
+        groups = scoring.method.group_columns(scores.schema)
         over_rows = _takes_turns_by_row(run, scoring, len(groups))
     return draw_settings(
         run, scoring.selection.round, strategy, replacement, () if over_rows else groups, over_rows
@@ -366,8 +363,8 @@ def _write_probabilities(
         top_k_probabilities(scores, drawn, output, wanted, notes)
         return drawn
     scoring.lines.clear()
-    if isinstance(scoring.method, Imported):
-        file = scoring.method.probabilities_from
+    file = scoring.method.probabilities_from
+    if file is not None:
         for notice in import_probabilities(file, scores, output, wanted, notes).notices:
             scoring.selection.say(notice)
         return None

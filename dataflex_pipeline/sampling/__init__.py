@@ -2,7 +2,6 @@
 
 from dataflex_pipeline.sampling.draw import draw, draw_uniform, top_k_probabilities
 from dataflex_pipeline.sampling.exported import export_probabilities
-from dataflex_pipeline.sampling.imported import Imported
 from dataflex_pipeline.sampling.probabilities import (
     ProbabilitySummary,
     import_probabilities,
@@ -14,7 +13,6 @@ from dataflex_pipeline.sampling.uniforms import row_uniforms
 __all__ = [
     "DrawSettings",
     "Drawn",
-    "Imported",
     "ProbabilitySummary",
     "draw",
     "draw_uniform",

@@ -227,7 +227,7 @@ class TestErrors:
     def test_unknown_parameter(self):
         with pytest.raises(ConfigError) as error:
             build_method("loss", method_class("loss"), {"focuss": "low"}, "my.yaml:3")
-        assert "'focuss'" in error.value.what
+        assert "loss.focuss" in error.value.what
         assert "my.yaml:3" in error.value.what
         assert "Did you mean 'focus'?" in error.value.what
 

@@ -84,7 +84,7 @@ def test_needs_and_leaks(world, tmp_path, rng):
         "pool": ("embeddings", "pool", None),
         "target": ("embeddings", "target", None),
     }
-    assert needs["target"].params["prompt"] == "q: "
+    assert needs["target"].params.prompt == "q: "
     said = []
     leaky = {
         "pool": tables["pool"],

@@ -8,6 +8,7 @@ from dataflex_pipeline import api
 from dataflex_pipeline.errors import DataError
 from dataflex_pipeline.features.density import Density, support
 from dataflex_pipeline.features.neighbours import Neighbours
+from dataflex_pipeline.features.params import NeighbourParams, VectorParams
 from dataflex_pipeline.neighbours import vectors as vector_module
 from dataflex_pipeline.neighbours.cells import (
     AFFORDABLE,
@@ -358,13 +359,13 @@ def test_parts_made_anew_are_the_same(tmp_path, rng, search):
 
 
 def test_needs_pass_the_embedding_settings_on():
-    pool, target = {"model": "a"}, {"model": "b"}
-    near = {"max_K": 5, "pool": pool, "target": target}
+    pool, target = VectorParams(model="a"), VectorParams(model="b")
+    near = NeighbourParams(max_K=5, pool=pool, target=target)
     density = Density(Density.Params(neighbours=near), None)
     needs = density.needs(api.Need("density"))
     assert needs["pool"] == api.Need("embeddings", "pool", None, pool)
     assert needs["neighbours"] == api.Need("neighbours", "target", None, near)
-    inner = Neighbours(Neighbours.Params(**near), None).needs(needs["neighbours"])
+    inner = Neighbours(near, None).needs(needs["neighbours"])
     assert inner["target"] == api.Need("embeddings", "target", None, target)
     assert inner["pool"] == needs["pool"]
     assert set(density.params.model_dump()) == {"sigma", "kde_K", "gaussian", "search", "nlist", "nprobe"}

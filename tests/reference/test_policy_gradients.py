@@ -14,6 +14,7 @@ from tiny_training import VOCABULARY, Listener, make_config, make_pool, train
 from dataflex_pipeline import api
 from dataflex_pipeline.api import FeatureInput, Need, Silent
 from dataflex_pipeline.errors import DataError
+from dataflex_pipeline.features.params import DrawnParams, JudgedParams
 from dataflex_pipeline.features.policy_gradients import PolicyGradients
 from dataflex_pipeline.gradients.policy import UNSCORED
 from dataflex_pipeline.gradients.projection import make_projection
@@ -178,12 +179,12 @@ def test_parts_and_batches_change_nothing(trained, tmp_path):
 
 
 def test_its_needs_are_at_its_own_checkpoint_and_count_by_their_tables_alone(trained):
-    own = {"mc_samples": 3}
-    params = PolicyGradients.Params(generations=own, rewards={"reference": True})
-    needs = PolicyGradients(params, trained.config).needs(Need("policy_gradients", "target", 2, {}))
+    own = DrawnParams(mc_samples=3)
+    params = PolicyGradients.Params(generations=own, policy="hard_rejection")
+    needs = PolicyGradients(params, trained.config).needs(Need(PolicyGradients, "target", 2, params))
     assert needs == {
         "generations": Need("generations", "target", 2, own),
-        "rewards": Need("rewards", "target", 2, {"reference": True, "generations": own}),
+        "rewards": Need("rewards", "target", 2, JudgedParams(reference=True, generations=own)),
     }
     dumped = params.model_dump()
     assert "generations" not in dumped

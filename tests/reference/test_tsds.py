@@ -326,9 +326,7 @@ def test_another_alpha_or_sigma_searches_nothing_anew():
 
     def dump(need, **params):
         found = Tsds(Tsds.Params(**params)).needs(selection())[need]
-        module = __import__(f"dataflex_pipeline.features.{found.feature}", fromlist=["x"])
-        kind = getattr(module, found.feature.title())
-        return kind.Params(**found.params).model_dump(mode="json")
+        return found.params.model_dump(mode="json")
 
     for need in ("neighbours", "density"):
         assert dump(need) == dump(need, alpha=0.1, C=1.0, sample_size=3, batch_size=7)

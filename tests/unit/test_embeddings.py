@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataflex_pipeline.api import FeatureInput, Need, Silent
+from dataflex_pipeline.api import FeatureInput, Need, Selection, Silent
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.data.texts import row_text
 from dataflex_pipeline.data.vectors import VectorFile, unit_vectors
@@ -26,8 +26,9 @@ from dataflex_pipeline.embed import embedders
 from dataflex_pipeline.embed.settings import EmbedderSettings, EmbedModel
 from dataflex_pipeline.errors import ConfigError, DataError, DataflexError, UserError
 from dataflex_pipeline.features.build import build_feature
-from dataflex_pipeline.features.embedding_params import EmbeddingParams, embedding_needs
+from dataflex_pipeline.features.params import EmbeddingParams
 from dataflex_pipeline.features.plan import make_feature, plan_feature
+from dataflex_pipeline.methods.near import Near
 from dataflex_pipeline.schemas import GROUP, PREPARED
 from dataflex_pipeline.store.parts import PartedTable, PartsWriter
 
@@ -560,14 +561,14 @@ def test_parameters_reach_pool_and_target():
         query_text="prompt",
         embeddings="a.npy",
     )
-    needs = embedding_needs(params)
+    needs = Near(Near.Params(**params.plain())).needs(Selection(1, 2, 0, print))
     pool, target = needs["pool"].params, needs["target"].params
     assert (needs["pool"].split, needs["target"].split) == ("pool", "target")
-    assert pool["model"] == target["model"] == "some/model"
-    assert pool["method"] == "sentence-transformers"
-    assert (pool["text"], pool["prompt"], pool["vectors"]) == ("conversation", "", "a.npy")
-    assert (target["text"], target["prompt"], target["vectors"]) == ("prompt", "q: ", None)
-    assert embedding_needs(EmbeddingParams())["target"].params["text"] == "conversation"
+    assert pool.model == target.model == "some/model"
+    assert pool.method == "sentence-transformers"
+    assert (pool.text, pool.prompt, pool.vectors) == ("conversation", "", "a.npy")
+    assert (target.text, target.prompt, target.vectors) == ("prompt", "q: ", None)
+    assert EmbeddingParams().target_vectors().text == "conversation"
 
 
 def test_two_models_are_a_mistake_and_one_name_twice_is_not():

@@ -1,4 +1,8 @@
-"""Probabilities made elsewhere, in place of a method's own: nothing is computed, a score is the file's."""
+"""Imported: probabilities made elsewhere, in place of a method's own. A score is the file's number.
+
+It stands in for a method whose ``probabilities_from`` names a file (``tsds.probs_path``); nothing is
+computed, and the table of probabilities is the file's, without a rounding between.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, computed_field
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import DataError
@@ -18,11 +22,7 @@ from dataflex_pipeline.store.fingerprint import file_digest
 
 
 class Imported(api.Method):
-    """A method that gives every row the probability of a file (``probs_path``).
-
-    Args:
-        source: an ``.npy`` file of one probability per row of the pool.
-        saved_to: where the probabilities are saved again, if anywhere.
+    """Every row's probability from a file of one number per row of the pool.
 
     Raises:
         DataError: there is no such file.
@@ -32,42 +32,48 @@ class Imported(api.Method):
     source = "a file"
 
     class Params(api.Params):
-        """What decides the scores: the file's content, not its place."""
+        """Parameters of imported: what decides the scores is the file's content, not its place."""
 
-        probabilities: str = Field(description="digest of the file")
+        file: Path = Field(exclude=True, description=".npy file of one probability per row of the pool")
+        saved_to: Path | None = Field(
+            None, exclude=True, description=".npy file that they are also written to"
+        )
 
-    def __init__(self, source: Path, saved_to: Path | None = None) -> None:
-        if not source.is_file():
+        @computed_field(description="digest of the file")  # type: ignore[prop-decorator]
+        @cached_property
+        def probabilities(self) -> str:
+            """Digest of the file."""
+            return file_digest(self.file)
+
+    params: Params
+
+    def __init__(self, params: Params) -> None:
+        super().__init__(params)
+        if not params.file.is_file():
             raise DataError(
-                f"probs_path={source} was set, and there is no such file.",
+                f"probs_path={params.file} was set, and there is no such file.",
                 "It is to hold the probabilities that rows are drawn with, made in an earlier run.",
                 "Correct the path; or set probs_path to null, and the method scores the pool itself "
                 "(save_probs_path then writes such a file).",
             )
-        super().__init__(self.Params(probabilities=file_digest(source)))
-        self.file, self.saved_to = source, saved_to
 
     @property
     def probabilities_from(self) -> Path:
         """The file."""
-        return self.file
+        return self.params.file
 
     @property
     def probabilities_to(self) -> Path | None:
         """Where they are saved again."""
-        return self.saved_to
+        return self.params.saved_to
 
-    def check(self, n_rows: int) -> None:
-        """Check the whole file against the number of rows of the pool.
-
-        Raises:
-            DataError: it is no such array, or its numbers are no probabilities.
-        """
-        check_array(self.file, open_array(self.file, n_rows))
+    def check_pool(self, n_rows: int) -> None:
+        """Check the whole file: one number per row of the pool, each of them a probability."""
+        check_array(self.params.file, open_array(self.params.file, n_rows))
 
     @cached_property
     def _array(self) -> np.ndarray:
-        return open_array(self.file)
+        return open_array(self.params.file)
 
     def score(self, block: api.Block, state: Any) -> Mapping[str, np.ndarray]:
         """Return the rows' probabilities as their scores."""

@@ -1,0 +1,306 @@
+"""Parameters that features and methods share, each declared once.
+
+A feature's Params and those of the methods that ask for it inherit from the same base here, so that a
+parameter has one default, one range and one meaning. `Params.part` hands the values of a base on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_serializer, field_validator, model_validator
+
+from dataflex_pipeline import api
+from dataflex_pipeline.data.texts import Text
+from dataflex_pipeline.embed.embedders import Chosen
+from dataflex_pipeline.embed.settings import DEFAULT_MODEL, Dtype
+from dataflex_pipeline.gradients.policy import Baseline, Policy
+from dataflex_pipeline.neighbours.cells import Search
+from dataflex_pipeline.reward.rewarders import SHIPPED, read_settings
+
+
+class ProjectionParams(api.Params):
+    """The random projection; tables to be compared share it, so that their products mean something."""
+
+    proj_dim: int = Field(4096, ge=1, description="dimensions that gradients are projected to")
+    projection: Literal["countsketch", "rademacher", "trak"] = Field(
+        "countsketch",
+        description="the random projection: one signed bucket per coordinate, or dense signs",
+    )
+    dtype: Literal["float16", "float32"] = Field(
+        "float16", description="number format of projected gradients on disk"
+    )
+
+
+class SketchParams(ProjectionParams):
+    """A projection with its seed: parameters of the features."""
+
+    seed: int = Field(0, ge=0, description="of the projection")
+
+
+class UpdateParams(api.Params):
+    """The form of Adam's update."""
+
+    adam_update: Literal["torch", "less"] = Field(
+        "torch",
+        description="torch: what the optimizer's next step would do; less: the published code's form",
+    )
+
+
+class GradientParams(ProjectionParams, UpdateParams):
+    """Parameters of every method on projected gradients."""
+
+    gradient_type: Literal["adam", "sgd"] = Field(
+        "adam",
+        description="the pool's side: Adam's update of each row's gradient, or the gradient itself",
+    )
+    temperature: float = Field(
+        0.1,
+        gt=0,
+        description="for strategy: sample, which draws by exp(score / (largest |score| x temperature))",
+    )
+
+
+class GenerationParams(api.Params):
+    """How the model's own answers to the target's prompts are drawn."""
+
+    mc_samples: int = Field(4, ge=1, description="answers drawn per target row")
+    max_new_tokens: int = Field(512, ge=1, description="longest answer in tokens")
+    generation_temperature: float = Field(
+        0.7, ge=0, description="of the drawn answers; other than 1 it biases the policy gradient"
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="share of the probability that answers are drawn from")
+    top_k: int = Field(0, ge=0, description="tokens that answers are drawn from; 0: all")
+    max_prompt_length: int = Field(4096, ge=1, description="tokens of a prompt, cut at its beginning")
+    generator: Literal["auto", "vllm", "transformers"] = Field(
+        "auto",
+        description="what draws the answers; auto: vllm on a GPU, if installed, else transformers",
+    )
+    generation_batch_size: int | None = Field(
+        None,
+        ge=1,
+        exclude=True,
+        description="answers drawn at the same time; null: the generator's own; changes no result",
+    )
+    generation_gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, exclude=True, description="share of a GPU's memory that vLLM draws with"
+    )
+    generation_tensor_parallel_size: int = Field(
+        1, ge=1, exclude=True, description="GPUs that vLLM spreads the model over"
+    )
+
+
+class DrawnParams(GenerationParams):
+    """The same with the seed: parameters of the generations feature."""
+
+    seed: int = Field(0, ge=0, description="of the random numbers")
+
+
+def backend_defaults() -> dict[str, dict[str, Any]]:
+    """Return every reward backend's settings and their defaults."""
+    return {
+        name: {key: field.default for key, field in kind.model_fields.items()}
+        for name, kind in SHIPPED.items()
+    }
+
+
+def backend_meanings() -> dict[str, Any]:
+    """Return what every reward backend's settings mean, by backend.setting."""
+    return {
+        f"{name}.{key}": field.description
+        for name, kind in SHIPPED.items()
+        for key, field in kind.model_fields.items()
+    }
+
+
+class RewardParams(api.Params):
+    """What judges an answer.
+
+    The settings of the backends are left out of a dump: the reward table's own fingerprint holds what can
+    change a reward.
+    """
+
+    reward_model_backend: str = Field(
+        "local_vllm",
+        description="what judges an answer: a language model here or behind an HTTP API, a "
+        "classifier, or a function; or file.py:Class of your own",
+    )
+    reward_backend_params: dict[str, Any] = Field(
+        default_factory=backend_defaults,
+        exclude=True,  # the reward table says what of it decides a reward
+        description="settings by backend: local_vllm, api, reward_model, metric; those of your own: settings",
+        json_schema_extra=backend_meanings(),
+    )
+
+
+class JudgedParams(RewardParams):
+    """Parameters of the rewards feature."""
+
+    reference: bool = Field(False, description="judge the target rows' own answers too")
+    generations: DrawnParams = Field(
+        default_factory=DrawnParams,
+        exclude=True,  # the generations table's own fingerprint tells it
+        description="parameters of the generations feature",
+    )
+
+
+class PolicyChoice(api.Params):
+    """Which answers count in a policy gradient, and how."""
+
+    policy: Policy = Field("vanilla", description="which answers count: all, or those that pass")
+    kept_samples: int = Field(2, ge=1, description="answers that policy: topk keeps")
+    baseline: Baseline = Field(
+        "none", description="what is subtracted from a reward: nothing, or the mean of the row's others"
+    )
+    token_mean: bool = Field(False, description="divide an answer's log-probability by its tokens")
+
+
+class PolicyParams(PolicyChoice, GenerationParams, RewardParams):
+    """Parameters of every method on policy gradients. What changes no result is left out of a dump."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PolicyParams:
+        read_settings(self.reward_model_backend, self.reward_backend_params)
+        if self.baseline == "leave_one_out" and self.mc_samples < 2:
+            raise ValueError("baseline: leave_one_out needs mc_samples of at least 2")
+        return self
+
+
+class TextLimits(api.Params):
+    """How much of a text an embedding model is given, and how many texts at once."""
+
+    batch_size: int = Field(32, ge=1, exclude=True, description="texts per forward pass; changes no result")
+    max_length: int = Field(
+        2048, ge=2, description="tokens kept of a text, and never more than the model takes"
+    )
+
+
+class VectorParams(TextLimits):
+    """Parameters of the embeddings feature: of one side, the pool or the target."""
+
+    model: str = Field(DEFAULT_MODEL, description="folder or hub name of the embedding model")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    method: Chosen = Field("auto", description="what runs it")
+    dtype: Dtype = Field("float32", description="number format that the model runs in")
+    text: Text = Field("conversation", description="what of a row is embedded")
+    prompt: str = Field("", description="put before every text")
+    vectors: str | None = Field(None, description="vectors made elsewhere: path.npy or path.parquet")
+
+
+class EmbeddingParams(TextLimits):
+    """Parameters of every method on embeddings.
+
+    What the feature's fingerprint already holds (by content, where it is a file) is left out of a dump, and
+    so is what changes no result.
+    """
+
+    embed_model: str = Field(DEFAULT_MODEL, description="folder or hub name of the embedding model")
+    model_name: str | None = Field(None, exclude=True, description="another name of embed_model")
+    embed_revision: str | None = Field(
+        None, exclude=True, description="branch, tag or commit of a hub embed_model"
+    )
+    embed_method: Chosen = Field(
+        "auto",
+        exclude=True,
+        description="what runs it: vllm, sentence-transformers, or auto (the first that is installed; "
+        "without a GPU sentence-transformers comes before vllm)",
+    )
+    embed_dtype: Dtype = Field("float32", description="number format that the model runs in")
+    embed_text: Text = Field(
+        "conversation", description="what of a row is embedded: conversation, prompt, response, chat_template"
+    )
+    query_text: Text | None = Field(
+        None, description="the same of a target row; by default as embed_text says"
+    )
+    embed_prompt: str = Field("", description="put before every text of the pool")
+    query_prompt: str = Field(
+        "", description="put before every text of the target, such as an instruction to the model"
+    )
+    embeddings: str | None = Field(
+        None, exclude=True, description="vectors of the pool made elsewhere: path.npy or path.parquet"
+    )
+    query_embeddings: str | None = Field(
+        None, exclude=True, description="vectors of the target made elsewhere"
+    )
+    candidate_path: str | None = Field(None, exclude=True, description="another name of dataset")
+    query_path: str | None = Field(None, exclude=True, description="another name of eval_dataset")
+    query: Literal["first_100"] | None = Field(
+        None, exclude=True, description="first_100: the first 100 rows of the pool are the target"
+    )
+
+    @field_serializer("embed_model")
+    def _by_name(self, value: str) -> str:
+        """A folder counts by its content, in the feature: moved elsewhere it is the same model."""
+        return Path(value).name if Path(value).expanduser().is_dir() else value
+
+    @field_validator("embed_method", mode="before")
+    @classmethod
+    def _spelling(cls, value: Any) -> Any:
+        return "sentence-transformers" if value == "sentence-transformer" else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_model(cls, values: Any) -> Any:
+        """Let ``model_name`` stand for ``embed_model``; two different names are a mistake."""
+        if not isinstance(values, dict) or values.get("model_name") is None:
+            return values
+        name, model = values["model_name"], values.get("embed_model", DEFAULT_MODEL)
+        if model not in (DEFAULT_MODEL, name):
+            raise ValueError(f"model_name ({name}) and embed_model ({model}) are one setting; give one")
+        return values | {"embed_model": name}
+
+    def pool_vectors(self) -> VectorParams:
+        """Return the parameters of the pool's embeddings."""
+        return self._vectors(text=self.embed_text, prompt=self.embed_prompt, vectors=self.embeddings)
+
+    def target_vectors(self) -> VectorParams:
+        """Return the parameters of the target's embeddings."""
+        text = self.query_text or self.embed_text
+        return self._vectors(text=text, prompt=self.query_prompt, vectors=self.query_embeddings)
+
+    def _vectors(self, **own: Any) -> VectorParams:
+        return VectorParams(
+            **self.part(TextLimits),
+            model=self.embed_model,
+            revision=self.embed_revision,
+            method=self.embed_method,
+            dtype=self.embed_dtype,
+            **own,
+        )
+
+
+class SearchParams(api.Params):
+    """How near rows are searched."""
+
+    search: Search = Field("auto", description="exact, ivf (cells), or auto: exact where that is affordable")
+    nlist: int | None = Field(None, ge=1, description="cells of an ivf search; default: root of the rows")
+    nprobe: int | None = Field(
+        None, ge=1, description="cells looked into; default: four times what is wanted, at least 16"
+    )
+
+
+class NearestParams(SearchParams):
+    """The same, with how many rows are near a target row."""
+
+    max_K: int = Field(5000, ge=1, description="nearest pool rows per target row")  # noqa: N815
+
+
+class NeighbourParams(NearestParams):
+    """Parameters of the neighbours feature."""
+
+    pool: VectorParams = Field(
+        default_factory=VectorParams, exclude=True, description="parameters of the pool's embeddings"
+    )
+    target: VectorParams = Field(
+        default_factory=VectorParams, exclude=True, description="parameters of the target's embeddings"
+    )
+
+
+class KernelParams(api.Params):
+    """The kernel that a row's density is summed with."""
+
+    kde_K: int = Field(1000, ge=1, description="nearest rows that a row's density is summed over")  # noqa: N815
+    sigma: float = Field(
+        0.75, ge=0, allow_inf_nan=False, description="width of the density kernel; 0: every density is 1"
+    )
