@@ -149,6 +149,8 @@ class MethodContract:
             assert field.description, f"{name} has no meaning"
         for number in self.rounds:
             method, state, _ = self.begun(number)
+            schema = pa.schema([*SCORES, *method.own_columns(state)])
+            assert set(method.group_columns(schema)) <= set(schema.names)
             for own in method.own_columns(state):
                 assert own.name not in SCORES.names, f"{own.name} is a column of every score table"
                 assert own.nullable, f"{own.name} is null where a row has no score"
