@@ -140,10 +140,12 @@ class JudgeSettings(Settings):
     show_reference: bool = Field(
         True, description="show the judge the target row's own answer, where it has one"
     )
-    system_prompt: str | None = Field(None, description="what the judge is told first")
-    prompt: str | None = Field(None, description="text with {prompt} and {completion}, without a reference")
+    system_prompt: str | None = Field(None, description="what the judge is told first; null: the shipped one")
+    prompt: str | None = Field(
+        None, description="text with {prompt} and {completion}, without a reference; null: the shipped one"
+    )
     prompt_with_reference: str | None = Field(
-        None, description="text with {prompt}, {completion} and {reference}"
+        None, description="text with {prompt}, {completion} and {reference}; null: the shipped one"
     )
 
     @model_validator(mode="after")
