@@ -54,8 +54,8 @@ class PieceTokenizer:
     def _known(self, added: Mapping[int, AddedToken]) -> Iterator[tuple[str, AddedToken]]:
         """Yield how each added token is spelled inside a text.
 
-        Some tokenizers know one at the start of a text or behind a space only: its own spelling is normalised,
-        which puts a space before it.
+        Some tokenizers know one at the start of a text or behind a space only: its own spelling is
+        normalised, which puts a space before it.
         """
         left = dict(added)
         for space in ("", " "):

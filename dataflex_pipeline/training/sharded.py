@@ -1,4 +1,4 @@
-"""What DeepSpeed shards over the processes: Adam's states gathered by name, and who can read a checkpoint.
+"""States that DeepSpeed shards over the processes: Adam's gathered by name, and checkpoints' readers.
 
 DeepSpeed keeps each process' share of the optimizer in files that only the same number of processes under
 the same ZeRO stage can load. LESS and NICE need the states of whole parameters, so these are gathered when a
