@@ -1,4 +1,4 @@
-"""The settings of the shipped rewarders, as they stand below ``reward_backend_params``, and what they imply.
+"""The settings of the shipped rewarders, as they stand below ``reward_backend_params``, and their defaults.
 
 A settings class says all that the rest of the program has to know about its rewarder: its name, what decides
 a reward, whether it can be used, what it costs. The rewarder itself is imported when it is made.
