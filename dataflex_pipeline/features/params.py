@@ -157,8 +157,8 @@ class PolicyChoice(api.Params):
 
     policy: Policy = Field(
         "vanilla",
-        description="which answers count; vanilla: all, rejection: those of reward above 0, hard_rejection: those not "
-        "worse than the row's own answer, topk: the best",
+        description="which answers count; vanilla: all, rejection: those of reward above 0, hard_rejection: "
+        "those not worse than the row's own answer, topk: the best",
     )
     kept_samples: int = Field(2, ge=1, description="best answers that policy: topk keeps")
     baseline: Baseline = Field(
