@@ -39,7 +39,9 @@ class Asked:
     Attributes:
         what: to export. round: whose checkpoint; None for the best kept one, else the last.
         rows_of: the only round whose rows the subset has; None for all up to the checkpoint.
-        hub: name of the repository to upload to. public: whether everybody may see it.
+        hub: name of the repository to upload to.
+        public: whether everybody may see it.
+        folder: in place of export_dir.
     """
 
     what: What = "all"
@@ -47,6 +49,7 @@ class Asked:
     rows_of: int | None = None
     hub: str | None = None
     public: bool = False
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,12 @@ def export_rows(run: OpenRun, file: Path, round: int | None = None) -> Path:
     require_run(run)
     chosen = _selected_round(run) if round is None else round
     read_index(run, chosen)
+    if not file.absolute().parent.is_dir():
+        raise UserError(
+            f"{file} was named.",
+            f"There is no folder {file.parent}.",
+            "Make it first, or name a file in a folder that is there.",
+        )
     if file.exists() and not run.overwrite:
         raise UserError(
             f"{file} exists.",
@@ -139,6 +148,8 @@ def _bundle(run: OpenRun, asked: Asked) -> Bundle:
     origin = _origin(run, asked)
     if origin.run is not None and origin.run.folder == run.folder:
         check_outputs(run, origin.round or 0)
+    if asked.what not in PARTS:
+        raise UserError(f"what is {asked.what!r}.", f"There are: {', '.join(PARTS)}.", "Choose one of them.")
     parts = PARTS[asked.what]
     if origin.full is not None and asked.what == "adapter":
         raise UserError(
@@ -157,7 +168,7 @@ def _bundle(run: OpenRun, asked: Asked) -> Bundle:
     kept = tuple(part for part in parts if part not in missing)
     # Only the model counts here: a demo pool that is not needed is not made.
     config = run.config if run.given.model_name_or_path == DEMO else run.given
-    folder = _folder(run, origin)
+    folder = asked.folder or _folder(run, origin)
     wanted: dict[str, Any] = {
         "output": "export",
         "parts": list(kept),

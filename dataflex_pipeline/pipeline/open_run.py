@@ -182,6 +182,13 @@ class OpenRun:
         finally:
             self.progress.finish()
 
+    def forget(self) -> None:
+        """Forget what was read of the configuration and the run's files; it is read again when needed."""
+        for name in [
+            key for key in self.__dict__ if isinstance(getattr(type(self), key, None), cached_property)
+        ]:
+            del self.__dict__[name]
+
     def save_settings(self) -> None:
         """Write run.yaml: the configuration as given, replayable, with the record beside it."""
         self.store.write(dump_config(self.given), self.record)

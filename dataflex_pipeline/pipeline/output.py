@@ -71,6 +71,9 @@ class Output(ABC):
         self.run, self.label, self.stage, self.name, self.path = run, label, stage, name, path
         self.made_from = made_from
 
+    def __repr__(self) -> str:
+        return f"<{self.label} of {self.run.folder}>"
+
     @abstractmethod
     def inputs(self) -> Mapping[str, Any]:
         """Return what the present settings would make it from, as it is recorded in the output itself.

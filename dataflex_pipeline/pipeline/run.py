@@ -14,6 +14,7 @@ there already and was made from the same settings is kept. Nothing is printed; e
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,13 +24,13 @@ from typing import Any, Self
 from dataflex_pipeline import launch
 from dataflex_pipeline.api import Progress, Silent
 from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.config.values import is_mapping
-from dataflex_pipeline.errors import RunError, UserError
+from dataflex_pipeline.config.values import is_mapping, is_text
+from dataflex_pipeline.errors import ConfigError, RunError, UserError
 from dataflex_pipeline.evaluation.figures import Figure
-from dataflex_pipeline.methods import check_methods
+from dataflex_pipeline.methods import check_methods, shipped_methods
 from dataflex_pipeline.pipeline.damage import check_outputs, set_aside_damaged_tables
 from dataflex_pipeline.pipeline.evaluate import Wanted, evaluate
-from dataflex_pipeline.pipeline.export import Asked, export, export_rows
+from dataflex_pipeline.pipeline.export import Asked, What, export, export_rows
 from dataflex_pipeline.pipeline.locate import Options, load_for, locate
 from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
 from dataflex_pipeline.pipeline.output import Outcome, Output
@@ -78,10 +79,10 @@ class Run(OpenRun):
                 "Start plain python; for several processes use the commands: torchrun ... -m -- "
                 "dataflex_pipeline round 2.",
             )
-        place = None if folder is None else Path(folder)
+        place = None if folder is None else Path(folder).expanduser()
         named = dict(_as_overrides(settings))
         if place is not None:
-            named["runs_dir"] = f"runs_dir={place.parent}"
+            named |= dict(_as_overrides({"runs_dir": place.parent}))
         options = Options(
             None if config is None else Path(config),
             tuple(named.values()),
@@ -110,9 +111,18 @@ class Run(OpenRun):
 
     def _open(self, options: Options, progress: Progress, *, reads_only: bool = False) -> None:
         store, loaded = locate(options)
+        if store.folder.exists() and not store.folder.is_dir():
+            raise RunError(
+                f"{store.folder} is a file.",
+                "A run is a folder, new or begun.",
+                "Name a folder that is one, or none yet.",
+            )
         super().__init__(loaded, store, options.overwrite, progress, reads_only=reads_only)
         self._options, self._called = options, False
         self.outcomes: list[Outcome] = []
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -140,18 +150,18 @@ class Run(OpenRun):
         Raises:
             UserError: data, model or settings cannot be used, or an output was made from other settings.
         """
-        self._begin(settings)
-        last = self.given.update_times if last is None else last
-        self.check_round(last)
-        say_versions(self)
-        sources = check_before_start(self, last)
-        with self.writing():
-            if self.overwrite:
-                for number in range(last + 1):
-                    set_aside_damaged_tables(self, number)
-            self.outcomes = make_up_to(self, last, sources)
-        ended = early_end(self, last)
-        return Checkpoint(self, last if ended is None else ended)
+        with self._call(settings):
+            last = self.given.update_times if last is None else _whole(last)
+            self.check_round(last)
+            say_versions(self)
+            sources = check_before_start(self, last)
+            with self.writing():
+                if self.overwrite:
+                    for number in range(last + 1):
+                        set_aside_damaged_tables(self, number)
+                self.outcomes = make_up_to(self, last, sources)
+            ended = early_end(self, last)
+            return Checkpoint(self, last if ended is None else ended)
 
     def score(self, number: int, method: str | None = None, **settings: Any) -> Table:
         """Score every row of the pool with the model of the round before.
@@ -167,10 +177,10 @@ class Run(OpenRun):
         Raises:
             RunError: the round before is not trained.
         """
-        self._begin(settings)
-        scores = Scores(self, number, method or self.given.component_name)
-        self._make(number, scores)
-        return Table(scores.path, scores.describe(), by="score")
+        with self._call(settings):
+            scores = Scores(self, _whole(number), method or self.given.component_name)
+            self._make(number, scores)
+            return Table(scores.path, scores.describe(), by="score")
 
     def select(self, number: int, method: str | None = None, **settings: Any) -> Table:
         """Draw the weighted index of a round from its scores.
@@ -186,10 +196,10 @@ class Run(OpenRun):
         Raises:
             RunError: the round is not scored by that method.
         """
-        self._begin(settings)
-        index = Index(Scores(self, number, method or self.given.component_name))
-        self._make(number, index)
-        return Table(index.path, index.describe(), by="score")
+        with self._call(settings):
+            index = Index(Scores(self, _whole(number), method or self.given.component_name))
+            self._make(number, index)
+            return Table(index.path, index.describe(), by="score")
 
     def train(self, number: int, **settings: Any) -> Checkpoint:
         """Train a round on its index, going on from the round before.
@@ -197,36 +207,68 @@ class Run(OpenRun):
         Raises:
             RunError: the round has no index, or the round before is not trained.
         """
-        self._begin(settings)
-        checkpoint = Checkpoint(self, number)
-        self._make(number, checkpoint)
-        return checkpoint
+        with self._call(settings):
+            checkpoint = Checkpoint(self, _whole(number))
+            self._make(number, checkpoint)
+            return checkpoint
 
     def evaluate(
-        self, number: int | None = None, metrics: Sequence[str] = (), **options: Any
+        self,
+        number: int | None = None,
+        metrics: str | Sequence[str] = (),
+        *,
+        judge: bool = False,
+        max_new_tokens: int = 512,
+        generator: str = "auto",
+        tasks: Sequence[str] = (),
+        include_path: str | Path | None = None,
+        limit: int | None = None,
     ) -> list[Figure]:
         """Evaluate the model of a round.
 
         Args:
             number: the round; by default the last finished one.
             metrics: of generated answers, beside the loss: exact_match, f1, rouge_l, ...
-            options: further fields of `pipeline.evaluate.Wanted`: judge, max_new_tokens, tasks, limit, ...
+            judge: grade the answers with the reward backend set for nice.
+            max_new_tokens: longest answer.
+            generator: auto, vllm or transformers.
+            tasks: of the lm-evaluation-harness.
+            include_path: folder of task files of your own.
+            limit: documents of each task; None for all.
 
         Returns:
             All figures of that round, earlier ones included.
-        """
-        self._begin({})
-        _, _, figures = evaluate(self, number, Wanted(tuple(metrics), **options))
-        return figures
 
-    def export(self, to: str | Path | None = None, **options: Any) -> Path:
-        """Write the selected rows, or what is left of a run to use elsewhere.
+        Raises:
+            UserError: no such round is finished, or there are no rows to evaluate on.
+        """
+        names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+        place = None if include_path is None else Path(include_path)
+        wanted = Wanted(names, judge, max_new_tokens, generator, tuple(tasks), place, limit)
+        with self._call({}):
+            _, _, figures = evaluate(self, None if number is None else _whole(number), wanted)
+            return figures
+
+    def export(
+        self,
+        to: str | Path | None = None,
+        *,
+        what: What | None = None,
+        round: int | None = None,
+        rows_of: int | None = None,
+        hub: str | None = None,
+        public: bool = False,
+    ) -> Path:
+        """Write the selected rows, or a model that needs nothing of the run.
 
         Args:
             to: a file ending in .jsonl: the rows of one round's index, each once, in the format of their
                 source. Else the folder for model, adapter and rows; by default export/ in the run.
-            options: ``round`` (whose rows or checkpoint), and for a folder ``what`` (all, model, adapter or
-                data), ``rows_of``, ``hub`` and ``public``, as the command has them.
+            what: of a folder: all (the default), model, adapter or data.
+            round: whose rows, or whose checkpoint; by default the last selected, or the best or last one.
+            rows_of: of a folder: the only round whose rows it has.
+            hub: of a folder: the repository to upload it to.
+            public: with ``hub``: for everybody to see.
 
         Returns:
             The file or folder.
@@ -234,19 +276,32 @@ class Run(OpenRun):
         Raises:
             UserError: there is nothing to export, or something else is there already.
         """
-        self._begin({})
-        if to is not None and Path(to).suffix == ".jsonl":
-            return export_rows(self, Path(to), **options)
-        if to is not None:
-            self._begin({"export_dir": str(to)})
-        done = export(self, Asked(**options))
-        self.outcomes = list(done.outcomes)
-        return done.bundle.folder
+        place = None if to is None else Path(to).expanduser()
+        suffix = "" if place is None else place.suffix.lower()
+        if place is not None and suffix == ".jsonl":
+            if what not in (None, "data") or rows_of is not None or hub is not None or public:
+                raise UserError(
+                    f"{place} was named, with options of a folder (what, rows_of, hub, public).",
+                    "A file holds the rows of one round.",
+                    "Name a folder for the rest.",
+                )
+            with self._call({}):
+                return export_rows(self, place, None if round is None else _whole(round))
+        if suffix in FILE_SUFFIXES:
+            raise UserError(
+                f"{place} was named.",
+                "Rows are exported as JSON lines, all else as a folder.",
+                "Name a file that ends in .jsonl, or a folder.",
+            )
+        with self._call({}):
+            done = export(self, Asked(what or "all", round, rows_of, hub, public, place))
+            self.outcomes = list(done.outcomes)
+            return done.bundle.folder
 
     def outputs(self) -> list[Output]:
         """Return every output of the run in order; ``state()`` says whether it is done, stale or missing."""
-        self._begin({})
-        return list(all_outputs(self))
+        with self._call({}):
+            return list(all_outputs(self))
 
     def _make(self, number: int, output: Output) -> None:
         """Make one output of a run that was begun, and keep the settings that were given for it."""
@@ -267,8 +322,13 @@ class Run(OpenRun):
             # The settings given now hold for what follows, as those given to the first call do.
             self.save_settings()
 
-    def _begin(self, settings: Mapping[str, Any]) -> None:
-        """Lay settings over those there are, and forget what an earlier call read: files may have changed."""
+    @contextlib.contextmanager
+    def _call(self, settings: Mapping[str, Any]) -> Iterator[None]:
+        """Lay settings over those there are for a call; one that fails leaves the settings as they were.
+
+        What an earlier call read is read again: a command, or another process, may have gone on meanwhile.
+        """
+        before = self._options, self.loaded
         named = dict(_as_overrides(settings))
         if {"runs_dir", "output_dir"} & set(named):
             raise UserError(
@@ -276,23 +336,73 @@ class Run(OpenRun):
                 "They say where a run is.",
                 "Open another one: Run(FOLDER, ...).",
             )
-        if named:
-            before = {text.partition("=")[0].strip(): text for text in self._options.overrides}
-            self._options = replace(self._options, overrides=tuple((before | named).values()))
-            self.loaded = load_for(self.store, self._options)
-            check_methods(self.loaded.config, self.loaded.config_dir)
-        if named or self._called:
-            for name in ("demo", "config", "memo", "record"):
-                self.__dict__.pop(name, None)
-        self._called = True
+        try:
+            if named:
+                there = {text.partition("=")[0].strip(): text for text in self._options.overrides}
+                self._options = replace(self._options, overrides=tuple((there | named).values()))
+            if named or self._called:
+                self.loaded = load_for(self.store, self._options)
+                check_methods(self.loaded.config, self.loaded.config_dir)
+                self.forget()
+            self._called = True
+            yield
+        except BaseException:
+            self._options, self.loaded = before
+            self.forget()
+            raise
+
+
+FILE_SUFFIXES = (".json", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
+"""Endings of files that rows are not exported as; a folder of such a name is a slip of the pen."""
+
+
+def _whole(number: int) -> int:
+    """Return a round's number.
+
+    Raises:
+        RunError: it is no whole number.
+    """
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise RunError(
+            f"The round is given as {number!r}.",
+            "A round is a whole number: 0 is the warm-up, then 1, 2, ...",
+            "Give for example 1.",
+        )
+    return number
 
 
 def _as_overrides(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each setting as its key and the ``key=value`` of a command line; mappings entry by entry."""
+    """Yield each setting as its key and the ``key=value`` of a command line; mappings entry by entry.
+
+    Raises:
+        ConfigError: a value that no configuration file could hold.
+    """
     for key, value in settings.items():
+        value = value.item() if hasattr(value, "item") else value  # a number of numpy's
+        if isinstance(value, list | tuple) and key in Config.model_fields and is_text(key):
+            value = ",".join(map(str, value))  # several data sets
         if isinstance(value, Mapping) and (key not in Config.model_fields or is_mapping(key)):
             yield from _as_overrides({f"{key}.{inner}": each for inner, each in value.items()})
-        elif isinstance(value, str | Path):
+        elif key in shipped_methods():
+            raise ConfigError(
+                f"{key}={value!r} was given.",
+                f"{key} is a method; its parameters are given as a mapping.",
+                f'Write {key}={{"NAME": VALUE}}; `dataflex methods {key}` lists them.',
+            )
+        elif isinstance(value, str | Path) and not _reads_otherwise(str(value)):
             yield key, f"{key}={value}"
         else:
-            yield key, f"{key}={json.dumps(value)}"
+            try:
+                yield key, f"{key}={json.dumps(str(value) if isinstance(value, Path) else value)}"
+            except TypeError as error:
+                raise ConfigError(
+                    f"{key} is {value!r}, a {type(value).__name__}.",
+                    "A setting is what a configuration file can hold: text, numbers, true, false, lists and "
+                    "mappings of them.",
+                    "Give such a value.",
+                ) from error
+
+
+def _reads_otherwise(text: str) -> bool:
+    """Whether a text means another thing on a command line: nothing at all, or what is within its quotes."""
+    return text.strip() in ("", "~", "null") or (len(text) > 1 and text[0] == text[-1] and text[0] in "'\"")

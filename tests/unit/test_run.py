@@ -1,6 +1,7 @@
 """`Run`, the front door in Python: the commands' files, nothing printed, mistakes as exceptions."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -181,3 +182,74 @@ def test_the_notebook(tiny_demo, tmp_path, monkeypatch):
             exec("".join(cell["source"]), names)
     assert (tmp_path / "selected.jsonl").stat().st_size > 0
     assert all(output.state().name == "done" for output in names["run"].outputs())
+
+
+def test_settings_of_a_call_that_fails_do_not_stay(finished, tiny_demo):
+    run = Run(finished.folder, loss={"focus": "low"})
+    written = (finished.folder / "run.yaml").read_text()
+    with pytest.raises(StaleError, match="fraction"):
+        run.select(1, "loss", fraction=0.5)
+    with pytest.raises(ConfigError, match="fractoin"):
+        run.select(1, "loss", fractoin=0.1)
+    run.score(1, "loss")
+    run.select(1, "loss")
+    assert [outcome.done for outcome in run.outcomes] == [False]
+    assert (finished.folder / "run.yaml").read_text() == written
+
+
+def test_two_objects_on_one_run_keep_each_others_settings(finished, tiny_demo, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "mine")
+    one, other = Run(tmp_path / "mine"), Run(tmp_path / "mine")
+    other.outputs()
+    one.score(2, "random", fraction=0.2)
+    other.score(2, "loss")
+    assert "fraction: 0.2" in (tmp_path / "mine" / "run.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["null", "~x", "123", "[a]", "a #b", "'q'", "ü ö"])
+def test_a_folder_of_any_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (f"{name}/run", name):
+        if name != "~x":
+            assert Run(folder).folder == Path(folder)
+    assert Run(Path("~") / "there").folder == Path("~").expanduser() / "there"
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (lambda run: run.score("1"), "'1'"),
+        (lambda run: run.train(1.5), "1.5"),
+        (lambda run: run.round(True), "True"),
+        (lambda run: run.select(1, seed={1, 2}), "a set"),
+        (lambda run: run.score(1, loss="low"), "mapping"),
+        (lambda run: run.export("gone/o.jsonl"), "no folder gone"),
+        (lambda run: run.export("o.csv"), "JSON lines"),
+        (lambda run: run.export("o.jsonl", what="model"), "options of a folder"),
+        (lambda run: run.export("out", what="modle"), "modle"),
+    ],
+)
+def test_slips_are_said_in_words(finished, call, why, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as raised:
+        call(finished)
+    assert why in " ".join((raised.value.what, raised.value.why, raised.value.fix))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_numpy_and_lists_of_data_sets_are_settings(tiny_demo, tmp_path):
+    run = Run(
+        tmp_path / "a", seed=np.int64(3), learning_rate=np.float64(1e-3), dataset=["a.jsonl", "b.jsonl"]
+    )
+    assert (run.config.seed, run.config.learning_rate, run.config.dataset) == (3, 1e-3, "a.jsonl,b.jsonl")
+    assert repr(run) == f"Run('{tmp_path / 'a'}')"
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="is a file"):
+        Run(tmp_path / "file")
+
+
+def test_a_folder_of_an_export_is_that_of_one_call(finished):
+    first = finished.export(finished.folder.parent / "one", what="data")
+    second = finished.export(what="data")
+    assert (first.name, second) == ("one", finished.folder / "export")
+    assert finished.outcomes[0].found.startswith("data")
