@@ -1,6 +1,6 @@
 """A vLLM engine in a process of its own, spoken to over pipes.
 
-The process (vllm_worker.py) keeps vLLM's global state out of ours (default dtype, threads, process groups,
+The process (worker.py) keeps vLLM's global state out of ours (default dtype, threads, process groups,
 signal handlers), and its end frees all accelerator memory whatever vLLM still holds. It ends with the
 context, with an error, and with the death of this process (on Linux: of the thread that entered it).
 """
