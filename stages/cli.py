@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Annotated
 
 import typer
-
-from dataflex_pipeline.errors import DataflexError
 
 from . import (
     compare,
@@ -26,25 +25,10 @@ from . import (
     train_round,
     warmup,
 )
+from .exits import exit_code
 
-COMMANDS = (
-    warmup,
-    score,
-    select_,
-    train_round,
-    round,
-    methods,
-    init,
-    status,
-    compare,
-    inspect_,
-    report,
-    export,
-    doctor,
-    estimate,
-    evaluate,
-)
-"""In the order of --help."""
+STEPS = (warmup, score, select_, train_round, round)
+AROUND = (methods, init, status, compare, inspect_, report, export, doctor, estimate, evaluate)
 
 app = typer.Typer(
     name="dataflex",
@@ -54,10 +38,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Offline data selection for LLM fine-tuning, as files: score, select, train, go round again.",
 )
-
-INTERRUPTED = 130
-READER_LEFT = 141
-"""What a shell reports of a program whose output nobody reads any more (128 + SIGPIPE), as in ``| head``."""
 
 
 @app.callback(invoke_without_command=True)
@@ -74,53 +54,25 @@ def _common(
         typer.echo(context.get_help())
 
 
-for _command in COMMANDS:
+for _command in (*STEPS, *AROUND):  # the order of --help
     app.add_typer(_command.commands)
 
 
 def main() -> None:
-    """Run the command: exit code 0 done, 1 our failure, 2 the user's mistake, 130 interrupted, 141 unread."""
+    """Run the command, in one process or in each of a launch, and leave with its exit code."""
     from dataflex_pipeline import launch
 
+    run = functools.partial(exit_code, app)
     if launch.world_size() == 1:
-        code = _run()
+        code = run()
         launch.leave_process_group()
         sys.exit(code)
     from . import several
 
-    code = several.run(_run)
+    code = several.run(run)
     if code:
         launch.end_now(code)
     sys.exit(0)
-
-
-def _run() -> int:
-    """Run the command in this process; its errors are printed. Return the exit code."""
-    try:
-        app(standalone_mode=True)
-    except DataflexError as error:
-        return _failed(error)
-    except SystemExit as leaving:
-        if leaving.code == INTERRUPTED:  # typer has turned the KeyboardInterrupt into this
-            typer.echo("interrupted; the same command goes on from here", err=True)
-        if isinstance(leaving.__context__, BrokenPipeError):  # typer makes a failure (1) of it
-            return READER_LEFT
-        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except Exception as error:
-        from dataflex_pipeline.store.disk_errors import disk_error
-
-        explained = disk_error(error)
-        if explained is None:
-            raise
-        return _failed(explained)
-    return 0
-
-
-def _failed(error: DataflexError) -> int:
-    from dataflex_pipeline.terminal import console
-
-    console.fail(error)
-    return error.exit_code
 
 
 if __name__ == "__main__":

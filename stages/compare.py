@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from dataflex_pipeline.errors import UserError
+
 from .completion import complete_run
+from .folders import run_folders
 from .options import EXAMPLES, JsonOption
-from .subject import run_folders
 
 commands = typer.Typer()
 
@@ -41,7 +43,14 @@ def compare(
     from dataflex_pipeline.terminal.answers import print_json
     from dataflex_pipeline.terminal.comparison import draw_comparison
 
-    records = [RunRecord.read(folder) for folder in run_folders([*(arguments or []), *(run or [])])]
+    folders = run_folders([*(arguments or []), *(run or [])])
+    if not folders:
+        raise UserError(
+            "No run was named.",
+            "A comparison puts two runs or more side by side.",
+            "Name them: `dataflex compare random-seed1 less-seed1`.",
+        )
+    records = [RunRecord.read(folder) for folder in folders]
     found = compare_records(records, baseline, allow_different=allow_different)
     if json:
         print_json(found.plain())

@@ -11,7 +11,7 @@ from dataflex_pipeline.errors import UserError
 
 from .completion import complete_run
 from .options import EXAMPLES, ConfigOption, JsonOption, MethodOption, RunOption
-from .subject import split_subject
+from .words import split_subject
 
 if TYPE_CHECKING:
     from dataflex_pipeline.reports.subject import Subject

@@ -10,8 +10,9 @@ import typer
 from dataflex_pipeline.errors import UserError
 
 from .completion import complete_run
+from .folders import run_folders
 from .options import EXAMPLES, RunOption
-from .subject import run_folders, with_run
+from .words import with_run
 
 commands = typer.Typer()
 

@@ -1,4 +1,4 @@
-"""The run or table that a command names as its first word, among settings given as key=value."""
+"""The run that a command names as its first word, or with --run."""
 
 from __future__ import annotations
 
@@ -8,26 +8,10 @@ from typing import TYPE_CHECKING
 
 from dataflex_pipeline.errors import UserError
 
+from .words import split_subject, with_run
+
 if TYPE_CHECKING:
     from dataflex_pipeline.pipeline.locate import Options
-
-
-def split_subject(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Split ``[NAME] key=value ...`` into the name, None where there is none, and the assignments.
-
-    A word with an equals sign is a setting, unless there is a file or folder of that name.
-
-    Raises:
-        UserError: there is more than one name.
-    """
-    names, settings = split_subjects(arguments)
-    if len(names) > 1:
-        raise UserError(
-            f"Two things are named: {names[0]} and {names[1]}.",
-            "The command works on one at a time; settings are given as key=value.",
-            "Run it once for each.",
-        )
-    return (names[0] if names else None), settings
 
 
 def run_options(
@@ -38,6 +22,7 @@ def run_options(
     overwrite: bool,
     *,
     begins: bool = False,
+    rounds: bool = False,
 ) -> Options:
     """Return the options of a command whose first word may be a run: its name, or its folder.
 
@@ -46,6 +31,7 @@ def run_options(
         arguments: the words without a dash.
         begins: whether the command can begin a run; the first word then has to be one that is there, so that
             a slip of the pen begins none.
+        rounds: whether it takes a round among them, which the refusal of a word then speaks of.
 
     Raises:
         UserError: the run is named twice, or is none.
@@ -55,12 +41,7 @@ def run_options(
     named, settings = split_subject(with_run(arguments, run, names=False))
     if named is not None:
         if begins and not _is_run(named, settings):
-            raise UserError(
-                f"The argument '{named}' is not understood.",
-                "It is neither a run that is there (a name or a folder) nor a setting, such as "
-                "learning_rate=1e-4.",
-                f"Write key=value; to begin a run of that name: --run {named}.",
-            )
+            raise _not_understood(named, rounds)
         if Path(named).is_dir():
             settings.append(f"output_dir={named}")
         else:
@@ -76,79 +57,11 @@ def _is_run(named: str, settings: Sequence[str]) -> bool:
     return any((folder / "run.yaml").is_file() for folder in (Path(named), below))
 
 
-def split_subjects(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split ``[NAME]... key=value ...`` into the names and the assignments."""
-    names = [word for word in arguments if "=" not in word or Path(word).exists()]
-    return names, list(parse_assignments([word for word in arguments if word not in names]))
-
-
-def with_run(arguments: Sequence[str], run: str | None, *, names: bool = True) -> list[str]:
-    """Return the words of a command on one run, the run of --run among them.
-
-    Args:
-        arguments: the words without a dash.
-        run: of --run.
-        names: whether --run is put among the words.
-
-    Raises:
-        UserError: the run is named in both ways.
-    """
-    named, _ = split_subjects(arguments)
-    if run is not None and named:
-        raise UserError(
-            f"The run is given twice: {named[0]} and --run {run}.",
-            "The command works on one.",
-            "Leave one of them out.",
-        )
-    return [*([run] if names and run is not None else []), *arguments]
-
-
-def run_folders(arguments: Sequence[str]) -> list[Path]:
-    """Return the folders of the runs that are named, each a folder or a name below ``runs_dir``.
-
-    Raises:
-        UserError: a setting other than runs_dir is given; it would change nothing.
-    """
-    from dataflex_pipeline.config.load import load_config
-
-    names, settings = split_subjects(arguments)
-    other = [text for text in settings if text.partition("=")[0].strip() != "runs_dir"]
-    if other:
-        raise UserError(
-            f"The setting {other[0]} was given.",
-            "This command reads finished runs; no setting changes what they are.",
-            "Leave it out. runs_dir=FOLDER says where runs are named from.",
-        )
-    runs_dir = Path(load_config(None, settings).config.runs_dir)
-    return [Path(name) if (Path(name) / "run.yaml").is_file() else runs_dir / name for name in names]
-
-
-def parse_assignments(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Check that the free arguments of a command are key=value pairs."""
-    for argument in arguments:
-        if "=" not in argument:
-            raise UserError(
-                f"The argument '{argument}' is not understood.",
-                "Settings are given as key=value, for example learning_rate=1e-4.",
-                "Write key=value, or see --help for the options of this command.",
-            )
-    return tuple(arguments)
-
-
-def split_round(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
-    """Split ``[N] [RUN] key=value ...`` into the round number and the rest, in whatever order they stand.
-
-    A whole number is always the round; a run whose name is a number is given with --run.
-
-    Raises:
-        UserError: two numbers are given.
-    """
-    numbers = [word for word in arguments if word.isascii() and word.removeprefix("-").isdigit()]
-    if len(numbers) > 1:
-        raise UserError(
-            f"Two rounds are given: {numbers[0]} and {numbers[1]}.",
-            "A whole number is how far to go, and there is one.",
-            "Leave one of them out; a run whose name is a number is given as --run NAME.",
-        )
-    rest = [word for word in arguments if word not in numbers]
-    return (int(numbers[0]) if numbers else None), rest
+def _not_understood(named: str, rounds: bool) -> UserError:
+    round_said = "A round is a whole number: 0 is the warm-up, then 1, 2, ... " if rounds else ""
+    return UserError(
+        f"The argument '{named}' is not understood.",
+        f"{round_said}It is neither a run that is there (a name or a folder) nor a setting, such as "
+        "learning_rate=1e-4.",
+        f"Write {'the number, or ' if rounds else ''}key=value; to begin a run of that name: --run {named}.",
+    )

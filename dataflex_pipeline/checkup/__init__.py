@@ -1,1 +1,1 @@
-"""Is everything fit to run? Checks of the environment and of a configuration, and what to do about it."""
+"""Checks of the environment and of a configuration before a run, each with its remedy."""

@@ -1,4 +1,4 @@
-"""Does a batch change what a row's loss is? Eight rows together and one by one, on the model itself."""
+"""A check of batching: the losses of eight rows together and one by one, on the model itself."""
 
 from __future__ import annotations
 

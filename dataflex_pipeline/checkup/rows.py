@@ -1,4 +1,4 @@
-"""Checks of rows as they are trained on: what they begin with, which of their tokens carry loss."""
+"""Checks of rows as they are trained on: their first tokens, and those that carry loss."""
 
 from __future__ import annotations
 

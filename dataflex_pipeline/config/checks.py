@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.config.draw_rules import AMOUNTS, check_amounts, check_quotas, check_strategy
+from dataflex_pipeline.config.fields import DEMO, Config
 from dataflex_pipeline.config.values import show
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 
@@ -27,7 +27,6 @@ SCHEDULES = (
     "polynomial",
 )
 METRICS = ("eval_loss", "eval_token_accuracy")
-_AMOUNTS = ("num_samples", "fraction", "token_budget")
 _LORA_KEYS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")
 
 Place = Callable[[str], str]
@@ -36,7 +35,7 @@ Place = Callable[[str], str]
 
 def check(config: Config, place: Place) -> None:
     """Raise ConfigError for the first pair of settings that cannot both hold."""
-    for rule in (_amounts, _quotas, _strategy, schedule, _evaluation, _best, _trackers, _adapter):
+    for rule in (_draw, schedule, _evaluation, _best, _trackers, _adapter):
         rule(config, lambda name: f"{name}: {show(name, getattr(config, name))} ({place(name)})")
 
 
@@ -45,47 +44,10 @@ def notices(config: Config) -> list[str]:
     return [*_model_notices(config), *_evaluation_notices(config)]
 
 
-def _amounts(config: Config, said: Place) -> None:
-    given = [name for name in _AMOUNTS if getattr(config, name) is not None]
-    if len(given) > 1:
-        raise ConfigError(
-            "Set together: " + "; ".join(said(name) for name in given) + ".",
-            "Each of them says how many rows to select, so only one can hold.",
-            f"Keep one; {given[0]}=null on the command line takes one back that a file sets.",
-        )
-
-
-def _quotas(config: Config, said: Place) -> None:
-    shares = config.source_quotas
-    wrong = {name: share for name, share in shares.items() if not (math.isfinite(share) and 0 <= share <= 1)}
-    if wrong:
-        name, share = next(iter(wrong.items()))
-        raise ConfigError(
-            f"source_quotas.{name}: {share} cannot be used; set was {said('source_quotas')}.",
-            "A quota is the share of the selected rows that come from this source.",
-            "Give each source a number from 0 to 1.",
-        )
-    if math.fsum(shares.values()) > 1 + 1e-9:
-        raise ConfigError(
-            f"The shares sum to {math.fsum(shares.values()):.6g} in {said('source_quotas')}.",
-            "They are shares of one selection, so they cannot be more than the whole of it.",
-            "Lower them to a sum of at most 1; the rest comes from the sources that are not named.",
-        )
-
-
-def _strategy(config: Config, said: Place) -> None:
-    if config.strategy in (None, "sample"):
-        return
-    for name, wrong in (
-        ("replacement", config.replacement is True),
-        ("weights", config.weights != "uniform"),
-    ):
-        if wrong:
-            raise ConfigError(
-                f"Set together: {said('strategy')}; {said(name)}.",
-                "That strategy is not a random draw: each row is selected once or not at all.",
-                f"Set strategy to sample, or leave {name} out.",
-            )
+def _draw(config: Config, said: Place) -> None:
+    check_amounts({name: getattr(config, name) for name in AMOUNTS}, said)
+    check_quotas(config.source_quotas, said)
+    check_strategy(config.strategy or "sample", config.replacement, config.weights, said)
 
 
 def _evaluation(config: Config, said: Place) -> None:
@@ -189,7 +151,7 @@ def _model_notices(config: Config) -> list[str]:
         unused = [name for name in _LORA_KEYS if getattr(config, name) != fields[name].default]
         if unused:
             lines.append(f"finetuning_type: full trains all weights, so {', '.join(unused)} has no effect")
-    if config.trust_remote_code and config.model_name_or_path != "demo":
+    if config.trust_remote_code and config.model_name_or_path != DEMO:
         lines.append(f"trust_remote_code: true runs Python code that comes with {config.model_name_or_path}")
     return lines
 

@@ -16,6 +16,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Role = Literal["run", "selection", "runtime"]
+DEMO = "demo"
+"""In place of the name of a model or data set: those that are embedded."""
 
 
 def key(default: Any, meaning: str, role: Role, group: str, **limits: Any) -> Any:
@@ -34,7 +36,7 @@ class Config(BaseModel):
 
     # model
     model_name_or_path: str = key(
-        "demo", "folder or hub name of a causal LM; demo: the embedded small model", "run", "model"
+        DEMO, "folder or hub name of a causal LM; demo: the embedded small model", "run", "model"
     )
     model_revision: str | None = key(None, "branch, tag or commit of a hub model", "run", "model")
     adapter_name_or_path: str | None = key(
@@ -64,7 +66,7 @@ class Config(BaseModel):
 
     # data
     dataset: str = key(
-        "demo",
+        DEMO,
         "the pool: files, folders, entries of dataset_info.json or hub names, comma-separated; "
         "demo: the embedded corpus",
         "run",

@@ -16,7 +16,7 @@ from typing import Any
 from dataflex_pipeline.config import checks
 from dataflex_pipeline.config.aliases import data_of_method
 from dataflex_pipeline.config.components import check_method_names, components_file, find_file, merged
-from dataflex_pipeline.config.fields import SECRETS, Config
+from dataflex_pipeline.config.fields import DEMO, SECRETS, Config
 from dataflex_pipeline.config.overrides import COMMAND_LINE, override_layers
 from dataflex_pipeline.config.peer import FIXED, HINTS, IGNORED, shipped_in_place_of, translate
 from dataflex_pipeline.config.redaction import without_secrets
@@ -29,7 +29,6 @@ QUICKSTART = "configs/quickstart.yaml"
 RUN_FILE = "run.yaml"
 PEER_DEFAULT = "dataflex default for peer files"
 _RECORD = "run"  # section of a run.yaml that is not configuration
-DEMO = "demo"
 OWN_DATA_OR_MODEL = ("model_name_or_path", "dataset")
 _BASE_NOTICE = {
     "quickstart": "no --config: learning_rate, cutoff_len and all else are those of the demo's "
@@ -254,7 +253,7 @@ def _demo_notices(config: Config, settings: _Settings) -> list[str]:
         if name in settings.emptied
     ]
     left = settings.sources.get("eval_dataset") == QUICKSTART
-    if left and config.eval_dataset == "demo" and settings.sources.get("dataset") == COMMAND_LINE:
+    if left and config.eval_dataset == DEMO and settings.sources.get("dataset") == COMMAND_LINE:
         lines.append(
             "eval_dataset is still the embedded demo's target set (from configs/quickstart.yaml), although "
             "dataset is your own: give eval_dataset=..., or eval_dataset=null eval_strategy=no"

@@ -1,4 +1,4 @@
-"""Pool and target: from files or the hub to prepared rows (token ids and labels) in Parquet.
+"""Preparation of the pool and the target: files or hub data sets become tokenised rows in Parquet.
 
 Two passes: ``scan_sources`` reads every source once and finds whatever is wrong with it before anything
 is written; ``prepare`` reads again, tokenises and writes, part by part. Both stream.

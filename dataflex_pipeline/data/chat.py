@@ -1,4 +1,4 @@
-"""From a conversation to text and token ids, with labels on the responses.
+"""Text and token ids of a conversation, with labels on the responses.
 
 A row's text is cut where a response begins and ends, by rendering prefixes of the conversation: what
 is written up to a response is ``render(turns before it, add_generation_prompt=True)``, and the response

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +80,41 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
+class _NumberTooLongError(Exception):
+    """The fast way of the parser cannot hold a number: an integer of 64 bits or more, a float like 1e400."""
+
+
 def _read_array(path: Path) -> Iterator[Row]:
+    number = 0
+    try:
+        for row in _items(path):
+            yield row
+            number += 1
+    except _NumberTooLongError:
+        yield from islice(map(_with_floats, _items(path, any_number=True)), number, None)
+
+
+def _with_floats(value: Any) -> Any:
+    """Return a parsed value with floats in place of decimals."""
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, list):
+        return [_with_floats(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _with_floats(each) for key, each in value.items()}
+    return value
+
+
+def _items(path: Path, *, any_number: bool = False) -> Iterator[Row]:
+    """Yield the items of a JSON array.
+
+    Args:
+        path: the file.
+        any_number: parse numbers of any length, floats as decimals; it is slower.
+    """
     with open_data(path) as stream:
         skip_bom(stream, path)
-        items = ijson.items(stream, "item", use_float=True, buf_size=_BLOCK_BYTES, map_type=_Object)
+        items = ijson.items(stream, "item", use_float=not any_number, buf_size=_BLOCK_BYTES, map_type=_Object)
         number = 0
         _TWICE.clear()
         while True:
@@ -90,6 +123,8 @@ def _read_array(path: Path) -> Iterator[Row]:
             except StopIteration:
                 return
             except (ijson.JSONError, UnicodeDecodeError) as error:
+                if "overflow" in str(error) and not any_number:
+                    raise _NumberTooLongError from error
                 raise _array_error(path, error) from error
             number += 1
             if _TWICE:

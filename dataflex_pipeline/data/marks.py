@@ -1,4 +1,4 @@
-"""Marks that other tools write on a turn beside its role and text, and what becomes of them here.
+"""Marks that other tools write on a turn beside its role and text, and their treatment here.
 
 - ``weight`` (OpenAI, mistral-finetune), ``loss`` and ``loss_scale`` (ms-swift, AgentInstruct), ``train`` and
   ``training`` and ``train_on_turn`` (axolotl), ``trainable``: 0 or false on an assistant turn takes its

@@ -11,13 +11,13 @@ added token before or after it, whose id is then taken off again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dataflex_pipeline.schemas import IGNORED
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import AddedToken, PreTrainedTokenizerBase
 
 _SPACES = ("\u2581", "\u0120")
 """How SentencePiece and byte-level tokenizers write a space inside a token."""
@@ -46,14 +46,24 @@ class PieceTokenizer:
         added = tokenizer.added_tokens_decoder
         special = [number for number, token in added.items() if token.special]
         self.special_ids = frozenset([*special, *tokenizer.all_special_ids])
-        # Some tokenizers know a token at the start of a text only (its spelling is normalised with a space).
-        behind = self._batch([f"a{token.content}" for token in added.values()])
-        known = [
-            token for (number, token), ids in zip(added.items(), behind, strict=True) if ids[-1:] == [number]
-        ]
-        self._added = _longest_first(token.content for token in known)
-        self._right_strips = _longest_first(token.content for token in known if token.rstrip)
-        self._left_strips = _longest_first(token.content for token in known if token.lstrip)
+        known = list(self._known(added))
+        self._added = _longest_first(text for text, _ in known)
+        self._right_strips = _longest_first(text for text, token in known if token.rstrip)
+        self._left_strips = _longest_first(text for text, token in known if token.lstrip)
+
+    def _known(self, added: Mapping[int, AddedToken]) -> Iterator[tuple[str, AddedToken]]:
+        """Yield how each added token is spelled inside a text.
+
+        Some tokenizers know one at the start of a text or behind a space only: its own spelling is
+        normalised, which puts a space before it.
+        """
+        left = dict(added)
+        for space in ("", " "):
+            texts = {number: space + token.content for number, token in left.items()}
+            found = self._batch([f"a{text}" for text in texts.values()])
+            for (number, text), ids in zip(texts.items(), found, strict=True):
+                if ids[-1:] == [number]:
+                    yield text, left.pop(number)
 
     def ids(self, text: str) -> list[int]:
         """Return a text's token ids, special tokens only where the text spells them."""

@@ -1,4 +1,4 @@
-"""The second pass: rows are tokenised, in several processes if asked, and written part by part.
+"""The second pass over the sources: rows are tokenised, in several processes if asked, and written.
 
 A part holds a fixed number of rows and is made of chunks of a fixed number of rows, so that neither
 the number of processes nor an interruption changes a single byte of it.

@@ -1,4 +1,4 @@
-"""Row by row out of JSON, JSON Lines, CSV, Parquet and Arrow files, never holding a whole file.
+"""Readers of JSON, JSON Lines, CSV, Parquet and Arrow files, row by row, never holding a whole file.
 
 Whatever is wrong with a file is a DataError that names the file and, for text, the line.
 """

@@ -1,4 +1,4 @@
-"""What the README.md of a folder says of its splits: the ``configs`` of the Hugging Face hub.
+"""Splits that the README.md of a folder declares: the ``configs`` of the Hugging Face hub.
 
 The header of such a README.md lists configs, each with the patterns of the files of its splits
 (``data_files``), or with a folder of its own (``data_dir``). They are followed as `datasets` does, by its own

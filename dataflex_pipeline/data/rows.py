@@ -1,4 +1,4 @@
-"""From raw rows to the rows of a prepared table."""
+"""Preparation of single rows: from a raw row to the row of a prepared table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decides the rows of a prepared data set."""
+"""Settings that decide the rows of a prepared data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a name in ``dataset:`` to the files, hub data set or ``dataset_info.json`` entry it stands for.
+"""Sources by name in ``dataset:``: files, a hub data set or an entry of ``dataset_info.json``.
 
 A name is looked for, in this order, as an entry of ``<dataset_dir>/dataset_info.json``, as a path
 (as given, then below ``dataset_dir``, then there with each known extension), and on the hub.

@@ -1,4 +1,4 @@
-"""Turns as a chat template takes them: the keys that it reads, tools and calls in the form that it knows.
+"""Turns in the form that a chat template takes: the keys that it reads, tools and calls as it knows them.
 
 The keys are those that its text reads from a message: ``m.key``, ``m['key']``, ``m.get('key')``. A name
 stands for a message, or for a list of them, if it is ``messages``, is set to such a thing (a part of the

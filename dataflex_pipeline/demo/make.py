@@ -1,4 +1,4 @@
-"""Making the demo folder: corpus, tokenizer, model, and the numbers that describe them."""
+"""The demo folder: corpus, tokenizer, model, and the numbers that describe them."""
 
 from __future__ import annotations
 

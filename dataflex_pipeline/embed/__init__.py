@@ -1,4 +1,4 @@
-"""Embedders turn texts into vectors; one file per implementation."""
+"""Embedders, which turn texts into vectors; one file per implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which embedder: by name, or decided once by what is installed; only the one in use is imported."""
+"""The choice of an embedder: by name, or once by the installed packages; only that one is imported."""
 
 from __future__ import annotations
 

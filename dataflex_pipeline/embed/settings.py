@@ -1,4 +1,4 @@
-"""What an embedding model's files say about it before it is loaded: identity, dimension, longest text.
+"""An embedding model as its files describe it before it is loaded: identity, dimension, longest text.
 
 Every embedder gets these as plain numbers, so that two of them cut a text at the same token and give vectors
 of the same length, whatever their own defaults are.

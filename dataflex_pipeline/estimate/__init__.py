@@ -1,1 +1,1 @@
-"""What a run will cost before it is run: counts, a short calibration, and what follows from both."""
+"""Estimate of a run before it is run: counts, a short calibration, and the costs that follow from both."""

@@ -1,4 +1,4 @@
-"""What a feature takes, seen by computing it for sampled rows with the very code of a run.
+"""The cost of a feature, measured with the code of a run on sampled rows.
 
 Seconds are counted per unit of work: a token of a row, a drawn token, or a pair of vectors. Nothing that
 costs money is asked, and no judge is loaded.

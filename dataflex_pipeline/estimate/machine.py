@@ -1,4 +1,4 @@
-"""How much memory this process takes, and how long its libraries take to load."""
+"""The memory of this process, and the seconds that its libraries take to load."""
 
 from __future__ import annotations
 

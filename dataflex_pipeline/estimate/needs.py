@@ -1,4 +1,4 @@
-"""Which feature tables a run computes, round by round; none is computed twice."""
+"""The feature tables that a run computes, round by round; none is computed twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each feature table of a run is predicted to take, from counts and the calibration."""
+"""The predicted cost of each feature table of a run, from counts and the calibration."""
 
 from __future__ import annotations
 

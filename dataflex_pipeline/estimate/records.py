@@ -1,4 +1,4 @@
-"""What a calibration found, and what is predicted of a stage: rows, tokens, FLOPs, seconds, bytes, requests.
+"""Records of a calibration and of a stage's predicted cost: rows, tokens, FLOPs, seconds, bytes, requests.
 
     seconds = measured start + units of work x measured seconds per unit
 

@@ -1,4 +1,4 @@
-"""A sample of the rows of a split, prepared in memory: how long they are and what preparing takes."""
+"""A sample of the rows of a split, prepared in memory: lengths, and the seconds of preparing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stages of a whole run, from the first import to the last checkpoint, each with what it takes."""
+"""The stages of a whole run with their costs, from the first import to the last checkpoint."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dataflex_pipeline.estimate.records import Measured, StageCost
 from dataflex_pipeline.estimate.sample import Sample
 from dataflex_pipeline.estimate.training import checkpoint_bytes
 from dataflex_pipeline.schemas import PROBABILITIES, SCORES
+from dataflex_pipeline.training.kept import kept_steps
 
 BACKWARD_SHARE = 2.0 / 3.0
 """Rate of a training step or of gradients, as a share of a forward pass's (docs/scaling.md)."""
@@ -130,8 +131,7 @@ def training_stage(found: Measured, number: int, batch: int) -> StageCost:
     seconds += evaluated * target.tokens * cost.evaluation_seconds
     seconds += cost.once_seconds if number == 0 else 0.0
     disk = float(cost.checkpoint_bytes + steps * cost.log_bytes)
-    if config.keep_checkpoints and config.save_steps is not None:
-        disk += ((steps - 1) // config.save_steps) * cost.checkpoint_bytes
+    disk += len(kept_steps(config, 0, steps)) * cost.checkpoint_bytes
     note = "rows of one's own choice may be longer or shorter than the pool's" if number else ""
     return replace(stage, seconds=seconds, disk_bytes=disk, memory_bytes=cost.peak_bytes, note=note)
 

@@ -1,1 +1,1 @@
-"""How good the model of a round is: losses, generated answers, and benchmark tasks."""
+"""Evaluation of the model of a round: losses, generated answers, and benchmark tasks."""

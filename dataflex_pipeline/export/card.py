@@ -1,4 +1,4 @@
-"""The model card: what the model is, and which rows it was trained on and why these.
+"""The model card: the model, the rows that it was trained on, and the reasons for these.
 
 A card is published, so it holds no path of the machine and no secret: folders become their last name, and
 of the settings only those that decide a result are listed.

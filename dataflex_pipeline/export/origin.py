@@ -1,4 +1,4 @@
-"""What is exported: which checkpoint of which run, or an adapter on its own."""
+"""The origin of an export: a checkpoint of a run, or an adapter on its own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataflex_pipeline.models.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapt
 from dataflex_pipeline.store.fingerprint import file_digest, files_digest
 from dataflex_pipeline.store.run import BEST, RunFolder
 from dataflex_pipeline.store.stale import is_complete
+from dataflex_pipeline.training.finished import checkpoint_that_counts
 from dataflex_pipeline.training.marker import Marker, read_marker, verify_checkpoint
 
 if TYPE_CHECKING:
@@ -65,14 +66,9 @@ def origin_of_run(config: Config, run: RunFolder, number: int | None, rows_of: i
 
 
 def _checkpoint(config: Config, run: RunFolder, number: int | None) -> Path:
-    best = run.folder / BEST
-    if number is None and config.load_best_model_at_end and is_complete(best):
-        return best
-    wanted = range(config.update_times, -1, -1) if number is None else [number]
-    for each in wanted:
-        checkpoint = run.round(each).checkpoint
-        if is_complete(checkpoint):
-            return checkpoint
+    found = checkpoint_that_counts(config, run) if number is None else run.round(number).checkpoint
+    if found is not None and is_complete(found):
+        return found
     raise RunError(
         f"The run {run.folder} has no finished checkpoint{'' if number is None else f' of round {number}'}.",
         "Only what is trained can be exported.",

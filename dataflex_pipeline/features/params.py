@@ -26,7 +26,8 @@ class ProjectionParams(api.Params):
     proj_dim: int = Field(4096, ge=1, description="dimensions that gradients are projected to")
     projection: Literal["countsketch", "rademacher", "trak"] = Field(
         "countsketch",
-        description="the random projection: one signed bucket per coordinate, or dense signs",
+        description="the random projection; countsketch: one signed bucket per coordinate, rademacher: dense "
+        "signs, trak: dense signs by traker, on a GPU",
     )
     dtype: Literal["float16", "float32"] = Field(
         "float16", description="number format of projected gradients on disk"
@@ -53,7 +54,7 @@ class GradientParams(ProjectionParams, UpdateParams):
 
     gradient_type: Literal["adam", "sgd"] = Field(
         "adam",
-        description="the pool's side: Adam's update of each row's gradient, or the gradient itself",
+        description="the pool's side; adam: Adam's update of each row's gradient, sgd: the gradient itself",
     )
     temperature: float = Field(
         0.1,
@@ -70,7 +71,12 @@ class GenerationParams(api.Params):
     generation_temperature: float = Field(
         0.7, ge=0, description="of the drawn answers; other than 1 it biases the policy gradient"
     )
-    top_p: float = Field(1.0, gt=0, le=1, description="share of the probability that answers are drawn from")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the probability that answers are drawn from; below 1 biases, too",
+    )
     top_k: int = Field(0, ge=0, description="tokens that answers are drawn from; 0: all")
     max_prompt_length: int = Field(4096, ge=1, description="tokens of a prompt, cut at its beginning")
     generator: Literal["auto", "vllm", "transformers"] = Field(
@@ -106,8 +112,9 @@ def backend_defaults() -> dict[str, dict[str, Any]]:
 
 
 def backend_meanings() -> dict[str, Any]:
-    """Return what every reward backend's settings mean, by backend.setting."""
-    return {
+    """Return what every reward backend is, by its name, and its settings mean, by backend.setting."""
+    kinds = {name: str(kind.__doc__).partition("\n")[0].rstrip(".") for name, kind in SHIPPED.items()}
+    return kinds | {
         f"{name}.{key}": field.description
         for name, kind in SHIPPED.items()
         for key, field in kind.model_fields.items()
@@ -148,10 +155,15 @@ class JudgedParams(RewardParams):
 class PolicyChoice(api.Params):
     """Which answers count in a policy gradient, and how."""
 
-    policy: Policy = Field("vanilla", description="which answers count: all, or those that pass")
-    kept_samples: int = Field(2, ge=1, description="answers that policy: topk keeps")
+    policy: Policy = Field(
+        "vanilla",
+        description="which answers count; vanilla: all, rejection: those of reward above 0, hard_rejection: "
+        "those not worse than the row's own answer, topk: the best",
+    )
+    kept_samples: int = Field(2, ge=1, description="best answers that policy: topk keeps")
     baseline: Baseline = Field(
-        "none", description="what is subtracted from a reward: nothing, or the mean of the row's others"
+        "none",
+        description="what is subtracted from a reward; leave_one_out: the mean of the row's other answers",
     )
     token_mean: bool = Field(False, description="divide an answer's log-probability by its tokens")
 
@@ -210,9 +222,7 @@ class EmbeddingParams(TextLimits):
     embed_text: Text = Field(
         "conversation", description="what of a row is embedded: conversation, prompt, response, chat_template"
     )
-    query_text: Text | None = Field(
-        None, description="the same of a target row; by default as embed_text says"
-    )
+    query_text: Text | None = Field(None, description="the same of a target row; null: as embed_text says")
     embed_prompt: str = Field("", description="put before every text of the pool")
     query_prompt: str = Field(
         "", description="put before every text of the target, such as an instruction to the model"
@@ -274,9 +284,11 @@ class SearchParams(api.Params):
     """How near rows are searched."""
 
     search: Search = Field("auto", description="exact, ivf (cells), or auto: exact where that is affordable")
-    nlist: int | None = Field(None, ge=1, description="cells of an ivf search; default: root of the rows")
+    nlist: int | None = Field(
+        None, ge=1, description="cells of an ivf search; null: the square root of the rows"
+    )
     nprobe: int | None = Field(
-        None, ge=1, description="cells looked into; default: four times what is wanted, at least 16"
+        None, ge=1, description="cells looked into; null: four times what is wanted, at least 16"
     )
 
 
@@ -302,5 +314,8 @@ class KernelParams(api.Params):
 
     kde_K: int = Field(1000, ge=1, description="nearest rows that a row's density is summed over")  # noqa: N815
     sigma: float = Field(
-        0.75, ge=0, allow_inf_nan=False, description="width of the density kernel; 0: every density is 1"
+        0.75,
+        ge=0,
+        allow_inf_nan=False,
+        description="width of the density kernel, of distances from 0 to 2; 0: every density is 1",
     )

@@ -1,4 +1,4 @@
-"""Generators draw completions from a model with its adapter; one file per implementation."""
+"""Generators, which draw completions from a model with its adapter; one file per implementation."""
 
 from __future__ import annotations
 

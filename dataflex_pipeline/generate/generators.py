@@ -1,4 +1,4 @@
-"""Which generator draws: chosen once, by name or by what is installed, never by trying."""
+"""The choice of a generator: made once, by name or by the installed packages, never by trying."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every generator has to know: how tokens are drawn, what ends a completion, how long it may be."""
+"""Settings of every generator: the drawing of tokens, the end of a completion, its longest length."""
 
 from __future__ import annotations
 

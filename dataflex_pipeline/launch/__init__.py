@@ -1,4 +1,4 @@
-"""What a launcher (torchrun, accelerate launch) says about the processes that it started.
+"""The processes of this launch, as a launcher (torchrun, accelerate launch) describes them.
 
 Rank 0 runs the command as a single process would; the others wait for the jobs that it gives out (team.py).
 A plain run has one process, no team, and never imports torch for this.

@@ -1,4 +1,4 @@
-"""The processes of one launch, and what they say to each other.
+"""The processes of one launch, and the messages between them.
 
 Rank 0 gives out jobs: a share of a feature's parts, or a round to train. All of it is small texts in the
 launcher's own key-value store (torch.distributed's, over TCP); results go through files.

@@ -1,4 +1,4 @@
-"""Making a model trainable: a fresh LoRA adapter, a given one, or all weights."""
+"""Trainable models: a fresh LoRA adapter, a given one, or all weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Putting a LoRA adapter on a base model: a fresh one, or that of a folder, checked tensor by tensor.
+"""A LoRA adapter on a base model: a fresh one, or that of a folder, checked tensor by tensor.
 
 peft warns where it should stop: tensors that a file lacks stay at their random start, tensors that it has too
 many are dropped, and both are one line among many. Here every tensor of the file has to find its place, every

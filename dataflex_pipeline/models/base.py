@@ -1,4 +1,4 @@
-"""Loading the causal language model on its device, in its precision, with an adapter or without."""
+"""The causal language model on its device, in its precision, with an adapter or without."""
 
 from __future__ import annotations
 

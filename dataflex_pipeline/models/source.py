@@ -1,4 +1,4 @@
-"""Where a model comes from: a local folder or a hub name, and what identifies it in a fingerprint."""
+"""The source of a model: a local folder or a hub name, and its identity in a fingerprint."""
 
 from __future__ import annotations
 

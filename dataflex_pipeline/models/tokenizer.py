@@ -1,4 +1,4 @@
-"""Loading the tokenizer of the base model, and the rule for its padding token."""
+"""The tokenizer of the base model, and the rule for its padding token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells: k-means regions that a search looks into instead of looking at everything (an inverted file, IVF).
+"""K-means cells (an inverted file, IVF): regions to search in place of the whole table.
 
 Every vector belongs to the cell of its nearest centroid; a query looks only into the ``nprobe`` cells whose
 centroids are nearest to it. What it misses is measured, never assumed (see ``search`` and ``density``).

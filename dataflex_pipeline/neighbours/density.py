@@ -1,4 +1,4 @@
-"""How crowded each vector's neighbourhood is: kernel sums over its nearest vectors, itself included.
+"""Density of each vector's neighbourhood: kernel sums over its nearest vectors, itself included.
 
     rho_i     = sum over the K nearest j of max(0, 1 - d_ij^2 / sigma^2)          (TSDS)
     density_i = 1/K sum over the K nearest j of exp(-d_ij^2 / (2 sigma^2))        (the guide's column)

@@ -1,4 +1,4 @@
-"""A greedy choice by density and diversity: the guide's score.
+"""A greedy choice by density and diversity, with the score of the method guide.
 
 One row after the other is chosen, always the one with the largest
 

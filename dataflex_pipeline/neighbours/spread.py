@@ -1,4 +1,4 @@
-"""From tables to shares: the target's mass, streamed from its neighbours through the transport to the pool.
+"""Shares of the pool: the target's mass, streamed from its neighbours through the transport.
 
 A table of neighbours has, per target row, ``neighbours`` (pool rows, nearest first), ``distances``, ``valid``
 and how they were found; a table of density has ``rho`` and more per pool row, null off the support.

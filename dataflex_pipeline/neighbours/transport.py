@@ -1,4 +1,4 @@
-"""How much probability each target gives to each of its neighbours (TSDS): the published walk in closed form.
+"""Probabilities that each target gives to its neighbours (TSDS): the published walk in closed form.
 
 Target j has its L_j neighbours at distances d_{j,0} <= d_{j,1} <= ..., each with a density rho. With
 

@@ -1,4 +1,4 @@
-"""Unit vectors out of a table of embeddings, block by block.
+"""Unit vectors of a table of embeddings, block by block.
 
 Such a table has the columns ``row``, ``embedding`` (fixed-size list of float32, length 1) and ``valid``; rows
 that are not valid have no vector and are passed over.

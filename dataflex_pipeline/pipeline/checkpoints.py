@@ -9,7 +9,7 @@ from dataflex_pipeline.errors import ConfigError, RunError
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.stale import found_ingredients
-from dataflex_pipeline.training.kept import checkpoints_of, kept_folder
+from dataflex_pipeline.training.kept import checkpoints_of, kept_folder, kept_steps
 
 
 def check_kept_checkpoints(run: OpenRun, name: str) -> None:
@@ -21,8 +21,7 @@ def check_kept_checkpoints(run: OpenRun, name: str) -> None:
     config = run.given
     method, _ = run.method(name)
     steps = min(config.warmup_step, config.update_step)
-    kept = config.keep_checkpoints and config.save_steps is not None and config.save_steps < steps
-    if kept or not method.every_checkpoint:
+    if not method.every_checkpoint or kept_steps(config, 0, steps):
         return
     raise ConfigError(
         f"The method {name} was told to score with all checkpoints of a round (checkpoints: all), and keep_"

@@ -21,6 +21,7 @@ from dataflex_pipeline.pipeline.prepare import Rows, look
 from dataflex_pipeline.pipeline.score import feature_input, feature_table
 from dataflex_pipeline.store.fingerprint import canonical, digest
 from dataflex_pipeline.store.stale import found_ingredients, is_complete
+from dataflex_pipeline.training.finished import last_round
 from dataflex_pipeline.training.marker import verify_checkpoint
 
 if TYPE_CHECKING:
@@ -95,14 +96,14 @@ def evaluate(run: OpenRun, number: int | None, wanted: Wanted) -> tuple[int, Pat
 
 
 def _last_round(run: OpenRun) -> int:
-    done = [n for n in range(run.given.update_times + 1) if is_complete(run.store.round(n).checkpoint)]
-    if not done:
+    last = last_round(run.given, run.store)
+    if last is None:
         raise RunError(
             f"No round of {run.folder} is finished.",
             "There is no model to evaluate yet.",
             f"Run `dataflex warmup {run.again}` first.",
         )
-    return done[-1]
+    return last
 
 
 def _check(run: OpenRun, number: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dataflex_pipeline.config.load import DEMO
+from dataflex_pipeline.config.fields import DEMO
 from dataflex_pipeline.errors import ConfigError, CorruptError, RunError, StaleError, UserError
 from dataflex_pipeline.export.bundle import MANIFEST, Bundle, Part, describe, write_bundle
 from dataflex_pipeline.export.origin import Origin, origin_of_adapter, origin_of_run

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dataflex_pipeline.config.load import DEMO, Loaded, load_config
+from dataflex_pipeline.config.fields import DEMO
+from dataflex_pipeline.config.load import Loaded, load_config
 from dataflex_pipeline.config.overrides import COMMAND_LINE
 from dataflex_pipeline.errors import CorruptError, UserError
 from dataflex_pipeline.methods import check_methods

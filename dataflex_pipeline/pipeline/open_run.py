@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from dataflex_pipeline import launch
 from dataflex_pipeline.api import Method, Progress, Silent, Split
 from dataflex_pipeline.config.components import ComponentEntry, method_parameters
-from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.config.load import DEMO, Loaded, dump_config
+from dataflex_pipeline.config.fields import DEMO, Config
+from dataflex_pipeline.config.load import Loaded, dump_config
 from dataflex_pipeline.errors import DataError, RunError, UserError
 from dataflex_pipeline.methods import configured_method
 from dataflex_pipeline.pipeline.memo import Memo

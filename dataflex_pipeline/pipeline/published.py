@@ -17,6 +17,7 @@ from dataflex_pipeline.store.atomic import atomic_file
 from dataflex_pipeline.store.run import BEST
 from dataflex_pipeline.store.stale import is_complete
 from dataflex_pipeline.training import read_marker
+from dataflex_pipeline.training.finished import checkpoint_that_counts
 
 
 class BestCheckpoint(Output):
@@ -146,15 +147,8 @@ class PublishedAdapter(Output):
 
 
 def newest(run: OpenRun) -> Path | None:
-    """Return the folder whose weights count: best/ where that is kept, else the last finished round's."""
-    best = run.folder / BEST
-    if run.given.load_best_model_at_end and (best / ADAPTER_CONFIG).is_file():
-        return best
-    for number in range(run.given.update_times, -1, -1):
-        checkpoint = run.store.round(number).checkpoint
-        if is_complete(checkpoint):
-            return checkpoint
-    return None
+    """Return the folder whose weights count; None before the first round is finished."""
+    return checkpoint_that_counts(run.given, run.store)
 
 
 def _beside_the_weights(source: Path) -> list[str]:

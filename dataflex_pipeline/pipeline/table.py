@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
+
+from dataflex_pipeline.store.parquet import read_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +31,7 @@ class Table:
 
     def to_arrow(self) -> pa.Table:
         """Return the whole table."""
-        return pq.read_table(self.path)
+        return read_whole(self.path)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the whole table as a data frame."""
@@ -38,5 +40,5 @@ class Table:
     def top(self, n: int) -> pa.Table:
         """Return the ``n`` lines of the highest score, best first; lines without a score are left out."""
         table = self.to_arrow()
-        ranked = table.filter(pa.compute.is_valid(table.column(self.by)))
+        ranked = table.filter(pc.is_valid(table.column(self.by)))
         return ranked.sort_by([(self.by, "descending"), ("row", "ascending")]).slice(0, n)

@@ -1,21 +1,27 @@
 """Spread of the numbers of a column: counts, quantiles, histogram; a few passes, bounded memory.
 
-Quantiles are exact (linear interpolation between order statistics, as ``numpy.quantile``) up to
-EXACT_ROWS values, 8 bytes of memory each; above that a t-digest estimates them and ``exact`` is false.
+Quantiles are exact: those of ``store.ranks``, bit by bit, as methods take them. DuckDB finds the order
+statistics of up to HELD_ROWS values five times as fast, and holds them in memory; more are streamed.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dataflex_pipeline.reports.query import dictionaries, quoted
+from dataflex_pipeline.store.ranks import interpolated, order_statistics
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyRelation
 
-EXACT_ROWS = 30_000_000
+HELD_ROWS = 30_000_000
+"""Values that are sorted in memory."""
+BLOCK_ROWS = 65536
 SHARES = (0.005, 0.05, 0.25, 0.5, 0.75, 0.95, 0.995)
 OUTER = (SHARES[0], SHARES[-1])
 BINS = 16
@@ -28,7 +34,7 @@ class Spread:
     Attributes:
         column: its name. n: finite values. missing: nulls, NaN and infinities.
         minimum, maximum, mean, std: of the finite values; NaN where there is none. std is the population's.
-        quantiles: share -> value. exact: whether they are exact.
+        quantiles: share -> value.
     """
 
     column: str
@@ -39,7 +45,6 @@ class Spread:
     mean: float
     std: float
     quantiles: dict[float, float]
-    exact: bool
 
     def plain(self) -> dict[str, Any]:
         """Return the spread for JSON; what does not exist is null."""
@@ -50,7 +55,6 @@ class Spread:
             "missing": self.missing,
             **{name: None if math.isnan(value) else value for name, value in numbers.items()},
             "quantiles": {f"{share:g}": value for share, value in self.quantiles.items()},
-            "exact": self.exact,
         }
 
 
@@ -67,25 +71,38 @@ class Bin:
     count: int
 
 
-def spread(relation: DuckDBPyRelation, column: str, exact_rows: int = EXACT_ROWS) -> Spread:
+def spread(relation: DuckDBPyRelation, column: str, held_rows: int = HELD_ROWS) -> Spread:
     """Return how a numeric column is spread.
 
     Args:
         relation: the table. column: its numeric column.
-        exact_rows: largest number of values whose quantiles are taken exactly.
+        held_rows: largest number of values that are held in memory.
     """
     value = f"{quoted(column)}::double"
     finite = relation.project(f"case when isfinite({value}) then {value} end as x")
     counted = finite.aggregate("count(x), count(*) - count(x), min(x), max(x), avg(x), stddev_pop(x)")
     n, missing, *numbers = counted.fetchall()[0]
     low, high, mean, std = (math.nan if number is None else float(number) for number in numbers)
-    exact = n <= exact_rows
-    found: list[float] = []
-    if n:
-        function = "quantile_cont" if exact else "approx_quantile"
-        found = finite.aggregate(f"{function}(x, {list(SHARES)})").fetchall()[0][0]
-    quantiles = dict(zip(SHARES, found, strict=True)) if n else {}
-    return Spread(column, n, missing, low, high, mean, std, quantiles, exact)
+    find = _held if n <= held_rows else _streamed
+    found = interpolated(n, SHARES, lambda ranks: find(finite, n, ranks)) if n else []
+    quantiles = dict(zip(SHARES, found, strict=False))
+    return Spread(column, n, missing, low, high, mean, std, quantiles)
+
+
+def _held(finite: DuckDBPyRelation, n: int, ranks: Sequence[int]) -> list[float]:
+    """Return order statistics of the column x; the middle of a rank's share finds it, whatever is rounded."""
+    shares = [(rank + 0.5) / n for rank in ranks]
+    found: list[float] = finite.aggregate(f"quantile_disc(x, {shares})").fetchall()[0][0]
+    return found
+
+
+def _streamed(finite: DuckDBPyRelation, n: int, ranks: Sequence[int]) -> list[float]:
+    def values() -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        for block in finite.filter("x is not null").fetch_arrow_reader(BLOCK_ROWS):
+            numbers = block.column("x").to_numpy()
+            yield np.arange(len(numbers)), numbers
+
+    return order_statistics(values, ranks)
 
 
 def histogram(relation: DuckDBPyRelation, found: Spread, bins: int = BINS) -> list[Bin]:

@@ -1,4 +1,4 @@
-"""Rewarders judge answers: a metric, a reward model, a local judge or one behind an API; one file each."""
+"""Rewarders, which judge answers: a metric, a reward model, a local judge or one behind an API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The address of a judge's endpoint: what it may hold, and how it may be shown."""
+"""The address of a judge's endpoint: its allowed parts, and the form in which it may be shown."""
 
 from __future__ import annotations
 

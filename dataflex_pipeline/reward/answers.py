@@ -1,4 +1,4 @@
-"""The answer to be judged, with what a judge needs beyond its text."""
+"""The answer to be judged, with all that a judge needs beyond its text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One OpenAI-compatible chat endpoint: a request, what can be wrong with its reply, and the errors.
+"""One OpenAI-compatible chat endpoint: a request, the faults of its reply, and the errors.
 
 A 408, 425, 429 or 5xx, a timeout, a broken connection and a reply that is not what the protocol says are
 worth another attempt; any other status is final. Redirects are not followed, because the key would go along.

@@ -1,4 +1,4 @@
-"""The files of a judge or reward model: which model it is, its tokenizer, how long a text it takes."""
+"""The files of a judge or reward model: its identity, its tokenizer, and its longest text."""
 
 from __future__ import annotations
 

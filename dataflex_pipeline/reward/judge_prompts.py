@@ -1,4 +1,4 @@
-"""What a judge is asked: the prompts, with and without a reference answer, and the second request.
+"""Prompts for a judge, with and without a reference answer, and the second request.
 
 A template is text in which {prompt}, {completion}, {reference} and {max_score} are replaced in one pass, so
 that braces in an answer are left alone. The scale is always 0 to ``max_score``.

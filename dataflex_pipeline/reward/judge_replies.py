@@ -1,4 +1,4 @@
-"""Reading the score out of a judge's reply, strictly: one number that can be meant, or none.
+"""The score in a judge's reply, read strictly: one number that can be meant, or none.
 
 What follows the last ``</think>`` (chat templates may open that block themselves), or else the whole reply,
 is read; the first rule that applies decides:

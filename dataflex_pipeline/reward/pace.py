@@ -1,4 +1,4 @@
-"""When the next request may be sent: requests per minute, the budget, pauses that the endpoint asks for."""
+"""The time of the next request: requests per minute, the budget, pauses that the endpoint asks for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of the shipped rewarders, as they stand below ``reward_backend_params``, and what they imply.
+"""The settings of the shipped rewarders, as they stand below ``reward_backend_params``, and their defaults.
 
 A settings class says all that the rest of the program has to know about its rewarder: its name, what decides
 a reward, whether it can be used, what it costs. The rewarder itself is imported when it is made.
@@ -140,10 +140,12 @@ class JudgeSettings(Settings):
     show_reference: bool = Field(
         True, description="show the judge the target row's own answer, where it has one"
     )
-    system_prompt: str | None = Field(None, description="what the judge is told first")
-    prompt: str | None = Field(None, description="text with {prompt} and {completion}, without a reference")
+    system_prompt: str | None = Field(None, description="what the judge is told first; null: the shipped one")
+    prompt: str | None = Field(
+        None, description="text with {prompt} and {completion}, without a reference; null: the shipped one"
+    )
     prompt_with_reference: str | None = Field(
-        None, description="text with {prompt}, {completion} and {reference}"
+        None, description="text with {prompt}, {completion} and {reference}; null: the shipped one"
     )
 
     @model_validator(mode="after")

@@ -9,9 +9,10 @@ from fractions import Fraction
 import numpy as np
 
 from dataflex_pipeline.api import BlockTable
+from dataflex_pipeline.config.draw_rules import exact
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 from dataflex_pipeline.sampling.rows import count_valid, source_names
-from dataflex_pipeline.sampling.settings import DrawSettings, exact
+from dataflex_pipeline.sampling.settings import DrawSettings
 from dataflex_pipeline.sampling.uniforms import Integers
 
 

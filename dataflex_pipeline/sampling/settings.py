@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Literal
 
 import pyarrow as pa
 
+from dataflex_pipeline.config.draw_rules import AMOUNTS, check_amounts, check_quotas, check_strategy
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.sampling.uniforms import Integers
 
@@ -55,70 +54,28 @@ class DrawSettings:
     over_target_rows: bool = False
 
     def __post_init__(self) -> None:
-        self._check_amounts()
-        self._check_quotas()
-        self._check_strategy()
-
-    def _check_amounts(self) -> None:
-        given = {
-            name: getattr(self, name)
-            for name in ("num_samples", "fraction", "token_budget")
-            if getattr(self, name) is not None
-        }
-        if len(given) > 1:
-            raise ConfigError(
-                "Set together: " + ", ".join(f"{name}={value}" for name, value in given.items()) + ".",
-                "Each of them says how many rows to select, so only one can hold.",
-                "Keep one of num_samples, fraction and token_budget.",
-            )
+        amounts = {name: getattr(self, name) for name in AMOUNTS}
+        check_amounts(amounts, self._said)
+        check_quotas(self.source_quotas, self._said)
+        check_strategy(self.strategy, self.replacement, self.weights, self._said)
         if self.positions < 1:
             raise ValueError(f"an index needs at least one position, got {self.positions}")
-        for name, value in given.items():
-            if not value > 0 or (name == "fraction" and value > 1):
+        for name, value in amounts.items():
+            if value is not None and (not value > 0 or (name == "fraction" and value > 1)):
                 raise ConfigError(
                     f"{name}={value}.",
                     "A selection needs at least one row, and a fraction is a share of the valid rows.",
                     "Set fraction in (0, 1]; num_samples and token_budget to at least 1.",
                 )
-
-    def _check_quotas(self) -> None:
-        for name, share in self.source_quotas.items():
-            if not (math.isfinite(share) and 0 <= share <= 1):
-                raise ConfigError(
-                    f"source_quotas: {name}={share}.",
-                    "A quota is the share of the selected rows that come from this source.",
-                    "Give each source a number between 0 and 1.",
-                )
-        total = sum(map(exact, self.source_quotas.values()), Fraction(0))
-        if total > 1 + Fraction(1, 10**9):
-            raise ConfigError(
-                f"source_quotas sum to {float(total):.6g}.",
-                "They are shares of one selection, so they cannot be more than the whole of it.",
-                "Lower them to a sum of at most 1; the rest comes from the sources that are not named.",
-            )
-
-    def _check_strategy(self) -> None:
-        if self.strategy == "sample":
-            return
-        if self.weights != "uniform":
-            raise ConfigError(
-                f"weights={self.weights} with strategy={self.strategy}.",
-                "That selection is not random: a row is in it for sure or not at all, "
-                "so there is no drawing probability to weigh by.",
-                "Set weights=uniform, or strategy=sample.",
-            )
-        if self.replacement:
-            raise ConfigError(
-                f"replacement=true with strategy={self.strategy}.",
-                "That selection takes each row once; only a random draw can return rows.",
-                "Set replacement=false, or strategy=sample.",
-            )
         if self.strategy == "round_robin" and not self.group_columns and not self.over_target_rows:
             raise ConfigError(
                 "strategy=round_robin on scores without group columns.",
                 "Groups take turns by their own score columns, and this method has one score only.",
                 "Set strategy=top_k, or score with a method that has groups and a target with groups.",
             )
+
+    def _said(self, name: str) -> str:
+        return f"{name}={getattr(self, name)}"
 
 
 @dataclass(frozen=True)
@@ -140,8 +97,3 @@ class Drawn:
     selected: Integers
     n_distinct: int
     tau: float | None
-
-
-def exact(share: float) -> Fraction:
-    """Return the decimal number that a share was written as, so that 0.07 of 100 is 7 and not a bit more."""
-    return Fraction(repr(float(share)))

@@ -1,1 +1,1 @@
-"""Where results live on disk: atomic writes, fingerprints, sharded tables, the run folder."""
+"""Results on disk: atomic writes, fingerprints, sharded tables, the run folder."""

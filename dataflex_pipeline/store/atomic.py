@@ -1,4 +1,4 @@
-"""The one home of renames: everything durable becomes visible here, whole or not at all.
+"""Atomic writes: the only renames of the program; a durable file appears whole or not at all.
 
 A file or folder is written under a temporary name in the folder where it will live, flushed to the
 disk, and renamed. A reader therefore sees the old state or the new one, and a process killed at any

@@ -1,4 +1,4 @@
-"""Errors of the disk, told in words."""
+"""Errors of the disk, in words."""
 
 from __future__ import annotations
 

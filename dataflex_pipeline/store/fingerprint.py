@@ -1,4 +1,4 @@
-"""Fingerprints: what an output was made from, as a short stable digest and as readable changes.
+"""Fingerprints: the ingredients of an output as a short stable digest, and as readable changes.
 
 The *ingredients* of an output are a nested mapping of plain values. Their digest is the output's
 fingerprint; equal ingredients mean an equal output, so a finished output is never made twice, and

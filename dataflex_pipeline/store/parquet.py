@@ -1,4 +1,4 @@
-"""One Parquet file of a run: how it is written and read, and the footer that says what it was made from."""
+"""One Parquet file of a run: writing, reading, and the footer with its ingredients."""
 
 from __future__ import annotations
 

@@ -86,11 +86,24 @@ def quantiles(values: Values, shares: Sequence[float]) -> list[float]:
         values: what ``column_values`` returned, at least one value.
         shares: each in [0, 1].
     """
-    last = count(values) - 1
+    return interpolated(count(values), shares, lambda ranks: order_statistics(values, ranks))
+
+
+def interpolated(
+    n: int, shares: Sequence[float], statistics: Callable[[Sequence[int]], Sequence[float]]
+) -> list[float]:
+    """Return quantiles of ``n`` values from the order statistics at given ranks.
+
+    Args:
+        n: how many values there are, at least one.
+        shares: each in [0, 1].
+        statistics: returns the values at ranks (0 = smallest).
+    """
+    last = n - 1
     positions = [share * last for share in shares]
     below = [int(np.floor(position)) for position in positions]
     above = [min(rank + 1, last) for rank in below]
-    found = order_statistics(values, [*below, *above])
+    found = statistics([*below, *above])
     result = []
     for position, rank, low, high in zip(
         positions, below, found[: len(below)], found[len(below) :], strict=True

@@ -1,4 +1,4 @@
-"""The run folder: where everything of a run is, who may write to it, and what made it.
+"""The run folder: its paths, its lock, and the record of its settings.
 
 runs/<name>/
   run.yaml              the resolved configuration, and how the run came about

@@ -122,7 +122,7 @@ def _numbers_table(
     names = ["column", "min", *(_QUANTILES[share] for share in shares), "max", "mean"]
     rows = [
         [
-            each["column"] + ("" if each["exact"] else " (quantiles estimated)"),
+            each["column"],
             number(each["minimum"]),
             *(number(each["quantiles"].get(share)) for share in shares),
             number(each["maximum"]),

@@ -1,9 +1,10 @@
-"""Progress of long work: a bar with rate and time left in a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar with rate and time left in a terminal or notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
+from importlib.util import find_spec
 
 from rich.progress import (
     BarColumn,
@@ -25,8 +26,10 @@ PLAIN_INTERVAL = 10.0
 
 
 def progress() -> ProgressProtocol:
-    """Return a progress bar in a terminal, plain lines elsewhere."""
-    return BarProgress() if console.out.is_terminal else PlainProgress()
+    """Return a progress bar in a terminal or a notebook, plain lines elsewhere."""
+    # rich draws bars in a notebook with ipywidgets; without it, there would be a warning and no bar.
+    in_notebook = console.out.is_jupyter and find_spec("ipywidgets") is not None
+    return BarProgress() if console.out.is_terminal or in_notebook else PlainProgress()
 
 
 def clock(seconds: float) -> str:

@@ -133,8 +133,8 @@ class MethodContract:
             left, right = one.column(name).combine_chunks(), other.column(name).combine_chunks()
             if pa.types.is_floating(left.type):
                 assert left.is_null().equals(right.is_null()), f"{name}: other rows are null"
-                numbers = [np.asarray(each.drop_null(), dtype=np.float64) for each in (left, right)]
-                np.testing.assert_allclose(*numbers, rtol=self.tolerance, atol=self.tolerance, err_msg=name)
+                numbers, wanted = np.asarray(left.drop_null()), np.asarray(right.drop_null())
+                np.testing.assert_allclose(numbers, wanted, rtol=self.tolerance, atol=self.tolerance)
             else:
                 assert left.equals(right), f"{name} differs"
 
@@ -149,6 +149,8 @@ class MethodContract:
             assert field.description, f"{name} has no meaning"
         for number in self.rounds:
             method, state, _ = self.begun(number)
+            schema = pa.schema([*SCORES, *method.own_columns(state)])
+            assert set(method.group_columns(schema)) <= set(schema.names)
             for own in method.own_columns(state):
                 assert own.name not in SCORES.names, f"{own.name} is a column of every score table"
                 assert own.nullable, f"{own.name} is null where a row has no score"

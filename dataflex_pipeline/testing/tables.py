@@ -94,7 +94,7 @@ def prepared_rows(n_rows: int, split: str) -> pa.Table:
 
 def written(folder: Path, table: pa.Table, rows_per_part: int) -> PartedTable:
     """Write a table as parts and return it."""
-    writer = PartsWriter(folder, table.schema, {"made up": folder.name})
+    writer = PartsWriter(folder, table.schema, {"made up": folder.name, "rows": table.num_rows})
     starts = range(0, table.num_rows, rows_per_part)
     for number, start in enumerate(starts):
         writer.write(number, table.slice(start, rows_per_part))

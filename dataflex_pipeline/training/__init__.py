@@ -1,4 +1,4 @@
-"""Training one round on a weighted index, as a stretch of one long run that spans all rounds."""
+"""Training of one round on a weighted index, as a stretch of one long run that spans all rounds."""
 
 from dataflex_pipeline.store.stale import MARKER
 from dataflex_pipeline.training.marker import Marker, read_marker, verify_checkpoint

@@ -1,4 +1,4 @@
-"""The run configuration in the words of transformers and TRL, and what must be refused before training."""
+"""The run configuration in the words of transformers and TRL, and the settings that cannot train."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides when a round evaluates, saves and stops, and keeps its books."""
+"""The control of a training: evaluations, checkpoints and the end of a round, and its records."""
 
 from __future__ import annotations
 

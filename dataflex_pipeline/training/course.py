@@ -1,4 +1,4 @@
-"""What the training carries from step to step and from round to round besides weights and optimizer.
+"""The state of a training besides weights and optimizer, from step to step and from round to round.
 
 Best evaluation so far and early stopping's patience are counted over the whole run; they travel in the
 markers of the checkpoints, so that a killed and continued run decides exactly as an undisturbed one.

@@ -100,7 +100,7 @@ def usable_steps(config: Config, plan: RoundPlan, found: Collection[int]) -> lis
         return sorted(found)
     markers = [read_marker(folder) for folder in (plan.checkpoint.parent / KEPT).glob("step-*")]
     moved = [m.step for m in markers if m is not None and m.fingerprint == digest(plan.ingredients)]
-    wanted = _wanted_steps(config, plan)
+    wanted = kept_steps(config, plan.first_step, plan.last_step)
     for newest in sorted(found, reverse=True):
         below = {number for number in wanted if number < newest}
         if below <= {*found, *moved}:
@@ -108,12 +108,17 @@ def usable_steps(config: Config, plan: RoundPlan, found: Collection[int]) -> lis
     return []
 
 
-def _wanted_steps(config: Config, plan: RoundPlan) -> range:
-    """Return the steps of the whole run whose checkpoints are kept when the round ends."""
+def kept_steps(config: Config, first: int, last: int) -> range:
+    """Return the steps of the whole run whose checkpoints are kept inside a stretch of it.
+
+    Args:
+        config: whether they are kept, and how many steps lie between two.
+        first: last step before the stretch. last: its last step, whose checkpoint stays anyway.
+    """
     if not config.keep_checkpoints or config.save_steps is None:
         return range(0)
     every = config.save_steps
-    return range((plan.first_step // every + 1) * every, plan.last_step, every)
+    return range((first // every + 1) * every, last, every)
 
 
 def set_aside_kept(plan: RoundPlan) -> None:
@@ -128,7 +133,7 @@ def publish_kept(config: Config, plan: RoundPlan, end: int, progress: Progress) 
         config: which ones are to be kept. plan: the round. end: its last step.
         progress: told what a killed call with another ``save_steps`` had moved there, and is removed.
     """
-    wanted = [step for step in _wanted_steps(config, plan) if step < end]
+    wanted = [step for step in kept_steps(config, plan.first_step, plan.last_step) if step < end]
     finals = [kept_folder(plan.checkpoint, step) for step in wanted]
     for other in sorted((plan.checkpoint.parent / KEPT).glob("step-*")):
         if other not in finals:

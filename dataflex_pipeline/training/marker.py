@@ -1,4 +1,4 @@
-"""The marker that makes a folder a checkpoint: what it was made from and exactly which files it has.
+"""The marker that makes a folder a checkpoint: its ingredients, and exactly the files that it has.
 
 It is written last, after every other file is on the disk, and the folder is renamed into its final place
 only then. A folder without a marker is an unfinished one, whatever it holds.

@@ -1,4 +1,4 @@
-"""What a round trains and what came out of it."""
+"""The plan of a round's training, and its result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of the training: loss and learning rate of every step, all rounds so far."""
+"""A picture of the training: loss and learning rate of every step, all rounds so far."""
 
 from __future__ import annotations
 

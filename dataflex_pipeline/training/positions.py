@@ -1,4 +1,4 @@
-"""The training positions of the whole run as one data set, of which only this round's rows are there.
+"""The training positions of the whole run as one data set that holds only this round's rows.
 
 All rounds are one run to the trainer, so that optimizer, schedule and random streams carry over exactly.
 Positions of earlier rounds are empty rows: the resuming batch sampler never asks for them, and the

@@ -1,4 +1,4 @@
-"""Where a round begins: what is already there of it, and whether what is before it can be continued."""
+"""The start of a round: the parts of it that are already there, and whether the training can continue."""
 
 from __future__ import annotations
 

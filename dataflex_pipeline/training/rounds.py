@@ -1,4 +1,4 @@
-"""Training a round: from the checkpoint before it to its own, killed and continued at any moment."""
+"""Training of a round: from the checkpoint before it to its own, killed and continued at any moment."""
 
 from __future__ import annotations
 

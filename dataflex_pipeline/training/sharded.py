@@ -1,4 +1,4 @@
-"""What DeepSpeed shards over the processes: Adam's states gathered by name, and who can read a checkpoint.
+"""DeepSpeed's sharded states: Adam's, gathered by name, and the processes that can read a checkpoint.
 
 DeepSpeed keeps each process' share of the optimizer in files that only the same number of processes under
 the same ZeRO stage can load. LESS and NICE need the states of whole parameters, so these are gathered when a

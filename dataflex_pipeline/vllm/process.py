@@ -1,4 +1,4 @@
-"""The process that a vLLM engine lives in, seen from outside: its start, one question at a time, its end.
+"""The process of a vLLM engine, seen from outside: its start, one question at a time, its end.
 
 It leads a process group of its own, which holds all that vLLM starts. Its standard error goes to a file
 without a name, of which the last lines are shown when it fails.

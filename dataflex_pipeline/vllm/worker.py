@@ -1,4 +1,4 @@
-"""The process that vLLM lives in: started by vllm_engine.py, ended by the end of its input.
+"""The main program of vLLM's own process: started by engine.py, ended by the end of its input.
 
 Requests and replies are JSON lines; a float array follows its reply as raw little-endian float32 bytes.
 

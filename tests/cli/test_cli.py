@@ -1,9 +1,11 @@
 """The command line: exit codes, help, what is up to date, and the commands besides the rounds."""
 
 import json
+import math
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from cli_runs import copied, data, dataflex, done, finished, refused, small, snapshot
 from dataflex_pipeline.stages import cli
+from dataflex_pipeline.stages.options import EXAMPLES
+from typer.main import get_command
 
 from dataflex_pipeline.config.load import load_config
 
@@ -51,15 +55,13 @@ def test_every_command_has_help_with_an_example(command):
 
 
 def test_the_examples_of_the_help_are_commands():
-    for command in COMMANDS:
-        text = next(c for c in cli.app.registered_commands if name_of(c) == command).epilog or ""
-        words = text.removeprefix(cli.EXAMPLES).split()
-        assert words[:2] == ["dataflex", command]
-        assert dataflex(*words[1:], "--help").code == 0
-
-
-def name_of(command) -> str:
-    return command.name or command.callback.__name__.rstrip("_").replace("_", "-")
+    epilogs = {name: command.epilog or "" for name, command in get_command(cli.app).commands.items()}
+    assert set(epilogs) > set(COMMANDS)
+    for command, epilog in epilogs.items():
+        for example in epilog.removeprefix(EXAMPLES).split("\n\n"):
+            words = shlex.split(example)
+            assert words[:2] == ["dataflex", command]
+            assert dataflex(*words[1:], "--help").code == 0
 
 
 def test_help_names_every_command_and_exit_codes_are_as_said():
@@ -73,7 +75,7 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(here, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dataflex_pipeline.stages.listing.methods", interrupted)
+    monkeypatch.setattr("dataflex_pipeline.reports.methods.describe_methods", interrupted)
     ran = dataflex("methods")
     assert ran.code == 130
     assert ran.err == "interrupted; the same command goes on from here\n"
@@ -83,7 +85,7 @@ def test_a_failure_of_ours_is_not_hidden(monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("a fault in the program")
 
-    monkeypatch.setattr("dataflex_pipeline.stages.listing.methods", broken)
+    monkeypatch.setattr("dataflex_pipeline.reports.methods.describe_methods", broken)
     with pytest.raises(ZeroDivisionError):
         dataflex("methods")
 
@@ -92,7 +94,7 @@ def test_a_full_disk_is_told_as_one(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "runs/x/part-00000.parquet")
 
-    monkeypatch.setattr("dataflex_pipeline.stages.listing.methods", full)
+    monkeypatch.setattr("dataflex_pipeline.reports.methods.describe_methods", full)
     ran = dataflex("methods")
     assert ran.code == 1
     assert "The disk is full" in ran.err
@@ -105,8 +107,8 @@ def test_help_is_quick_and_imports_nothing_heavy(tmp_path):
         "try: main()\n"
         "finally: print('LOADED', *sorted({name.partition('.')[0] for name in sys.modules}))"
     )
-    spent = []
-    for _ in range(3):
+    spent = [math.inf]
+    while len(spent) <= 9 and min(spent) >= 0.5:  # other work on the same core makes it slower, never quicker
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         ran = in_a_new_interpreter(code, cwd=tmp_path)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

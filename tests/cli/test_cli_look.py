@@ -65,6 +65,19 @@ def test_a_bar_shows_rate_and_time_left_and_ends_with_the_time_it_took(terminal,
     assert "a line between" in text
 
 
+@pytest.mark.parametrize(("widgets", "kind"), [(True, "BarProgress"), (False, "PlainProgress")])
+def test_a_notebook_has_bars_where_it_can_draw_them(widgets, kind, monkeypatch):
+    from rich.console import Console
+
+    from dataflex_pipeline.terminal import console, progress
+
+    notebook = Console(file=io.StringIO(), force_jupyter=True, width=80)
+    assert not notebook.is_terminal
+    monkeypatch.setattr(console, "out", notebook)
+    monkeypatch.setattr(progress, "find_spec", lambda name: object() if widgets else None)
+    assert type(progress.progress()).__name__ == kind
+
+
 def test_plain_lines_say_how_much_was_there_and_what_is_left(monkeypatch, capsys):
     from dataflex_pipeline.terminal import progress
 

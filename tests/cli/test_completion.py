@@ -14,7 +14,8 @@ from dataflex_pipeline.stages.completion import (
     complete_run,
     complete_setting,
 )
-from dataflex_pipeline.stages.subject import split_round, with_run
+from dataflex_pipeline.stages.round import split_round
+from dataflex_pipeline.stages.words import with_run
 
 from dataflex_pipeline.errors import UserError
 

@@ -213,9 +213,14 @@ def test_the_pages_build_without_a_warning_and_with_their_tables(tmp_path):
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
     pages = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")]
-    assert not any("<!-- parameters" in page or "<!-- columns" in page for page in pages)
+    assert not any(f"<!-- {kind}" in page for page in pages for kind in ("parameters", "columns", "modules"))
     less = (tmp_path / "methods" / "less" / "index.html").read_text(encoding="utf-8")
     assert all(f"less.{name}" in less for name in method_class("less").Params.model_fields)
+    where = (tmp_path / "where" / "index.html").read_text(encoding="utf-8")
+    folders = (REPOSITORY / "stages", REPOSITORY / "dataflex_pipeline")
+    modules = {path for folder in folders for path in folder.rglob("*.py") if path.name != "__init__.py"}
+    assert where.count(".py</code></td>") == len(modules)
+    assert "<td></td>" not in where  # every module says what it holds
 
 
 def test_every_method_has_a_page():

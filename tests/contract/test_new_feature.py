@@ -94,6 +94,6 @@ def test_what_is_no_feature_is_said_in_words(here, named, why):
 
 
 def test_parameters_that_cannot_be_used_are_said_in_words(here):
-    with pytest.raises(ConfigError, match="entropy.temperature is -1") as raised:
+    with pytest.raises(ConfigError, match=r"entropy\.temperature is -1") as raised:
         make_feature(Need("uncertain.py:Entropy", params={"temperature": -1}), Config())
     assert "greater than 0" in raised.value.why

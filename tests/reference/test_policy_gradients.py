@@ -226,7 +226,7 @@ def test_what_the_method_says_about_the_rewards(trained, tmp_path):
         "1 of 4 target rows have no signal (all their rewards are equal): their similarity is 0 with every "
         "row, and counts in the mean",
     ]
-    np.testing.assert_allclose(state.means[0], vectors(table)[:4].sum(0) / 4, atol=1e-6)
+    np.testing.assert_allclose(state.terms[0][2][0], vectors(table)[:4].sum(0) / 4, atol=1e-6)
 
 
 def test_the_method_says_where_own_answers_took_over(trained, tmp_path):

@@ -138,11 +138,11 @@ def test_a_fraction_counts_valid_rows_and_rounds_up(fraction, rows):
 @pytest.mark.parametrize(
     ("given_", "message"),
     [
-        ({"strategy": "top_k", "weights": "importance"}, "weights=importance with strategy=top_k"),
+        ({"strategy": "top_k", "weights": "importance"}, "strategy=top_k; weights=importance"),
         ({"strategy": "round_robin", "group_columns": ("a",), "weights": "probability"}, "not random"),
         ({"strategy": "round_robin"}, "without group columns"),
         ({"strategy": "top_k", "replacement": True}, "takes each row once"),
-        ({"strategy": "sample", "num_samples": 3, "fraction": 0.5}, "num_samples=3, fraction=0.5"),
+        ({"strategy": "sample", "num_samples": 3, "fraction": 0.5}, "num_samples=3; fraction=0.5"),
         ({"strategy": "sample", "fraction": 1.5}, "fraction=1.5"),
         ({"strategy": "sample", "token_budget": 0}, "token_budget=0"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataflex_pipeline.data.chat import ChatFormat
@@ -104,6 +104,13 @@ def test_own_template_over_several_turns_gives_the_ids_of_apply_chat_template():
 spaced = st.text(st.sampled_from("ab. \n\té"), min_size=1, max_size=6).filter(str.strip)
 
 
+NORMALISED = {"rstrip": True, "lstrip": False, "normalized": True}
+"""Marks that such a tokenizer knows behind a space only, and that swallow the white space behind them."""
+
+
+@example(kind="prepended", flags=NORMALISED, words=["a", "a", "a", "a "], name="phi3")
+@example(kind="prepended", flags=NORMALISED, words=["a", "a ", "a", "a "], name="zephyr")
+@example(kind="prepended", flags=NORMALISED | {"lstrip": True}, words=["a", "a ", " a", "a\n"], name="phi3")
 @settings(max_examples=150, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),

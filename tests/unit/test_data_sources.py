@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_fixtures import Lines, alpaca_rows, write_jsonl
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataflex_pipeline.data import DataSettings, scan_sources
@@ -105,6 +105,8 @@ def test_scan_counts_types_and_digest_do_not_depend_on_the_kind(tmp_path, kind):
     assert scan.sources[0].digest != scan_sources(wanted(tmp_path, str(changed))).sources[0].digest
 
 
+@example(rows=[{"a": "b", "n": 1}, {"a": -(2**63)}, {"a": 2**63 - 1, "f": 0.1}])
+@example(rows=[{"a": 0.1}, {"a": [10**30, {"b": [0.1, None]}]}, {"a": "c", "n": 1.5}])
 @settings(max_examples=100, deadline=None)
 @given(
     rows=st.lists(

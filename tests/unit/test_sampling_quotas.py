@@ -87,7 +87,7 @@ def test_quota_mistakes_are_told():
         select(scores, pool, strategy="top_k", source_quotas={"alpaca": 0.5, "glaive": 0.25})
     with pytest.raises(ConfigError, match=r"sum to 1\.2"):
         DrawSettings("top_k", 1, source_quotas={"alpaca": 0.9, "glaive": 0.3})
-    with pytest.raises(ConfigError, match=r"alpaca=-0\.1"):
+    with pytest.raises(ConfigError, match=r"alpaca: -0\.1"):
         DrawSettings("top_k", 1, source_quotas={"alpaca": -0.1})
 
 

@@ -1,0 +1,148 @@
+"""What every shipped feature holds that no server, judge or generator is needed for."""
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from tiny_training import make_config, make_model, make_pool, train
+
+from dataflex_pipeline.testing.feature import FeatureContract
+from dataflex_pipeline.testing.tables import random_numbers
+
+
+@pytest.fixture(scope="module")
+def model(one_thread, tmp_path_factory):
+    """The tiny model."""
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tmp_path_factory):
+    """A checkpoint of it after a few steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder / "run", [0], make_config(model), make_pool(folder / "pool"))
+    return folder / "run" / "round-00" / "checkpoint"
+
+
+class OnModel(FeatureContract):
+    """A feature computed with the tiny model."""
+
+    @pytest.fixture(autouse=True)
+    def _model(self, model):
+        self.settings = {"model_name_or_path": str(model), "finetuning_type": "full"}
+
+
+class TestLosses(OnModel):
+    feature = "losses"
+
+
+class TestLossesOfTheTarget(OnModel):
+    feature = "losses"
+    split = "target"
+
+
+class TestGradients(OnModel):
+    feature = "gradients"
+    split = "target"
+    params: ClassVar = {"proj_dim": 16, "dtype": "float32"}
+    others: ClassVar = {
+        "side": "adam",
+        "adam_update": "less",
+        "proj_dim": 8,
+        "projection": "rademacher",
+        "seed": 1,
+        "dtype": "float16",
+    }
+
+
+class TestGradientsOfAdam(TestGradients):
+    """The pool's side: updates of a checkpoint after a few steps."""
+
+    split = "pool"
+    params: ClassVar = {"proj_dim": 16, "dtype": "float32", "side": "adam"}
+    others: ClassVar = {**TestGradients.others, "side": "sgd"}
+
+    @pytest.fixture(autouse=True)
+    def _trained(self, model, checkpoint):
+        self.settings, self.trained = make_config(model).model_dump(), checkpoint
+
+    def round(self):
+        return 0
+
+    def checkpoint(self):
+        return self.trained
+
+
+class OnVectors(FeatureContract):
+    """A feature computed from vectors made elsewhere."""
+
+    @pytest.fixture(autouse=True)
+    def _vectors(self, tmp_path):
+        rng = random_numbers("vectors")
+        self.files = {}
+        for split, n_rows in [*self.rows.items(), ("other", self.rows["pool"])]:
+            self.files[split] = tmp_path / f"{split}.npy"
+            vectors = rng.standard_normal((n_rows, 6)).astype(np.float32)
+            np.save(self.files[split], vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+        self.vectors = {split: {"vectors": str(file)} for split, file in self.files.items()}
+        self.set_params()
+
+    def set_params(self):
+        """Set what the parameters are once the files are there."""
+
+
+class TestEmbeddings(OnVectors):
+    feature = "embeddings"
+    idle: ClassVar = frozenset(
+        {"model", "revision", "method", "batch_size", "max_length", "dtype", "text", "prompt"}
+    )
+
+    def set_params(self):
+        self.params, self.others = self.vectors["pool"], self.vectors["other"]
+
+
+class TestNeighbours(OnVectors):
+    feature = "neighbours"
+    split = "target"
+
+    def set_params(self):
+        self.params = {"max_K": 5, "pool": self.vectors["pool"], "target": self.vectors["target"]}
+        self.others = {
+            "max_K": 4,
+            "search": "ivf",
+            "nlist": 2,
+            "nprobe": 3,
+            "pool": self.vectors["other"],
+            "target": self.vectors["pool"],
+        }
+
+
+class TestNeighboursThroughCells(TestNeighbours):
+    def set_params(self):
+        super().set_params()
+        self.params = {**self.params, "search": "ivf", "nlist": 3, "nprobe": 2}
+        self.others = {**self.others, "search": "exact"}
+
+
+class TestDensity(OnVectors):
+    feature = "density"
+
+    def set_params(self):
+        near = {"max_K": 5, "pool": self.vectors["pool"], "target": self.vectors["target"]}
+        self.params = {"sigma": 1.5, "kde_K": 6, "gaussian": True, "neighbours": near}
+        self.others = {
+            "sigma": 1.0,
+            "kde_K": 7,
+            "gaussian": False,
+            "search": "ivf",
+            "nlist": 2,
+            "nprobe": 3,
+            "neighbours": {**near, "max_K": 4},
+        }
+
+
+class TestDensityThroughCells(TestDensity):
+    def set_params(self):
+        super().set_params()
+        self.params = {**self.params, "search": "ivf", "nlist": 3, "nprobe": 2}
+        self.others = {**self.others, "search": "exact"}
