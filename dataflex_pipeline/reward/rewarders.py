@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dataflex_pipeline.config.redaction import is_secret_name
+from dataflex_pipeline.config.explain import explain
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 from dataflex_pipeline.reward.address import PLACE
 from dataflex_pipeline.reward.own import OWN, load_settings
@@ -64,22 +64,5 @@ def _checked(name: str, kind: type[Settings], values: Any) -> Settings:
     try:
         return kind(**(values or {}))
     except ValidationError as error:
-        raise _bad_setting(name, kind, error) from None  # the original shows values, and one may be a key
-
-
-def _bad_setting(name: str, kind: type[Settings], error: ValidationError) -> ConfigError:
-    first = error.errors()[0]
-    key = str(first["loc"][0]) if first["loc"] else ""
-    if first["type"] == "extra_forbidden":
-        return ConfigError(
-            f"{PLACE}.{name}.{key} is not a setting of {name}.{did_you_mean(key, kind.model_fields)}",
-            f"{name} takes: {', '.join(kind.model_fields) or 'nothing'}.",
-            "Correct the name, or remove it.",
-        )
-    shown = "" if not key or is_secret_name(key) else f": {first['input']!r}"
-    info = kind.model_fields.get(key)
-    return ConfigError(
-        f"{PLACE}.{name}{'.' + key if key else ''}{shown} cannot be used.",
-        f"{first['msg'].removeprefix('Value error, ')}.",
-        f"{key}: {info.description} (default {info.default})." if info else "Correct the settings.",
-    )
+        # from None: the original shows values, and one may be a key
+        raise explain(error, kind, f"{PLACE}.{name}", noun="setting") from None

@@ -242,7 +242,7 @@ def test_parameters_of_nice_are_named_as_they_are_typed(here, tiny_demo):
     for wrong, named in (
         ("nice.reward_model_backend=jury", "nice.reward_model_backend"),
         (f"{PLACE}.api.temprature=1", f"{PLACE}.api.temprature is not a setting"),
-        (f"{PLACE}.api.temperature=-1", f"{PLACE}.api.temperature: -1 cannot be used"),
+        (f"{PLACE}.api.temperature=-1", f"{PLACE}.api.temperature is -1."),
         (f"{PLACE}.jury.x=1", f"{PLACE}.jury is none of the reward backends"),
         (f"{PLACE}.api.api_url=nonsense", f"{PLACE}.api.api_url is not the address"),
         ("nice.reward_model_backend=reward_model", "nice.reward_model_backend: reward_model was chosen"),

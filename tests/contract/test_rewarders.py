@@ -1,4 +1,4 @@
-"""What every rewarder holds: the shipped metrics, and the example in the docs."""
+"""What every rewarder holds: the shipped metrics, a judge behind an endpoint, and the example in the docs."""
 
 import shutil
 from pathlib import Path
@@ -7,8 +7,10 @@ from typing import ClassVar
 import pyarrow.parquet as pq
 import pytest
 from cli_runs import done, refused, small
+from misbehaving_server import MisbehavingServer, failure, reply
 
 from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.reward.endpoint import EndpointError
 from dataflex_pipeline.reward.rewarders import read_settings
 from dataflex_pipeline.testing.rewarder import RewarderContract
 
@@ -31,6 +33,40 @@ class TestBrevity(RewarderContract):
     settings: ClassVar = {"words": 3}
 
 
+KEY = "sk-very-secret-0123456789"
+SHOWN = {"prompt": "answer-0 {completion}", "prompt_with_reference": "answer-0 {completion} {reference}"}
+
+
+class TestApi(RewarderContract):
+    """An endpoint that repeats the key that it got, in replies and in refusals."""
+
+    backend = "api"
+    environment: ClassVar = {"DF_API_KEY": KEY}
+
+    @pytest.fixture(autouse=True)
+    def server(self, monkeypatch):
+        """An endpoint whose address is the class's setting while a test runs."""
+        with MisbehavingServer(lambda number, answer: reply(f"Score: 0.5\nKey: {KEY}")) as server:
+            given = {"api_url": server.url, "backoff": 0.01, "max_retries": 1, **SHOWN}
+            monkeypatch.setattr(type(self), "settings", given, raising=False)
+            yield server
+
+    def test_the_secret_is_in_use(self, server):
+        """Or that it shows nowhere would say nothing."""
+        rewards = self.judged(self.answers)[0].values()
+        assert {each.headers["Authorization"] for each in server.log} == {f"Bearer {KEY}"}
+        assert {(each.value, each.raw) for each in rewards} == {
+            (0.5, "Score: 0.5\nKey: (a secret, not shown)")
+        }
+
+    @pytest.mark.parametrize("status", [400, 401, 500])
+    def test_a_refusal_shows_no_secret(self, server, status):
+        server.behave = lambda number, answer: failure(status, f"Incorrect key: {KEY}")
+        with pytest.raises(EndpointError, match=rf"{status} \(Incorrect key: \(a secret, not shown\)\)"):
+            self.judged(self.answers)
+        self.test_no_secret_is_shown()
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A folder with nothing but the rewarder."""
@@ -49,7 +85,7 @@ def test_the_docs_show_this_very_file():
 
 def test_its_settings_are_checked_like_any_other(here):
     assert settings(words=7).words == 7
-    with pytest.raises(ConfigError, match="words: 0 cannot be used"):
+    with pytest.raises(ConfigError, match=r"words is 0\."):
         settings(words=0)
     with pytest.raises(ConfigError, match="Did you mean 'words'"):
         settings(word=1)
@@ -85,7 +121,7 @@ def test_nice_with_it(here, tiny_demo):
     text = refused(
         here, "round", 1, *small(tiny_demo), *use, "nice.reward_backend_params.settings.words=none"
     )
-    assert "reward_backend_params.settings.words: 'none' cannot be used" in text
+    assert "reward_backend_params.settings.words is 'none'." in text
     short = "nice.max_new_tokens=4"
     done("round", 1, *small(tiny_demo), *use, short, "nice.reward_backend_params.settings.words=5")
     (part,) = here.glob("runs/*/features/rewards-*/part-00000.parquet")

@@ -204,7 +204,7 @@ def test_the_judges_number_format_counts_and_auto_is_said_on_a_cpu():
             "api.modelname is not a setting of api. Did you mean 'model_name'",
         ),
         ("metric", {"local_vllm": {"vllm_topk": 1}}, "Did you mean 'vllm_top_k'"),
-        ("api", {"api": {"timeout": -1}}, "api.timeout: -1 cannot be used"),
+        ("api", {"api": {"timeout": -1}}, "api.timeout is -1."),
         ("api", {"api": 3}, "api is not a mapping"),
         ("reward_model", {}, "without a model"),
         ("metric", {"metric": {"name": "exactmatch"}}, "Did you mean 'exact_match'"),
