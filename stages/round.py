@@ -53,7 +53,7 @@ def split_round(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
     numbers = [word for word in arguments if word.isascii() and word.removeprefix("-").isdigit()]
     if len(numbers) > 1:
         raise UserError(
-            f"Two rounds are given: {numbers[0]} and {numbers[1]}.",
+            f"Two rounds are given: '{numbers[0]}' and '{numbers[1]}'.",
             "A whole number is how far to go, and there is one.",
             "Leave one of them out; a run whose name is a number is given as --run NAME.",
         )

@@ -6,6 +6,7 @@ import json
 import sys
 
 from dataflex_pipeline.stages import cli, several
+from dataflex_pipeline.stages.exits import exit_code
 
 from dataflex_pipeline import launch
 
@@ -14,7 +15,7 @@ def _all() -> int:
     code = 0
     for arguments in json.loads(sys.argv[1]):
         sys.argv = ["dataflex", *arguments]
-        code = code or cli._run()
+        code = code or exit_code(cli.app)
     return code
 
 
