@@ -1,4 +1,4 @@
-"""Does selection help? Methods side by side on the demo: same steps, several seeds, random as the baseline.
+"""The benefit of selection: methods side by side on the demo, same steps, several seeds, random as baseline.
 
     python benchmarks/selection.py --methods random loss delta_loss less --seeds 1 2 3 --json selection.json
 

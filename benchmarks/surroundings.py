@@ -1,4 +1,4 @@
-"""What a figure was measured on: hardware, load, commit and versions, for every benchmark's JSON."""
+"""The surroundings of a figure: hardware, load, commit and versions, for every benchmark's JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where long work says how far it is."""
+"""The progress of long work: the object that it reports to."""
 
 from __future__ import annotations
 

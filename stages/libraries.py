@@ -1,4 +1,4 @@
-"""How the libraries underneath behave: what they print and how they wait, set before they are imported."""
+"""Settings of the libraries underneath: their warnings and their waiting, made before they are imported."""
 
 from __future__ import annotations
 

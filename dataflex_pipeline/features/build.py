@@ -1,4 +1,4 @@
-"""Computes a feature table: finds the missing parts, computes them, writes the manifest last.
+"""The computation of a feature table: its missing parts, one by one, and the manifest last.
 
 Where a launch has several processes, rank 0 gives the missing parts out, those with the most tokens first,
 and each process takes the next one when it is free. A part and its batches depend on neither, so the table

@@ -1,4 +1,4 @@
-"""How crowded the neighbourhood of each pool row is, over the support: the rows that some target row is near.
+"""The density feature: kernel sums of each pool row over the support, the rows that some target row is near.
 
 The support is every pool row that is among the neighbours of a target row (features/neighbours.py). rho and
 the guide's Gaussian density of its rows are kernel sums over the support (neighbours/density.py); rows off

@@ -1,4 +1,4 @@
-"""What the current policy answers to the target's prompts: ``mc_samples`` completions per row, as a table.
+"""The generations feature: ``mc_samples`` answers of the current policy to each of the target's prompts.
 
 The prompt of a row is the head of its prepared token ids: all that stands before the labels of its last
 response. That is the conversation up to the last assistant turn, written by the run's chat template with its

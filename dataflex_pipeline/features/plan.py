@@ -1,4 +1,4 @@
-"""What a feature table is made from, worked out before anything is computed."""
+"""The plan of a feature table: its class, parameters, inputs and fingerprint, before anything is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every sampled answer to the target earns: a judge's score, a reward model's output, or a metric.
+"""The rewards feature: a judge's score, a reward model's output or a metric for each sampled answer.
 
 One line per target row and sample, in the order of the generations table. An answer that was drawn several
 times for a prompt, or equals the row's own, is judged once (inside a part). Every reward is written to a

@@ -1,4 +1,4 @@
-"""How alike the gradients of pool rows and of the target are: what methods on projected gradients share.
+"""Cosines between the gradients of pool rows and of the target, for methods on projected gradients.
 
 With u_z the unit projected gradient of pool row z and u_z' those of the target rows z' (a cosine is then one
 dot product; a zero vector has cosine 0):

@@ -1,4 +1,4 @@
-"""What was read of the sources and the model before, so that an unchanged file is not read again.
+"""The memory of a run: digests and layouts of files that were read; unchanged ones are not read again.
 
 ``sources.json`` of the run folder holds, per split, what the first pass over its data sets found, and the
 digests of weight and tokenizer files, and those of the run's own tables; each with the state (size, times of

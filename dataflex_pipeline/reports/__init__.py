@@ -1,1 +1,1 @@
-"""What the tables of a run say: found, described and queried in bounded memory."""
+"""Reports on the tables of a run: found, described and queried in bounded memory."""

@@ -1,4 +1,4 @@
-"""How `dataflex inspect` draws what it found: histograms, small tables, rows with their text."""
+"""The drawing of `dataflex inspect`: histograms, small tables, rows with their text."""
 
 from __future__ import annotations
 

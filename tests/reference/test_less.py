@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cli_runs import STEPS, dataflex, done, refused
+from cli_runs import STEPS, dataflex, done, refused, two_rounds
 from safetensors.torch import load_file
 
 from dataflex_pipeline import api
@@ -38,24 +38,7 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def world(tiny_demo, tmp_path_factory):
     """A run of two rounds with less on the tiny demo, its target in two groups; one target row leaks."""
-    folder = tmp_path_factory.mktemp("less")
-    pool = [json.loads(line) for line in tiny_demo.pool.read_text().splitlines()][:60]
-    target = [json.loads(line) for line in tiny_demo.target.read_text().splitlines()][:5]
-    target.append({key: pool[7][key] for key in ("instruction", "input", "output")})
-    for number, row in enumerate(target):
-        row.pop("skill", None), row.pop("quality", None)
-        row["kind"] = "odd" if number % 2 else "even"
-    (folder / "pool.json").write_text(json.dumps(pool))
-    (folder / "target.json").write_text(json.dumps(target))
-    settings = (
-        *SETTINGS,
-        f"dataset={folder / 'pool.json'}",
-        f"eval_dataset={folder / 'target.json'}",
-        f"model_name_or_path={tiny_demo.model}",
-        f"runs_dir={folder}",
-    )
-    text = done("round", 2, *settings, "--run", "run")
-    return folder, settings, text
+    return two_rounds(tiny_demo, tmp_path_factory.mktemp("less"), SETTINGS, n_target=5, leaks=7)
 
 
 def scores(folder, number, run="run"):

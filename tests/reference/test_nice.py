@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cli_runs import STEPS, dataflex, done, refused
+from cli_runs import STEPS, dataflex, done, refused, two_rounds
 
 from dataflex_pipeline.gradients.projection import make_projection
 from dataflex_pipeline.seeds import derive_seed
@@ -38,23 +38,7 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def world(tiny_demo, tmp_path_factory):
     """A run of two rounds with nice on the tiny demo, its target in two groups."""
-    folder = tmp_path_factory.mktemp("nice")
-    pool = [json.loads(line) for line in tiny_demo.pool.read_text().splitlines()][:60]
-    target = [json.loads(line) for line in tiny_demo.target.read_text().splitlines()][:6]
-    for number, row in enumerate(target):
-        row.pop("skill", None), row.pop("quality", None)
-        row["kind"] = "odd" if number % 2 else "even"
-    (folder / "pool.json").write_text(json.dumps(pool))
-    (folder / "target.json").write_text(json.dumps(target))
-    settings = (
-        *SETTINGS,
-        f"dataset={folder / 'pool.json'}",
-        f"eval_dataset={folder / 'target.json'}",
-        f"model_name_or_path={tiny_demo.model}",
-        f"runs_dir={folder}",
-    )
-    text = done("round", 2, *settings, "--run", "run")
-    return folder, settings, text
+    return two_rounds(tiny_demo, tmp_path_factory.mktemp("nice"), SETTINGS, n_target=6)
 
 
 def scores(folder, number, run="run", method="nice"):

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import json
 import shutil
 import sys
 from dataclasses import dataclass
@@ -107,3 +108,33 @@ def refused(watched: Path, *arguments: object) -> str:
     assert lines[-1].startswith("-> ")
     assert snapshot(watched) == before
     return ran.err
+
+
+def two_rounds(
+    demo: Demo, folder: Path, settings: tuple[str, ...], *, n_target: int, leaks: int | None = None
+) -> tuple[Path, tuple[str, ...], str]:
+    """Do two rounds on 60 rows of the tiny demo, its target in two groups, ``odd`` and ``even``.
+
+    Args:
+        demo: the tiny one.
+        folder: for the data and the run, which is called ``run``.
+        settings: of the run, the method among them.
+        n_target: rows of the target.
+        leaks: a pool row that is one more target row; None for none.
+
+    Returns:
+        The folder, all settings, and what was printed.
+    """
+    pool = [json.loads(line) for line in demo.pool.read_text().splitlines()][:60]
+    target = [json.loads(line) for line in demo.target.read_text().splitlines()][:n_target]
+    if leaks is not None:
+        target.append({key: pool[leaks][key] for key in ("instruction", "input", "output")})
+    for number, row in enumerate(target):
+        row.pop("skill", None), row.pop("quality", None)
+        row["kind"] = "odd" if number % 2 else "even"
+    files = {"dataset": folder / "pool.json", "eval_dataset": folder / "target.json"}
+    for path, rows in zip(files.values(), (pool, target), strict=True):
+        path.write_text(json.dumps(rows))
+    places = [f"{key}={path}" for key, path in files.items()]
+    whole = (*settings, *places, f"model_name_or_path={demo.model}", f"runs_dir={folder}")
+    return folder, whole, done("round", 2, *whole, "--run", "run")

@@ -1,8 +1,5 @@
 """Wrong keys, wrong values and contradictions of the configuration, and the wording of each."""
 
-import textwrap
-from pathlib import Path
-
 import pytest
 import yaml
 from config_refusal import refused
@@ -13,20 +10,6 @@ from dataflex_pipeline.config.components import method_parameters
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import load_config
 from dataflex_pipeline.errors import ConfigError
-
-
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    """Write a YAML file into an empty working folder and return its path relative to it."""
-    monkeypatch.chdir(tmp_path)
-
-    def _write(text: str, name: str = "run.yaml") -> Path:
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text(textwrap.dedent(text), encoding="utf-8")
-        return Path(name)
-
-    return _write
-
 
 # ---------------------------------------------------------------- unknown keys and wrong values
 

@@ -1,6 +1,5 @@
 """Layers and overrides of the configuration: what lies over what, and where each value came from."""
 
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -9,20 +8,6 @@ from config_refusal import refused
 
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import dump_config, load_config
-
-
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    """Write a YAML file into an empty working folder and return its path relative to it."""
-    monkeypatch.chdir(tmp_path)
-
-    def _write(text: str, name: str = "run.yaml") -> Path:
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text(textwrap.dedent(text), encoding="utf-8")
-        return Path(name)
-
-    return _write
-
 
 # ---------------------------------------------------------------- layers
 
