@@ -114,9 +114,29 @@ def method_needs(method: Method, selection: Selection) -> dict[str, Need]:
 def with_upstream(need: Need, config: Any) -> Iterator[tuple[Need, Feature]]:
     """Yield the features that a feature is computed from, and then itself, each with its need."""
     feature = make_feature(need, config)
-    for inner in feature.needs(need).values():
+    for inner in _upstream_needs(feature, need).values():
         yield from with_upstream(inner, config)
     yield need, feature
+
+
+def _upstream_needs(feature: Feature, need: Need) -> dict[str, Need]:
+    """Return what a feature is computed from; where no checkpoint is named, at that of the feature itself.
+
+    Raises:
+        ConfigError: the feature takes no model by its own word, and one that it is computed from does.
+    """
+    found = {}
+    for key, inner in feature.needs(need).items():
+        if inner.checkpoint is None and feature_class(inner).uses_model:
+            if not feature.uses_model:
+                raise ConfigError(
+                    f"The feature {need.name} says uses_model = False, and is computed from {inner.name}.",
+                    f"{inner.name} is computed with a model, and no round says which one.",
+                    f"Leave uses_model out of {need.name}, or name the checkpoint in its needs().",
+                )
+            inner = replace(inner, checkpoint=need.checkpoint, step=need.step)
+        found[key] = inner
+    return found
 
 
 def plan_feature(
@@ -131,7 +151,8 @@ def plan_feature(
     """
     feature, found = make_feature(need, config), given(need)
     upstream = {
-        key: plan_feature(inner, config, given, rows_per_part) for key, inner in feature.needs(need).items()
+        key: plan_feature(inner, config, given, rows_per_part)
+        for key, inner in _upstream_needs(feature, need).items()
     }
     ingredients = {
         "feature": need.name,

@@ -9,10 +9,10 @@ import pytest
 from cli_runs import done, refused, small
 
 from dataflex_pipeline import Run
-from dataflex_pipeline.api import Need
+from dataflex_pipeline.api import Feature, Need
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.features.plan import feature_class, make_feature, params_of, plain_need
+from dataflex_pipeline.features.plan import feature_class, make_feature, params_of, plain_need, with_upstream
 from dataflex_pipeline.models.base import load_for_scoring
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "uncertain.py"
@@ -97,3 +97,25 @@ def test_parameters_that_cannot_be_used_are_said_in_words(here):
     with pytest.raises(ConfigError, match=r"entropy\.temperature is -1") as raised:
         make_feature(Need("uncertain.py:Entropy", params={"temperature": -1}), Config())
     assert "greater than 0" in raised.value.why
+
+
+def test_what_a_feature_is_computed_from_has_its_checkpoint(here):
+    """A need without one is not the model before the warm-up, without a word."""
+
+    class Doubled(Feature):
+        def needs(self, need):
+            return {"losses": Need("losses", need.split)}
+
+        def open(self, given, progress):
+            raise AssertionError("it is only planned")
+
+    class Wrong(Doubled):
+        uses_model = False
+
+    asked = [need for need, _ in with_upstream(Need(Doubled, "pool", 3, step=7), Config())]
+    assert [(need.name, need.checkpoint, need.step) for need in asked] == [
+        ("losses", 3, 7),
+        ("doubled", 3, 7),
+    ]
+    with pytest.raises(ConfigError, match="wrong says uses_model = False, and is computed from losses"):
+        list(with_upstream(Need(Wrong), Config()))
