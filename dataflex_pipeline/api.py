@@ -69,7 +69,8 @@ class Need:
             its name.
         split: over the pool or over the target.
         checkpoint: the round whose checkpoint the feature is computed with. Left out it is the round before
-            the selection; "base" is the model before the warm-up. A feature without a model has none.
+            the selection; "base" is the model as the run was given it, and so is 0 without a warm-up. A
+            feature without a model has none.
         params: the feature's own parameters: an instance of its Params, or their values by name.
         step: a checkpoint inside that round, by the optimizer steps of the whole run; None: its end.
         kind: the class, where one was given; shipped features are imported when they are made.
@@ -137,11 +138,13 @@ class Selection:
     """What a method knows about the selection that it scores for.
 
     Attributes:
-        round: 1..update_times; the model at hand is the checkpoint of ``round - 1``.
+        round: 1..update_times; the model at hand is the checkpoint of ``round - 1``, or the model as it was
+            given in round 1 without a warm-up.
         update_times: rounds in the horizon.
         seed: the method's own stream for this round.
         say: prints one line and keeps it in the table's metadata.
-        learning_rate: mean of the rates applied in the steps since the selection before.
+        learning_rate: mean of the rates applied in the steps since the selection before; the configured
+            peak where there were none.
         accumulates: whether the method's own score table of the round before is at hand.
         checkpoints: all checkpoints of the round before, its end last, for a method with
             ``every_checkpoint``; empty otherwise.
@@ -207,6 +210,7 @@ class Method(ABC):
         columns: its own score columns, after the common ones.
         pool_columns: columns of the prepared pool that ``score`` reads.
         default_strategy: how ``select`` draws when nothing else is set.
+        compares_rounds: whether it tells rows apart only once rounds were trained.
     """
 
     summary: ClassVar[str]
@@ -216,6 +220,7 @@ class Method(ABC):
     columns: ClassVar[tuple[pa.Field, ...]] = ()
     pool_columns: ClassVar[tuple[str, ...]] = ()
     default_strategy: ClassVar[Strategy] = "sample"
+    compares_rounds: ClassVar[bool] = False
 
     def __init__(self, params: Any) -> None:
         self.params = params
@@ -342,6 +347,7 @@ class Feature(ABC):
         name: of its tables; by default the class's name in lower case, words joined by underscores.
         version: raised when the numbers change for the same input.
         uses_model: whether it is computed with a checkpoint of the run.
+        of_trained_weights: whether it takes gradients of the weights that training would change.
         schema: its columns, beginning with row and row_id; of the instance where parameters decide it.
         input_columns: columns of the prepared rows that ``compute`` reads.
         side_files: pattern of files that only serve to make the parts and are removed then; None: none.
@@ -351,6 +357,7 @@ class Feature(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     uses_model: ClassVar[bool] = True
+    of_trained_weights: ClassVar[bool] = False
     schema: pa.Schema
     side_files: ClassVar[str | None] = None
     input_columns: ClassVar[tuple[str, ...]]

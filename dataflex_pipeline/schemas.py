@@ -75,6 +75,19 @@ PROBABILITIES = pa.schema(
     ]
 )
 
+SELECTION = pa.schema(
+    [
+        column("rank", pa.int64(), "place in the selection, from 0, first selected first", nullable=False),
+        ROW,
+        ROW_ID,
+        column("source", pa.string(), "name of the data set that the row came from"),
+        column("score", pa.float64(), "score of the row, higher is better; null where it has none"),
+        column("probability", pa.float64(), "probability that the row was drawn with", nullable=False),
+        column("weight", pa.float32(), "loss weight of the row; mean 1 over the selection", nullable=False),
+    ]
+)
+"""The rows that were chosen, one line each; a row drawn several times has as many lines."""
+
 INDEX = pa.schema(
     [
         column("position", pa.int64(), "training position within the round, from 0", nullable=False),

@@ -17,6 +17,7 @@ from . import (
     init,
     inspect_,
     methods,
+    pick,
     report,
     round,
     score,
@@ -27,7 +28,7 @@ from . import (
 )
 from .exits import exit_code
 
-STEPS = (warmup, score, select_, train_round, round)
+STEPS = (pick, warmup, score, select_, train_round, round)
 AROUND = (methods, init, status, compare, inspect_, report, export, doctor, estimate, evaluate)
 
 app = typer.Typer(

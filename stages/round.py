@@ -37,7 +37,7 @@ def round_(
 
     number, words = split_round(arguments or [])
     opened = open_run(run_options(config, words, run, method, overwrite, begins=True, rounds=True))
-    last = opened.given.update_times if number is None else number
+    last = opened.given.last_round if number is None else number
     opened.round(last)
     report(opened.folder, opened.outcomes, after_round(opened, last))
 

@@ -72,7 +72,7 @@ def _next_command(run: Run, found: list[tuple[Output, State]]) -> str | None:
 def _ending(run: Run) -> str:
     from dataflex_pipeline.pipeline.outputs import early_end
 
-    number = early_end(run, run.given.update_times)
+    number = early_end(run, run.given.last_round)
     if number is None:
-        return "The run is at its horizon."
+        return "The run is at its horizon." if run.given.trains_rounds else "The run is selected."
     return f"The run ended in round {number} by early stopping."

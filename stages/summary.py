@@ -37,9 +37,29 @@ def after_round(run: Run, last: int) -> list[str]:
         f"see what there is:  dataflex status {run.again}",
         f"look at it in a browser:  dataflex report {shlex.quote(str(run.folder))}",
     ]
+    if not run.given.trains_rounds:
+        return [*_after_selecting(run, last), *steps]
     if last < run.given.update_times and early_end(run, last) is None:
         steps.insert(0, f"go on:  {launch.command()} round {last + 1} {run.again}")
     return steps
+
+
+def _after_selecting(run: Run, last: int) -> list[str]:
+    """Return the next steps of a run that is not trained any further."""
+    if not last:
+        return [command("score every row", "score", "--round 1", run)]
+    return [command("write the rows to a file", "export", "--to selected.jsonl", run)]
+
+
+def after_pick(run: Run) -> list[str]:
+    """Return what can be done with rows that were picked."""
+    where = run.store.round(1)
+    method = run.given.component_name
+    return [
+        f"all rows with their scores:  {where.scores(method)}",
+        f"the selected ones, best first:  {where.selection}",
+        f"look at them in a browser:  dataflex report {shlex.quote(str(run.folder))}",
+    ]
 
 
 def command(label: str, name: str, options: str, run: Run) -> str:

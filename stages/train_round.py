@@ -24,6 +24,6 @@ def train_round(
 
     opened = open_run(run_options(config, arguments or [], run, None, overwrite, begins=True))
     opened.train(round_number)
-    is_last = round_number >= opened.given.update_times
+    is_last = round_number >= opened.given.last_round
     next_steps = [] if is_last else [command("go on", "score", f"--round {round_number + 1}", opened)]
     report(opened.folder, opened.outcomes, next_steps)

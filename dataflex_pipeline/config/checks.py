@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dataflex_pipeline.config.draw_rules import AMOUNTS, check_amounts, check_quotas, check_strategy
+from dataflex_pipeline.config.draw_rules import (
+    AMOUNTS,
+    check_amounts,
+    check_balance,
+    check_quotas,
+    check_strategy,
+)
 from dataflex_pipeline.config.fields import DEMO, Config
 from dataflex_pipeline.config.values import show
 from dataflex_pipeline.errors import ConfigError, did_you_mean
@@ -47,6 +53,7 @@ def notices(config: Config) -> list[str]:
 def _draw(config: Config, said: Place) -> None:
     check_amounts({name: getattr(config, name) for name in AMOUNTS}, said)
     check_quotas(config.source_quotas, said)
+    check_balance(config.balanced, config.source_quotas, said)
     check_strategy(config.strategy or "sample", config.replacement, config.weights, said)
 
 

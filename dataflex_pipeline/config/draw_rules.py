@@ -52,6 +52,20 @@ def check_quotas(shares: Mapping[str, float], said: Said) -> None:
         )
 
 
+def check_balance(balanced: str | None, shares: Mapping[str, float], said: Said) -> None:
+    """Refuse equal shares beside shares that are given.
+
+    Raises:
+        ConfigError: both are set.
+    """
+    if balanced is not None and shares:
+        raise ConfigError(
+            f"Set together: {said('balanced')}; {said('source_quotas')}.",
+            "Both say how many rows each source gives, so only one can hold.",
+            "Keep one of them.",
+        )
+
+
 def check_strategy(strategy: str, replacement: bool | None, weights: str, said: Said) -> None:
     """Refuse what only a random draw can do, for a strategy that is none.
 

@@ -115,10 +115,22 @@ class Config(BaseModel):
     )
 
     # rounds
-    warmup_step: int = key(20, "optimizer steps of the warm-up (round 0)", "run", "rounds", ge=1)
-    update_step: int = key(20, "optimizer steps of every round", "run", "rounds", ge=1)
+    warmup_step: int = key(
+        20,
+        "optimizer steps of the warm-up (round 0); 0: none, round 0 is the model as it is given",
+        "run",
+        "rounds",
+        ge=0,
+    )
+    update_step: int = key(
+        20, "optimizer steps of every round; 0: nothing is trained on what is selected", "run", "rounds", ge=0
+    )
     update_times: int = key(
-        5, "rounds after the warm-up; the horizon of the learning-rate schedule", "run", "rounds", ge=1
+        5,
+        "rounds after the warm-up; the horizon of the learning-rate schedule; 0: score and select only",
+        "run",
+        "rounds",
+        ge=0,
     )
     component_name: str = key(
         "loss", "the method that scores the pool: dataflex methods lists them", "selection", "rounds"
@@ -167,6 +179,12 @@ class Config(BaseModel):
     source_quotas: dict[str, float] = key(
         {},
         "share of the selected rows per source, {name: share}; the shares sum to at most 1",
+        "selection",
+        "selection",
+    )
+    balanced: Literal["source"] | None = key(
+        None,
+        "source: the same number of selected rows from every source; by default as the scores have it",
         "selection",
         "selection",
     )
@@ -314,6 +332,21 @@ class Config(BaseModel):
     def horizon(self) -> int:
         """Optimizer steps of the whole run: the warm-up and every round."""
         return self.warmup_step + self.update_step * self.update_times
+
+    @property
+    def trains_rounds(self) -> bool:
+        """Whether rounds are trained on what is selected for them, not only scored."""
+        return bool(self.update_step and self.update_times)
+
+    @property
+    def first_round(self) -> int:
+        """The first round that is trained: the warm-up, or the one after it where there is none."""
+        return 0 if self.warmup_step else 1
+
+    @property
+    def last_round(self) -> int:
+        """The last round that can be scored: without training after it, the first is also the last."""
+        return self.update_times if self.trains_rounds else 1
 
 
 SECRETS = ("swanlab_api_key", "swanlab_lark_webhook_url", "swanlab_lark_secret")

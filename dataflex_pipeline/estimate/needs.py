@@ -16,7 +16,7 @@ def needs_by_round(method: Method, config: Config) -> list[list[Need]]:
     """
     seen: set[str] = set()
     rounds = []
-    for number in range(1, config.update_times + 1):
+    for number in range(1, config.last_round + 1):
         fresh = []
         for need in method_needs(method, _selection(method, config, number)).values():
             for each, _ in with_upstream(need, config):
@@ -31,7 +31,7 @@ def needs_by_round(method: Method, config: Config) -> list[list[Need]]:
 def _selection(method: Method, config: Config, number: int) -> Selection:
     rate, several = config.learning_rate, _checkpoints(method, config, number)
     adds = method.accumulates and number > 1
-    return Selection(number, config.update_times, 0, Silent().say, rate, adds, several, shared_seed=number)
+    return Selection(number, config.last_round, 0, Silent().say, rate, adds, several, shared_seed=number)
 
 
 def _checkpoints(method: Method, config: Config, number: int) -> tuple[Checkpoint, ...]:

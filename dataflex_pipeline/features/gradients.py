@@ -23,7 +23,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from dataflex_pipeline import api
-from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.features.params import GradientParams, ProjectionParams, SketchParams, UpdateParams
 from dataflex_pipeline.models.batches import Sequences, label_budget, length_batches, padded
 from dataflex_pipeline.models.source import attention_kernel
@@ -41,6 +41,7 @@ Computed = tuple[np.ndarray, np.ndarray, np.ndarray]
 class Gradients(api.Feature):
     """Projected per-row gradients at one checkpoint."""
 
+    of_trained_weights = True
     input_columns = ("row", "row_id", "input_ids", "labels", "valid", "reason", "group")
 
     class Params(SketchParams, UpdateParams):
@@ -84,6 +85,20 @@ class Gradients(api.Feature):
             ]
         )
 
+    def check(self, need: api.Need, n_rows: int | None) -> None:
+        """Refuse Adam's update of the model as it is given.
+
+        Raises:
+            ConfigError: no warm-up makes the optimizer's moments.
+        """
+        if self.params.side == "adam" and need.checkpoint == 0 and not self.config.warmup_step:
+            raise ConfigError(
+                "warmup_step is 0, and gradient_type is adam.",
+                "Adam's update of a gradient needs the optimizer's moments, which only training makes.",
+                "Set warmup_step=20, a short warm-up that is trained first, or gradient_type: sgd (as "
+                "less.gradient_type=sgd), which compares plain gradients.",
+            )
+
     def ingredients(self) -> dict[str, Any]:
         """Return the precision and attention kernel, which move the last digits."""
         return {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
@@ -96,10 +111,11 @@ class Gradients(api.Feature):
         from dataflex_pipeline.gradients.capture import GradientCapture
         from dataflex_pipeline.gradients.projection import make_projection
         from dataflex_pipeline.gradients.stream import ProjectedGradients
-        from dataflex_pipeline.models.base import load_for_scoring, resolve_device
+        from dataflex_pipeline.models.adapters import load_for_gradients
+        from dataflex_pipeline.models.base import resolve_device
 
         device = resolve_device(self.config.device)
-        model = load_for_scoring(self.config, given.checkpoint, device)
+        model = load_for_gradients(self.config, given.checkpoint, device, progress.say)
         updates = self._adam_updates(model, given, device)
         projection = make_projection(
             self.params.projection, self.params.proj_dim, self.params.seed, device=device

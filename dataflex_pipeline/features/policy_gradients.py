@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 class PolicyGradients(api.Feature):
     """Projected policy gradient of every target row at one checkpoint."""
 
+    of_trained_weights = True
     input_columns = ("row", "row_id", "input_ids", "labels", "valid", "reason", "group")
 
     class Params(SketchParams, PolicyChoice):
@@ -111,10 +112,11 @@ class PolicyGradients(api.Feature):
         from dataflex_pipeline.gradients.capture import GradientCapture
         from dataflex_pipeline.gradients.projection import make_projection
         from dataflex_pipeline.gradients.stream import ProjectedGradients
-        from dataflex_pipeline.models.base import load_for_scoring, resolve_device
+        from dataflex_pipeline.models.adapters import load_for_gradients
+        from dataflex_pipeline.models.base import resolve_device
 
         device = resolve_device(self.config.device)
-        model = load_for_scoring(self.config, given.checkpoint, device)
+        model = load_for_gradients(self.config, given.checkpoint, device, progress.say)
         projection = make_projection(
             self.params.projection, self.params.proj_dim, self.params.seed, device=device
         )

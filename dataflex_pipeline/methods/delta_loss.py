@@ -65,6 +65,7 @@ class DeltaLoss(api.Method):
 
     summary = "favour a sliding window of the rows sorted by how much their loss fell"
     source = "DataFlex (OpenDCAI), Delta Loss Selector"
+    compares_rounds = True
     columns = (
         column("initial_loss", pa.float64(), "loss at the first selection, nats per token"),
         column("loss", pa.float64(), "loss at this selection, nats per token"),

@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING
 
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.models.attached import adapted_layers, put_on, read_configuration
-from dataflex_pipeline.models.base import adapter_folder, attach_adapter, load_base, load_full
+from dataflex_pipeline.models.base import (
+    adapter_folder,
+    attach_adapter,
+    load_base,
+    load_for_scoring,
+    load_full,
+)
 from dataflex_pipeline.models.source import quiet
 from dataflex_pipeline.models.targets import find_targets, head_error, read_past
+from dataflex_pipeline.seeds import derive_seed
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -52,6 +59,34 @@ def load_for_training(
     if config.adapter_name_or_path is None:
         _announced_targets(config, base, say)  # said of every round, wherever it goes on from
     return attach_adapter(base, checkpoint, say)
+
+
+def load_for_gradients(
+    config: Config, checkpoint: Path | None, device: str, say: Say = quiet
+) -> PreTrainedModel | PeftModel:
+    """Load the model as of a checkpoint to take gradients of the weights that are trained; dropout is off.
+
+    Before anything was trained, those of a run with LoRA are the weights of its fresh adapter, whose matrix B
+    is 0: the model's output is the base model's.
+
+    Args:
+        config: the run's configuration.
+        checkpoint: a complete checkpoint folder; None: the model as it was given.
+        device: from `resolve_device`.
+        say: told what has to be said about a fresh adapter.
+
+    Raises:
+        UserError: what `load_for_scoring` and `load_for_training` refuse.
+    """
+    fresh = checkpoint is None and config.finetuning_type == "lora" and config.adapter_name_or_path is None
+    if fresh:
+        return load_for_training(config, None, device, fresh_seed(config), say).eval()
+    return load_for_scoring(config, checkpoint, device)
+
+
+def fresh_seed(config: Config) -> int:
+    """Return the seed of a fresh adapter's random initialisation."""
+    return derive_seed(config.seed, "adapter")
 
 
 def wrap_for_training(

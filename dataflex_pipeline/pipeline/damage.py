@@ -23,8 +23,9 @@ def tables_of(where: RoundFolder) -> Iterator[Path]:
     """Yield the finished tables of a round."""
     for kind in ("scores", "probabilities"):
         yield from sorted((where.folder / kind).glob("*.parquet"))
-    if where.index.is_file():
-        yield where.index
+    for path in where.named_selections():
+        yield from sorted(path.parent.glob("*.parquet"))
+    yield from (path for path in (where.selection, where.index) if path.is_file())
 
 
 def check_outputs(run: OpenRun, last: int) -> None:
@@ -36,7 +37,8 @@ def check_outputs(run: OpenRun, last: int) -> None:
     for number in range(last + 1):
         check_tables(run, number)
         check_checkpoint(run, number)
-    if all(is_complete(run.store.round(number).checkpoint) for number in range(last + 1)):
+    trained = range(run.given.first_round, last + 1)
+    if trained and all(is_complete(run.store.round(number).checkpoint) for number in trained):
         check_best(run, last)
 
 
@@ -90,9 +92,9 @@ def check_best(run: OpenRun, last: int) -> None:
 
 
 def last_finished(run: OpenRun) -> int | None:
-    """Return the last round up to which every checkpoint is finished; None before the warm-up's."""
+    """Return the last round up to which every checkpoint is finished; None before the first."""
     found = None
-    for number in range(run.given.update_times + 1):
+    for number in range(run.given.first_round, run.given.last_round + 1):
         if not is_complete(run.store.round(number).checkpoint):
             break
         found = number

@@ -16,9 +16,9 @@ from dataflex_pipeline.export.origin import Origin, origin_of_adapter, origin_of
 from dataflex_pipeline.export.subset import selected_rows, several_formats, write_subset
 from dataflex_pipeline.models.source import model_digest, tokenizer_digest
 from dataflex_pipeline.pipeline.damage import check_outputs, check_tables
+from dataflex_pipeline.pipeline.index import read_index
 from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
 from dataflex_pipeline.pipeline.output import Outcome
-from dataflex_pipeline.pipeline.select import read_index
 from dataflex_pipeline.store.atomic import read_json
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.stale import named_changes
@@ -134,7 +134,7 @@ def export_rows(run: OpenRun, file: Path, round: int | None = None) -> Path:
 
 
 def _selected_round(run: OpenRun) -> int:
-    for number in range(run.given.update_times, 0, -1):
+    for number in range(run.given.last_round, 0, -1):
         if run.store.round(number).index.is_file():
             return number
     raise RunError(

@@ -149,7 +149,14 @@ class OpenRun:
 
     def check_round(self, number: int) -> None:
         """Refuse a round outside the horizon."""
-        last = self.given.update_times
+        last = self.given.last_round
+        if number > 1 and not self.given.trains_rounds:
+            raise RunError(
+                f"Round {number} was asked for; update_step is {self.given.update_step}, update_times "
+                f"{self.given.update_times}.",
+                "Nothing is trained on what round 1 selects: a second round would score with the same model.",
+                "Ask for round 1, or start another run with update_step and update_times above 0.",
+            )
         if number < 0 or number > last:
             raise RunError(
                 f"Round {number} was asked for; update_times is {last}.",

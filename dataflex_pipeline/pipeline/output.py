@@ -63,7 +63,10 @@ class Output(ABC):
         name: as an error names it.
         path: the file or folder.
         made_from: files of the run that it was made from, and is nothing without.
+        follows: labels of the outputs that it directly follows from: stale where one of them is.
     """
+
+    follows: tuple[str, ...] = ()
 
     def __init__(
         self, run: OpenRun, label: str, stage: str, name: str, path: Path, made_from: tuple[Path, ...] = ()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from dataflex_pipeline.api import Split
 from dataflex_pipeline.errors import CorruptError, StaleError
 from dataflex_pipeline.pipeline.damage import check_outputs, last_finished
+from dataflex_pipeline.pipeline.index import Index, WarmupIndex
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Outcome, Output, State
 from dataflex_pipeline.pipeline.preflight import check_method, check_model, check_target
 from dataflex_pipeline.pipeline.prepare import Rows, Source, look, read_sources, splits_of
 from dataflex_pipeline.pipeline.published import BestCheckpoint, PublishedAdapter
 from dataflex_pipeline.pipeline.score import Scores
-from dataflex_pipeline.pipeline.select import Index, WarmupIndex
+from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.pipeline.settings import check_settings
 from dataflex_pipeline.pipeline.train import Checkpoint
 from dataflex_pipeline.store.stale import found_ingredients, is_complete
@@ -35,17 +38,29 @@ def planned_outputs(
     method = run.given.component_name
     for split in splits_of(run):
         yield Rows(run, split, (sources or {}).get(split))
-    yield WarmupIndex(run)
-    checkpoint = Checkpoint(run, 0)
-    yield checkpoint
+    yield from _warmup(run)
     for number in range(1, last + 1):
-        if checkpoint.ended_early:
+        if Checkpoint(run, number - 1).ended_early:
             return
         scores = Scores(run, number, method)
         yield scores
-        yield Index(scores)
-        checkpoint = Checkpoint(run, number)
-        yield checkpoint
+        yield from _chosen(run, scores)
+
+
+def _warmup(run: OpenRun) -> Iterator[Output]:
+    """Yield what round 0 makes: nothing where it is the model as it is given."""
+    if run.given.warmup_step:
+        yield WarmupIndex(run)
+        yield Checkpoint(run, 0)
+
+
+def _chosen(run: OpenRun, scores: Scores) -> Iterator[Output]:
+    """Yield what a round makes of its scores: a selection, and what is trained on it."""
+    selection = Selection(scores)
+    yield selection
+    if run.given.trains_rounds:
+        yield Index(selection)
+        yield Checkpoint(run, scores.number)
 
 
 def all_outputs(run: OpenRun) -> Iterator[Output]:
@@ -55,11 +70,9 @@ def all_outputs(run: OpenRun) -> Iterator[Output]:
     """
     for split in splits_of(run):
         yield Rows(run, split)
-    yield WarmupIndex(run)
-    checkpoint = Checkpoint(run, 0)
-    yield checkpoint
-    for number in range(1, run.given.update_times + 1):
-        if checkpoint.ended_early:
+    yield from _warmup(run)
+    for number in range(1, run.given.last_round + 1):
+        if Checkpoint(run, number - 1).ended_early:
             break
         scored = {
             path.stem: Scores(run, number, path.stem)
@@ -70,9 +83,10 @@ def all_outputs(run: OpenRun) -> Iterator[Output]:
             scored = {selecting: Scores(run, number, selecting)}
             scored[selecting].label = f"round {number} scores"
         yield from scored.values()
-        yield Index(scored.get(selecting) or Scores(run, number, selecting))
-        checkpoint = Checkpoint(run, number)
-        yield checkpoint
+        yield from _chosen(run, scored.get(selecting) or Scores(run, number, selecting))
+        for path in run.store.round(number).named_selections():
+            method = str(_recorded(path, run).get("method", selecting))
+            yield Selection(scored.get(method) or Scores(run, number, method), path.parent.name)
     if last_finished(run) is not None:
         if run.given.load_best_model_at_end:
             yield BestCheckpoint(run)
@@ -81,31 +95,59 @@ def all_outputs(run: OpenRun) -> Iterator[Output]:
 
 
 def _selecting_method(run: OpenRun, number: int) -> str:
-    try:
-        found = found_ingredients(run.store.round(number).index) or {}
-    except CorruptError:  # which the state of the index says
-        found = {}
+    where = run.store.round(number)
+    found = _recorded(where.index, run) or _recorded(where.selection, run)
     return str(found.get("method", run.given.component_name))
 
 
-def check_before_start(run: OpenRun, last: int) -> dict[Split, Source]:
+def _recorded(path: Path, run: OpenRun) -> Mapping[str, Any]:
+    try:
+        return found_ingredients(path) or {}
+    except CorruptError:  # which the state of the output says
+        return {}
+
+
+def check_before_start(
+    run: OpenRun, last: int, method: str | None = None, *, draws: bool = True
+) -> dict[Split, Source]:
     """Find every mistake that can be found before anything is written.
 
     The method and its parameters, the data, what is on disk from other settings, and the model.
 
+    Args:
+        run: to be started or gone on with.
+        last: the last round to be made.
+        method: of a command that does a part of round 1; None: the configured one, for all up to ``last``.
+        draws: whether rows are selected.
+
     Returns:
         The sources of the splits, looked at.
     """
-    check_target(run)
+    check_target(run, method)
     splits = splits_of(run)
     for split in splits:
         if not run.is_demo(split):  # mistakes in one's own data show before the demo model is made
             read_sources(run, split)
     sources = {split: look(run, split) for split in splits}
-    check_planned(run, last, sources)
-    check_method(run, sources, last)
-    check_model(run)
+    if method is None:
+        check_planned(run, last, sources)
+    check_method(run, sources, last, method, draws=draws)
+    check_model(run, method)
     return sources
+
+
+def prepare_rows(run: OpenRun, sources: Mapping[Split, Source]) -> list[Outcome]:
+    """Prepare pool and target where they are missing, and write the run's settings.
+
+    Args:
+        run: owned for writing.
+        sources: from `check_before_start`.
+    """
+    rows = [Rows(run, split, source) for split, source in sources.items()]
+    # The target first: it is the smaller one, so mistakes in it show sooner.
+    prepared = {output.split: output.make() for output in reversed(rows)}
+    run.save_settings()
+    return [prepared[split] for split in sources]
 
 
 def check_planned(run: OpenRun, last: int, sources: Mapping[Split, Source]) -> None:
@@ -126,7 +168,7 @@ def check_planned(run: OpenRun, last: int, sources: Mapping[Split, Source]) -> N
             check_outputs(run, last)
             damage_checked = True
         if isinstance(output, Scores):
-            Index(output).check_method()
+            Selection(output).check_method()
         if isinstance(output, Checkpoint) and not is_complete(output.path):
             return
         if not output.is_current():
@@ -143,26 +185,20 @@ def make_up_to(run: OpenRun, last: int, sources: Mapping[Split, Source]) -> list
         last: the last round; 0 is the warm-up.
         sources: from `check_before_start`.
     """
-    rows = [Rows(run, split, source) for split, source in sources.items()]
-    # The target first: it is the smaller one, so mistakes in it show sooner.
-    prepared = {output.split: output.make() for output in reversed(rows)}
-    run.save_settings()
-    outcomes = [prepared[split] for split in sources]
+    outcomes = prepare_rows(run, sources)
     published: list[Outcome] = []
-    done: Output | None = None
+    done = 0
     for output in planned_outputs(run, last, sources):
         if isinstance(output, Rows):
             continue
         if isinstance(output, Scores):
             run.progress.say(f"Round {output.number}: {output.method}")
         outcomes.append(output.make())
-        done = output
         if isinstance(output, Checkpoint):
+            done = output.number
             published += PublishedAdapter.of(run)
-    if isinstance(done, Checkpoint) and done.number < last:
-        run.progress.say(
-            f"The run ended in round {done.number} by early stopping; there is nothing to do after it."
-        )
+    if Checkpoint(run, done).ended_early and done < last:
+        run.progress.say(f"The run ended in round {done} by early stopping; there is nothing to do after it.")
     # One line for the copies: it was copied if it was copied after any round.
     copied = any(each.done for each in published)
     return outcomes + [replace(each, done=copied) for each in published[-1:]]
@@ -170,7 +206,14 @@ def make_up_to(run: OpenRun, last: int, sources: Mapping[Split, Source]) -> list
 
 def states(run: OpenRun) -> list[tuple[Output, State]]:
     """Return every output of a run with its state; nothing is written."""
-    return [(output, output.state()) for output in all_outputs(run)]
+    found: dict[str, tuple[Output, State]] = {}
+    for output in all_outputs(run):
+        state = output.state()
+        before = [each for each in output.follows if each in found and found[each][1].name == "stale"]
+        if state.name == "done" and before:
+            state = State("stale", f"it follows from {before[0]}, which is stale")
+        found[output.label] = output, state
+    return list(found.values())
 
 
 def changed_settings(run: OpenRun) -> str | None:
@@ -187,16 +230,24 @@ def next_round(run: OpenRun, found: list[tuple[Output, State]]) -> tuple[int, bo
     last = last_finished(run)
     if last is not None and any(state.name == "damaged" for _, state in found):
         return last, True
-    for number in range(run.given.update_times + 1):
-        where = run.store.round(number)
-        scored = any(where.scores("any").parent.glob("*.parquet")) or not number
-        if not (is_complete(where.checkpoint) and where.index.is_file() and scored):
+    for number in range(run.given.first_round, run.given.last_round + 1):
+        if not _is_done(run, number):
             return number, False
         if Checkpoint(run, number).ended_early:
             break
     if last is not None and any(state.name in ("missing", "unfinished") for _, state in found):
         return last, False
     return None
+
+
+def _is_done(run: OpenRun, number: int) -> bool:
+    """Whether everything of a round is there."""
+    where = run.store.round(number)
+    if number and not (any(where.scores("any").parent.glob("*.parquet")) and where.selection.is_file()):
+        return False
+    if number and not run.given.trains_rounds:
+        return True
+    return is_complete(where.checkpoint) and where.index.is_file()
 
 
 def early_end(run: OpenRun, last: int) -> int | None:

@@ -12,25 +12,29 @@ from dataflex_pipeline.features.plan import method_needs, with_upstream
 from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.prepare import Source, splits_of
+from dataflex_pipeline.pipeline.select import draw_settings, positions
 from dataflex_pipeline.sampling.exported import check_export
 from dataflex_pipeline.sampling.quotas import check_quotas
 from dataflex_pipeline.seeds import derive_seed
-from dataflex_pipeline.store.stale import is_complete
+from dataflex_pipeline.training.finished import has_trained
 
 ROWS, TOKENS = 8, 16
 """Made-up sequences; one finite loss among them is enough, since single bad rows are found when scoring."""
 
 
-def check_target(run: OpenRun) -> None:
+def check_target(run: OpenRun, name: str | None = None) -> None:
     """Check that there is a target if the method selects towards one.
+
+    Args:
+        run: to be started. name: of the method; by default the configured one.
 
     Raises:
         ConfigError: the method needs a target and ``eval_dataset`` is not set.
     """
-    name = run.given.component_name
+    name = name or run.given.component_name
     method, _ = run.method(name)
     check_kept_checkpoints(run, name)
-    first = Selection(1, run.given.update_times, 0, run.progress.say)
+    first = Selection(1, run.given.last_round, 0, run.progress.say)
     wants = any(need.split == "target" for need in method.needs(first).values())
     has_query = "query" in type(method.params).model_fields
     if wants and "target" not in splits_of(run):
@@ -42,21 +46,34 @@ def check_target(run: OpenRun) -> None:
         )
 
 
-def check_method(run: OpenRun, sources: Mapping[Split, Source], last: int) -> None:
-    """Check what the method will need in round 1, and how rows are drawn, before the warm-up is trained.
+def check_method(
+    run: OpenRun, sources: Mapping[Split, Source], last: int, name: str | None = None, *, draws: bool = True
+) -> None:
+    """Check what the method will need in round 1, and how rows are drawn, before anything is trained.
 
     Servers are tried where a round after the warm-up was asked for and is not scored yet.
+
+    Args:
+        run: to be started. sources: of its splits.
+        last: the last round to be made.
+        name: of the method; by default the configured one. draws: whether rows are selected.
 
     Raises:
         UserError: something is not there, or does not fit the rows.
     """
-    if last:
+    if last and draws:
+        check_how_many(run, name)
         _check_quotas(run, sources["pool"])
-        _check_draw(run)
-    if is_complete(run.store.round(0).checkpoint):
+    if has_trained(run.store):
         return
-    name = run.given.component_name
+    name = name or run.given.component_name
     method, _ = run.method(name)
+    if last and method.compares_rounds and not run.given.trains_rounds:
+        raise ConfigError(
+            f"The method {name} was chosen, and no round is trained (update_step or update_times is 0).",
+            f"{name} compares the model with itself some rounds later; till then all rows score the same.",
+            "Choose another method, such as loss or perplexity, or set update_step and update_times.",
+        )
     n_rows = {split: source.scan.n_rows for split, source in sources.items()}
     method.check_pool(n_rows["pool"])
     if method.probabilities_to is not None and not run.overwrite:
@@ -68,17 +85,27 @@ def check_method(run: OpenRun, sources: Mapping[Split, Source], last: int) -> No
             run.progress.say(f"note: {line}")
 
 
-def _check_draw(run: OpenRun) -> None:
-    """Refuse settings of a random draw where the method's own strategy is none."""
+def check_how_many(run: OpenRun, name: str | None = None) -> None:
+    """Refuse a selection of nobody knows how many rows, or a random draw by a strategy that is none.
+
+    Args:
+        run: to be started. name: of the method; by default the configured one.
+
+    Raises:
+        ConfigError: no round is trained and no amount is set; or replacement or weights are set where the
+            method's own strategy is no random draw.
+    """
     config = run.given
-    strategy = run.method(config.component_name)[0].default_strategy
+    draw_settings(run, 1, "sample", replacement=False)
+    chosen = name or config.component_name
+    strategy = run.method(chosen)[0].default_strategy
     if config.strategy is not None or strategy == "sample":
         return
     given = [f"weights={config.weights}"] if config.weights != "uniform" else []
     given += ["replacement=true"] if config.replacement else []
     if given:
         raise ConfigError(
-            f"{given[0]} was set, and {config.component_name} selects by {strategy} unless told otherwise.",
+            f"{given[0]} was set, and {chosen} selects by {strategy} unless told otherwise.",
             "That strategy is not a random draw: each row is selected once or not at all.",
             f"Set strategy=sample, or leave {given[0].partition('=')[0]} out.",
         )
@@ -88,14 +115,14 @@ def _check_quotas(run: OpenRun, pool: Source) -> None:
     """Check the quotas of sources; what is left over only where the rows to select are counted by now."""
     config = run.given
     if config.source_quotas:
-        counted = config.token_budget or config.num_samples or config.update_step * run.global_batch
+        counted = config.token_budget or config.num_samples or positions(run, 1)
         sources = [scanned.source.name for scanned in pool.scan.sources]
         check_quotas(config.source_quotas, sources, 0 if config.fraction is not None else counted)
 
 
 def features_of(run: OpenRun, method: Method) -> Iterator[tuple[Need, Feature]]:
     """Yield each feature that a method needs in round 1, and those that they are computed from, once."""
-    first = Selection(1, run.given.update_times, 0, run.progress.say)
+    first = Selection(1, run.given.last_round, 0, run.progress.say)
     seen: list[Need] = []
     for asked in method_needs(method, first).values():
         for need, feature in with_upstream(asked, run.given):  # as given: no check needs the demo to be made
@@ -104,15 +131,19 @@ def features_of(run: OpenRun, method: Method) -> Iterator[tuple[Need, Feature]]:
                 yield need, feature
 
 
-def check_model(run: OpenRun) -> None:
+def check_model(run: OpenRun, name: str | None = None) -> None:
     """Load the model once and compute a few losses, before an hour of preparing and training.
 
-    Left out once the warm-up is trained.
+    Left out once round 1 is scored or a round is trained, and where no model is scored or trained with.
+
+    Args:
+        run: to be started. name: of the method; by default the configured one.
 
     Raises:
         UserError: the model or adapter cannot be loaded, or every loss is NaN or infinite.
     """
-    if is_complete(run.store.round(0).checkpoint):
+    scored = run.store.round(1).scores(name or run.given.component_name).is_file()
+    if has_trained(run.store) or scored or not _uses_model(run, name):
         return
     run.progress.say(f"checking the model {run.config.model_name_or_path}")
     losses = _sample_losses(run)  # [ROWS] nats per token
@@ -126,6 +157,14 @@ def check_model(run: OpenRun) -> None:
         "so nothing can be scored or trained.",
         "Use sound weights; for a model that was trained in bfloat16 set bf16: true.",
     )
+
+
+def _uses_model(run: OpenRun, name: str | None) -> bool:
+    config = run.given
+    if config.horizon:
+        return True
+    method, _ = run.method(name or config.component_name)
+    return any(feature.uses_model for _, feature in features_of(run, method))
 
 
 def _sample_losses(run: OpenRun) -> np.ndarray:

@@ -134,7 +134,7 @@ class PublishedAdapter(Output):
         if found == run.memo.digest(source / ADAPTER_WEIGHTS):
             return State("done", f"a copy of {shown(source, run.folder)}")
         others = [run.folder / BEST] if run.given.load_best_model_at_end else []
-        others += [run.store.round(number).checkpoint for number in range(run.given.update_times + 1)]
+        others += [run.store.round(number).checkpoint for number in range(run.given.last_round + 1)]
         weights = [folder / ADAPTER_WEIGHTS for folder in others]
         if found in [run.memo.digest(path) for path in weights if path.is_file()]:
             return State("unfinished", "a copy of an earlier checkpoint; the same command goes on with it")

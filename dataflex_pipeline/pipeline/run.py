@@ -24,6 +24,7 @@ from typing import Any, Self
 from dataflex_pipeline import launch
 from dataflex_pipeline.api import Progress, Silent
 from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.config.load import QUICKSTART, Loaded
 from dataflex_pipeline.config.values import is_mapping, is_text
 from dataflex_pipeline.errors import ConfigError, RunError, UserError
 from dataflex_pipeline.evaluation.figures import Figure
@@ -31,17 +32,27 @@ from dataflex_pipeline.methods import check_methods, shipped_methods
 from dataflex_pipeline.pipeline.damage import check_outputs, set_aside_damaged_tables
 from dataflex_pipeline.pipeline.evaluate import Wanted, evaluate
 from dataflex_pipeline.pipeline.export import Asked, What, export, export_rows
+from dataflex_pipeline.pipeline.index import Index
 from dataflex_pipeline.pipeline.locate import Options, load_for, locate
 from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
 from dataflex_pipeline.pipeline.output import Outcome, Output
-from dataflex_pipeline.pipeline.outputs import all_outputs, check_before_start, early_end, make_up_to
+from dataflex_pipeline.pipeline.outputs import (
+    all_outputs,
+    check_before_start,
+    early_end,
+    make_up_to,
+    prepare_rows,
+)
+from dataflex_pipeline.pipeline.preflight import check_how_many
 from dataflex_pipeline.pipeline.published import PublishedAdapter
 from dataflex_pipeline.pipeline.score import Scores, check_scored_round
-from dataflex_pipeline.pipeline.select import Index
+from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.pipeline.settings import check_settings
 from dataflex_pipeline.pipeline.table import Table
 from dataflex_pipeline.pipeline.train import Checkpoint
 from dataflex_pipeline.pipeline.versions import say_versions
+from dataflex_pipeline.store.stale import is_complete
+from dataflex_pipeline.training.finished import has_trained
 
 
 class Run(OpenRun):
@@ -129,15 +140,18 @@ class Run(OpenRun):
         """What the configuration has to say: keys that stand for others, files that were taken instead."""
         return self.loaded.notices
 
-    def warmup(self, **settings: Any) -> Checkpoint:
+    def warmup(self, **settings: Any) -> Checkpoint | None:
         """Prepare the data, draw uniformly and train round 0.
+
+        Returns:
+            Its checkpoint; None with ``warmup_step: 0``, where round 0 is the model as it is given.
 
         Raises:
             UserError: data, model or settings cannot be used; nothing is written then.
         """
         return self.round(0, **settings)
 
-    def round(self, last: int | None = None, **settings: Any) -> Checkpoint:
+    def round(self, last: int | None = None, **settings: Any) -> Checkpoint | None:
         """Do whatever is missing up to a round: prepare, warm up, then score, select and train each round.
 
         Args:
@@ -145,13 +159,14 @@ class Run(OpenRun):
             settings: keys of the configuration, from now on.
 
         Returns:
-            The checkpoint of the last round that was trained: an earlier one after an early stop.
+            The checkpoint of the last round that was trained: an earlier one after an early stop; None where
+            nothing was trained.
 
         Raises:
             UserError: data, model or settings cannot be used, or an output was made from other settings.
         """
         with self._call(settings):
-            last = self.given.update_times if last is None else _whole(last)
+            last = self.given.last_round if last is None else _whole(last)
             self.check_round(last)
             say_versions(self)
             sources = check_before_start(self, last)
@@ -161,7 +176,10 @@ class Run(OpenRun):
                         set_aside_damaged_tables(self, number)
                 self.outcomes = make_up_to(self, last, sources)
             ended = early_end(self, last)
-            return Checkpoint(self, last if ended is None else ended)
+            if not (last or self.given.warmup_step):
+                self.progress.say("warmup_step: 0: round 0 is the model as it is given; nothing is trained.")
+            checkpoint = Checkpoint(self, last if ended is None else ended)
+            return checkpoint if is_complete(checkpoint.path) else None
 
     def score(self, number: int, method: str | None = None, **settings: Any) -> Table:
         """Score every row of the pool with the model of the round before.
@@ -179,27 +197,78 @@ class Run(OpenRun):
         """
         with self._call(settings):
             scores = Scores(self, _whole(number), method or self.given.component_name)
-            self._make(number, scores)
+            self._make(number, [scores])
             return Table(scores.path, scores.describe(), by="score")
 
-    def select(self, number: int, method: str | None = None, **settings: Any) -> Table:
-        """Draw the weighted index of a round from its scores.
+    def select(
+        self, number: int, method: str | None = None, *, name: str | None = None, **settings: Any
+    ) -> Table:
+        """Choose the rows of a round from its scores, best first; where rounds are trained, lay them out too.
+
+        What was selected before with other settings is replaced as long as nothing was trained on it.
 
         Args:
             number: the round, from 1.
             method: whose scores; by default the configured method.
-            settings: keys of the configuration, from now on, such as ``fraction`` or ``strategy``.
+            name: try it beside the round's own selection, under this name; nothing is trained on it.
+            settings: keys of the configuration, such as ``fraction`` or ``strategy``; from now on, but for a
+                selection with a name.
 
         Returns:
-            The index: one line per training position, in the order of training.
+            The selection: exactly the rows that were asked for, in order of rank.
 
         Raises:
             RunError: the round is not scored by that method.
+            StaleError: the round is trained on another selection.
         """
-        with self._call(settings):
-            index = Index(Scores(self, _whole(number), method or self.given.component_name))
-            self._make(number, index)
-            return Table(index.path, index.describe(), by="score")
+        with self._call(settings, passing=name is not None):
+            scores = Scores(self, _whole(number), method or self.given.component_name)
+            selection = Selection(scores, name, replace=True)
+            laid_out = name is None and self.given.trains_rounds
+            self._make(number, [selection, *([Index(selection)] if laid_out else [])], keeps=name is None)
+            return Table(selection.path, selection.describe(), by="score")
+
+    def pick(self, method: str | None = None, to: str | Path | None = None, **settings: Any) -> Table:
+        """Choose the best rows and write them to a file: prepare, score, select and export round 1.
+
+        Nothing is trained, unless ``warmup_step`` or ``update_times`` is given for it. Another selection than
+        the last call's replaces that one; the scores are kept.
+
+        Args:
+            method: the method's name; by default the configured one.
+            to: the file, which ends in .jsonl; by default selected.jsonl in the run.
+            settings: keys of the configuration, such as ``fraction``, from now on.
+
+        Returns:
+            The selection: exactly the rows that were asked for, in order of rank.
+
+        Raises:
+            UserError: data, model or settings cannot be used; nothing is written then.
+        """
+        unsaid = (
+            {} if self.store.exists() else {k: v for k, v in NOTHING_TRAINED.items() if not self._says(k)}
+        )
+        with self._call(unsaid | settings):
+            name = method or self.given.component_name
+            check_settings(self)
+            check_how_many(self, name)
+            sources = check_before_start(self, 1, name)
+            say_versions(self)
+            check_outputs(self, 1)
+            with self.writing():
+                if self.overwrite:
+                    set_aside_damaged_tables(self, 1)
+                done = make_up_to(self, 0, sources)
+                selection = Selection(Scores(self, 1, name), replace=True)
+                done += [selection.scores.make(), selection.make()]
+                self.save_settings()
+        self.export(self.folder / "selected.jsonl" if to is None else to, round=1)
+        self.outcomes = [*done, *self.outcomes]
+        return Table(selection.path, selection.describe(), by="score")
+
+    def _says(self, key: str) -> bool:
+        """Whether a setting was given, in a file or to a call."""
+        return self.loaded.sources.get(key) not in (None, "default", QUICKSTART)
 
     def train(self, number: int, **settings: Any) -> Checkpoint:
         """Train a round on its index, going on from the round before.
@@ -209,7 +278,7 @@ class Run(OpenRun):
         """
         with self._call(settings):
             checkpoint = Checkpoint(self, _whole(number))
-            self._make(number, checkpoint)
+            self._make(number, [checkpoint])
             return checkpoint
 
     def evaluate(
@@ -303,30 +372,42 @@ class Run(OpenRun):
         with self._call({}):
             return list(all_outputs(self))
 
-    def _make(self, number: int, output: Output) -> None:
-        """Make one output of a run that was begun, and keep the settings that were given for it."""
-        require_run(self)
-        if isinstance(output, Checkpoint):
+    def _make(self, number: int, outputs: Sequence[Output], *, keeps: bool = True) -> None:
+        """Make outputs of one round, in order, and keep the settings that were given for it (``keeps``).
+
+        Rows are prepared here where the run begins with the model as it is given.
+        """
+        last = outputs[-1]
+        begins = not self.given.warmup_step and not has_trained(self.store)
+        if not begins:
+            require_run(self)
+        if isinstance(last, Checkpoint):
             self.check_round(number)
         else:
             check_scored_round(self, number)
         check_settings(self)
+        sources = None
+        if begins:
+            method = last.method if isinstance(last, Scores | Selection) else None
+            sources = check_before_start(self, number, method, draws=not isinstance(last, Scores))
         say_versions(self)
         check_outputs(self, number - 1 if self.overwrite else number)
         with self.writing():
             if self.overwrite:
                 set_aside_damaged_tables(self, number)
-            self.outcomes = [output.make()]
-            if isinstance(output, Checkpoint):
+            self.outcomes = [] if sources is None else prepare_rows(self, sources)
+            self.outcomes += [output.make() for output in outputs]
+            if isinstance(last, Checkpoint):
                 self.outcomes += PublishedAdapter.of(self)
-            # The settings given now hold for what follows, as those given to the first call do.
-            self.save_settings()
+            if keeps:  # the settings given now hold for what follows, as those given to the first call do
+                self.save_settings()
 
     @contextlib.contextmanager
-    def _call(self, settings: Mapping[str, Any]) -> Iterator[None]:
+    def _call(self, settings: Mapping[str, Any], *, passing: bool = False) -> Iterator[None]:
         """Lay settings over those there are for a call; one that fails leaves the settings as they were.
 
-        What an earlier call read is read again: a command, or another process, may have gone on meanwhile.
+        So does one whose settings are ``passing``. What an earlier call read is read again: a command, or
+        another process, may have gone on meanwhile.
         """
         before = self._options, self.loaded
         named = dict(_as_overrides(settings))
@@ -346,12 +427,19 @@ class Run(OpenRun):
                 self.forget()
             self._called = True
             yield
+            if passing:
+                self._restore(before)
         except BaseException:
-            self._options, self.loaded = before
-            self.forget()
+            self._restore(before)
             raise
 
+    def _restore(self, before: tuple[Options, Loaded]) -> None:
+        self._options, self.loaded = before
+        self.forget()
 
+
+NOTHING_TRAINED = {"warmup_step": 0, "update_times": 0}
+"""Settings of a run that only scores and selects."""
 FILE_SUFFIXES = (".json", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
 """Endings of files that rows are not exported as; a folder of such a name is a slip of the pen."""
 

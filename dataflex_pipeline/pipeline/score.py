@@ -17,7 +17,7 @@ from dataflex_pipeline import api
 from dataflex_pipeline.config.components import ComponentEntry
 from dataflex_pipeline.errors import DataError, RunError
 from dataflex_pipeline.features.build import FeaturePlan, build_feature, method_needs, plan_feature
-from dataflex_pipeline.pipeline.checkpoints import checkpoint_of, checkpoints_before
+from dataflex_pipeline.pipeline.checkpoints import checkpoint_of, checkpoints_before, is_given
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Output, note
 from dataflex_pipeline.pipeline.prepare import open_split
@@ -76,10 +76,10 @@ def plan_scoring(run: OpenRun, number: int, name: str) -> Scoring:
     seed, shared = derive_seed(own, "method", name, number), derive_seed(own, "features", number)
     params = method.params.model_dump(mode="json")
     before, other = _scores_before(run, number, name, params) if method.accumulates else (None, "")
-    rate = _mean_learning_rate(run, number - 1)
+    rate = _learning_rate(run, number - 1)
     several = checkpoints_before(run, number, name) if method.every_checkpoint else ()
     selection = api.Selection(
-        number, run.given.update_times, seed, say, rate, before is not None, several, shared_seed=shared
+        number, run.given.last_round, seed, say, rate, before is not None, several, shared_seed=shared
     )
     pool = open_split(run, "pool")
     method.check_pool(pool.n_rows)
@@ -124,7 +124,10 @@ def _scores_before(
     )
 
 
-def _mean_learning_rate(run: OpenRun, number: int) -> float:
+def _learning_rate(run: OpenRun, number: int) -> float:
+    """Return the mean rate of a round's steps; of the model as it is given, the configured peak."""
+    if is_given(run, number):
+        return run.given.learning_rate
     marker = read_marker(run.store.round(number).checkpoint)
     return float((marker.result or {}).get("mean_learning_rate", 0.0)) if marker is not None else 0.0
 
@@ -135,17 +138,18 @@ def check_scored_round(run: OpenRun, number: int) -> None:
     if number == 0:
         raise RunError(
             "Round 0 was asked for.",
-            "The warm-up draws uniformly: there is nothing to score or select.",
+            "Round 0 is the warm-up, which draws uniformly, or the model as it is: nothing is scored for it.",
             "Run `dataflex warmup` for round 0, or ask for round 1.",
         )
     before = run.store.round(number - 1)
-    if not is_complete(before.checkpoint):
+    if not is_given(run, number - 1) and not is_complete(before.checkpoint):
         command = "dataflex warmup" if number == 1 else f"dataflex round {number - 1}"
         raise RunError(
             f"Round {number} was asked for, and round {number - 1} has no finished checkpoint "
             f"({before.checkpoint}).",
             "A round is scored with the model of the round before it.",
-            f"Run `{command}` first.",
+            f"Run `{command}` first"
+            + (", or set warmup_step=0 to score with the model as it is." if number == 1 else "."),
         )
 
 
@@ -185,6 +189,7 @@ class Scores(Output):
             run.store.round(number).scores(method),
         )
         self.number, self.method = number, method
+        self.follows = (f"round {number - 1} checkpoint",)
 
     @cached_property
     def plan(self) -> Scoring:
@@ -253,6 +258,9 @@ def _write_scores(run: OpenRun, scoring: Scoring) -> None:
     tables = feature_tables(run, scoring)
     if scoring.other_before:
         scoring.selection.say(scoring.other_before)
+    if scoring.method.accumulates and is_given(run, scoring.selection.round - 1):
+        rate = scoring.selection.learning_rate
+        scoring.selection.say(f"no warm-up: similarities are weighed by learning_rate, {rate:.3g}")
     state = scoring.method.begin(tables, scoring.selection)
     schema = pa.schema([*SCORES, *scoring.method.own_columns(state)])
     notes = {"method": scoring.name, "round": str(scoring.selection.round)}

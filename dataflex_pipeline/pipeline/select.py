@@ -1,7 +1,8 @@
-"""Selection: from a score table to probabilities and the weighted index that a round trains on."""
+"""Selection: from a score table to probabilities and the rows that are chosen, best first."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -9,20 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from dataflex_pipeline import api
 from dataflex_pipeline.api import Strategy
-from dataflex_pipeline.errors import ConfigError, RunError, UserError
+from dataflex_pipeline.errors import ConfigError, CorruptError, RunError, StaleError, UserError
 from dataflex_pipeline.pipeline.damage import check_tables
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Outcome, Output, note
-from dataflex_pipeline.pipeline.prepare import open_split
 from dataflex_pipeline.pipeline.score import Scores, Scoring, block_rows, feature_tables, pool_blocks
-from dataflex_pipeline.sampling.draw import Drawn, DrawSettings, draw, draw_uniform, top_k_probabilities
+from dataflex_pipeline.sampling.draw import Drawn, DrawSettings, draw, top_k_probabilities
 from dataflex_pipeline.sampling.exported import export_probabilities
 from dataflex_pipeline.sampling.probabilities import import_probabilities, write_probabilities
-from dataflex_pipeline.schemas import INDEX
+from dataflex_pipeline.schemas import SELECTION
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.atomic import commit, set_aside
 from dataflex_pipeline.store.fingerprint import digest
@@ -31,13 +30,17 @@ from dataflex_pipeline.store.stale import found_ingredients, is_current, is_kept
 from dataflex_pipeline.store.tables import TableFile, table_writer
 
 DRAFT = ".draft"
-"""Ending of a probability table whose index is not drawn yet."""
+"""Ending of a probability table whose selection is not drawn yet."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""Names of selections, which are names of folders."""
 
 
 def positions(run: OpenRun, number: int) -> int:
-    """Return the training positions of a round: steps x global batch."""
+    """Return the training positions of a round: steps x global batch; 0 where rounds are not trained."""
     config = run.given
-    return (config.warmup_step if number == 0 else config.update_step) * run.global_batch
+    if number == 0:
+        return config.warmup_step * run.global_batch
+    return config.update_step * run.global_batch if config.trains_rounds else 0
 
 
 def draw_settings(
@@ -59,6 +62,7 @@ def draw_settings(
         replacement=replacement,
         weights=config.weights if number else "uniform",
         source_quotas=config.source_quotas if number else {},
+        balanced=config.balanced is not None and number > 0,
         shuffle=not config.disable_shuffling,
         seed=derive_seed(config.seed, "select", number),
         group_columns=groups,
@@ -66,7 +70,8 @@ def draw_settings(
     )
 
 
-def _settings_as_ingredients(settings: DrawSettings) -> dict[str, Any]:
+def as_ingredients(settings: DrawSettings) -> dict[str, Any]:
+    """Return how rows are drawn as plain values; what was added later is named only where it is set."""
     return {
         **{name: getattr(settings, name) for name in ("strategy", "positions", "num_samples", "fraction")},
         **{name: getattr(settings, name) for name in ("token_budget", "replacement", "weights", "shuffle")},
@@ -74,167 +79,229 @@ def _settings_as_ingredients(settings: DrawSettings) -> dict[str, Any]:
         "group_columns": list(settings.group_columns),
         "seed": settings.seed,
         **({"over": "target_rows"} if settings.over_target_rows else {}),
+        **({"balanced": "source"} if settings.balanced else {}),
     }
 
 
-class WarmupIndex(Output):
-    """The index of round 0: valid rows of the pool, drawn uniformly."""
-
-    def __init__(self, run: OpenRun) -> None:
-        super().__init__(
-            run, "round 0 index", "select, warm-up", "The index of the warm-up", run.store.round(0).index
-        )
-
-    def inputs(self) -> dict[str, Any]:
-        """Return the pool's fingerprint and how rows are drawn."""
-        drawn = _settings_as_ingredients(warmup_draw(self.run))
-        return {"table": "index", "pool": open_split(self.run, "pool").fingerprint, "draw": drawn}
-
-    def check(self) -> None:
-        """Check the table against the digest that was remembered when it was written."""
-        self.run.memo.check_output(self.path)
-
-    def write(self) -> None:
-        """Draw the rows."""
-        self.run.memo.forget_output(self.path)
-        drawn = draw_uniform(open_split(self.run, "pool"), warmup_draw(self.run))
-        _write_index(self.run, self.path, drawn, self.inputs(), {"round": "0"})
-        self.run.memo.written(self.path)
-
-    def describe(self) -> str:
-        """Return the number of positions and of different rows."""
-        return f"{TableFile(self.path).metadata.get('found', '')}, drawn uniformly"
-
-
-def warmup_draw(run: OpenRun) -> DrawSettings:
-    """Return how the rows of round 0 are drawn."""
-    return draw_settings(run, 0, "sample", replacement=False)
-
-
-def wanted_probabilities(run: OpenRun, scoring: Scoring, scores: TableFile) -> dict[str, Any]:
-    """Return what a method's probability table of a round is made from."""
-    return {
-        "table": "probabilities",
-        "scores": scores.fingerprint,
-        "params": scoring.wanted["params"],
-        "draw": _settings_as_ingredients(round_settings(run, scoring, scores)),
-    }
-
-
-def wanted_index(run: OpenRun, scoring: Scoring, scores: TableFile, probabilities: str) -> dict[str, Any]:
-    """Return what the index of a round is made from, the probabilities by their fingerprint."""
-    return {
-        "table": "index",
-        "method": scoring.name,
-        "probabilities": probabilities,
-        "draw": _settings_as_ingredients(round_settings(run, scoring, scores)),
-    }
-
-
-class Index(Output):
-    """The weighted index of a round, with the probabilities that it is drawn by.
+class Selection(Output):
+    """The rows chosen from a round's scores, with the probabilities that they are drawn by.
 
     Args:
-        scores: the score table that the rows are drawn from.
+        scores: the score table.
+        name: of a selection beside the round's own, on which nothing is ever trained; None for the round's.
+        replace: make the round's own anew, if nothing was trained on it yet, where the settings are others
+            now. One with a name always is.
+
+    Attributes:
+        drawn: what was drawn, if this object drew it.
     """
 
-    def __init__(self, scores: Scores) -> None:
+    def __init__(self, scores: Scores, name: str | None = None, *, replace: bool = False) -> None:
         run, self.number, self.method = scores.run, scores.number, scores.method
-        where = run.store.round(self.number)
-        self.scores, self.probabilities = scores, where.probabilities(self.method)
+        self.where = run.store.round(self.number)
+        self.scores, self.named, self.replace = scores, name, replace
+        self.drawn: Drawn | None = None
+        if name is None:
+            path, self.probabilities = self.where.selection, self.where.probabilities(self.method)
+        else:
+            path = self.where.selection_named(check_name(name))
+            self.probabilities = path.with_name("probabilities.parquet")
+        called = "" if name is None else f" {name}"
         super().__init__(
             run,
-            f"round {self.number} index",
+            f"round {self.number} selection{called}",
             f"select {self.method}, round {self.number}",
-            f"The index of round {self.number}",
-            where.index,
+            f"The selection{called} of round {self.number}",
+            path,
             (scores.path, self.probabilities),
         )
+        self.follows = (scores.label,)
 
     @property
     def plan(self) -> Scoring:
         """The plan of the score table that it is drawn from."""
         return self.scores.plan
 
-    def _probability_inputs(self) -> dict[str, Any]:
-        return wanted_probabilities(self.run, self.plan, TableFile(self.scores.path))
+    @property
+    def settings(self) -> DrawSettings:
+        """How its rows are drawn."""
+        return round_settings(self.run, self.plan, TableFile(self.scores.path))
 
-    def inputs(self) -> dict[str, Any]:
-        """Return the method, the probabilities by their fingerprint, and how rows are drawn."""
-        fingerprint = TableFile(self.probabilities).fingerprint
-        return wanted_index(self.run, self.plan, TableFile(self.scores.path), fingerprint)
+    def probability_inputs(self) -> dict[str, Any]:
+        """Return what the probability table is made from."""
+        return {
+            "table": "probabilities",
+            "scores": TableFile(self.scores.path).fingerprint,
+            "params": self.plan.wanted["params"],
+            "draw": as_ingredients(self.settings),
+        }
+
+    def inputs(self, probabilities: str | None = None) -> dict[str, Any]:
+        """Return the method, the probabilities by their fingerprint, and how rows are drawn.
+
+        Args:
+            probabilities: the fingerprint; by default that of the table on disk.
+        """
+        return {
+            "table": "selection",
+            "method": self.method,
+            "probabilities": probabilities or TableFile(self.probabilities).fingerprint,
+            "draw": as_ingredients(self.settings),
+        }
 
     def check(self) -> None:
         """Check the tables of the round against the digests that were remembered when they were written."""
         check_tables(self.run, self.number)
 
     def is_current(self, *, overwrite: bool = False) -> bool:
-        """Decide whether the probabilities and the index can be kept.
+        """Decide whether probabilities and selection can be kept.
 
         Raises:
-            StaleError: the index is another method's, or one of them was made from other settings.
+            StaleError: it is another method's, or one of them was made from other settings.
         """
         self.check_method()
         if not self.scores.path.is_file() or not self.probabilities.is_file():
             return False
+        return self.has_probabilities(overwrite=overwrite) and super().is_current(overwrite=overwrite)
+
+    def has_probabilities(self, *, overwrite: bool = False) -> bool:
+        """Decide whether the probability table can be kept."""
         label = f"The {self.method} probabilities of round {self.number}"
-        inputs = self._probability_inputs()
-        if not is_current(self.probabilities, inputs, label, overwrite=overwrite):
-            return False
-        return is_current(self.path, self.inputs(), self.name, overwrite=overwrite)
+        return is_current(self.probabilities, self.probability_inputs(), label, overwrite=overwrite)
 
     def check_method(self) -> None:
-        """Refuse to go on with another method than the one that made the index.
+        """Refuse to go on with another method than the one that the round was selected by.
 
         Raises:
-            StaleError: another method made it.
+            StaleError: another method made the selection, or the index.
         """
-        made = (found_ingredients(self.path) or {}).get("method", self.method)
-        if made != self.method:
-            raise stale(self.path, self.name, [f"method: {made} -> {self.method}"])
+        paths = [self.path] if self.named else [self.where.index, self.path]
+        for path in paths:
+            made = (found_ingredients(path) or {}).get("method", self.method)
+            if made != self.method:
+                raise stale(path, self.name, [f"method: {made} -> {self.method}"])
 
     def make(self) -> Outcome:
-        """Write the probabilities and the index unless they are there; old ones stay until both can be made.
+        """Write the probabilities and the selection unless they are there.
+
+        Old ones stay until both can be made.
 
         Raises:
             RunError: the score table is not finished. StaleError: they were made from other settings.
         """
-        began, run, plan = time.monotonic(), self.run, self.plan
-        scores = self._finished_scores()
-        settings = round_settings(run, plan, scores)
-        wanted = wanted_probabilities(run, plan, scores)
-        for_index = wanted_index(run, plan, scores, digest(wanted))
+        began, run = time.monotonic(), self.run
+        self._finished_scores()
+        self.settings  # noqa: B018 (mistakes in them show before anything is removed)
+        if self.named or (self.replace and not self._is_trained_on()):
+            self._remove_other()
+        wanted = self.probability_inputs()
+        own = self.inputs(digest(wanted))
         label = f"The {self.method} probabilities of round {self.number}"
         kept = is_kept(self.probabilities, wanted, label, overwrite=run.overwrite)
-        done = not (is_kept(self.path, for_index, self.name, overwrite=run.overwrite) and kept)
+        done = not (is_kept(self.path, own, self.name, overwrite=run.overwrite) and kept)
         if done:
             for path in (self.probabilities, self.path):
                 run.memo.forget_output(path)
-            _select(run, plan, scores, settings, None if kept else wanted, for_index)
+            self._select(None if kept else wanted, own)
             for path in (self.probabilities, self.path):
                 run.memo.written(path)
             note(run, "select", self.number, began, on_device=False, method=self.method)
         else:
-            _export(run, plan, TableFile(self.probabilities))
-        found = TableFile(self.path).metadata.get("found", "")
-        return Outcome(self.stage, self.path, done, time.monotonic() - began, found)
+            _export(run, self.plan, TableFile(self.probabilities))
+        return Outcome(self.stage, self.path, done, time.monotonic() - began, self.describe())
 
-    def _finished_scores(self) -> TableFile:
+    def _finished_scores(self) -> None:
         if not self.scores.is_current():
             raise RunError(
                 f"Round {self.number} has no finished {self.method} scores ({self.scores.path}).",
                 "A selection is made from a score table.",
                 f"Run `dataflex score --round {self.number} --method {self.method}` first.",
             )
-        return TableFile(self.scores.path)
+
+    def _is_trained_on(self) -> bool:
+        return self.where.checkpoint.exists() or self.where.work.exists()
+
+    def _remove_other(self) -> None:
+        """Remove a selection of other settings, on which nothing was trained, and say which settings."""
+        try:
+            self.is_current()
+            return
+        except (StaleError, CorruptError) as error:
+            changed = "; ".join(line.strip() for line in error.what.splitlines()[1:]) or error.what
+        self.run.progress.say(f"  select: made anew, nothing was trained on the old one: {changed}")
+        for path in (
+            (self.path, self.probabilities)
+            if self.named
+            else (
+                self.where.index,
+                self.path,
+                self.probabilities,
+            )
+        ):
+            self.run.memo.forget_output(path)
+            path.unlink(missing_ok=True)
+
+    def _select(self, wanted: dict[str, Any] | None, own: dict[str, Any]) -> None:
+        """Write the probabilities (where ``wanted``) and the selection, once both can be made."""
+        run, plan, scores = self.run, self.plan, TableFile(self.scores.path)
+        final, settings = self.probabilities, self.settings
+        draft = final if wanted is None else final.with_name(final.name + DRAFT)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        drawn = None
+        try:
+            if wanted is not None and not is_kept(draft, wanted, "The draft", overwrite=True):
+                drawn = _write_probabilities(run, plan, scores, settings, draft, wanted)
+            drawn = drawn or _draw(run, plan, scores, settings, TableFile(draft))
+            if self.named is None:
+                _export(run, plan, TableFile(draft))
+        except UserError:
+            if draft != final:
+                draft.unlink(missing_ok=True)
+            raise
+        if draft != final:
+            set_aside(final)
+            commit(draft, final)
+        set_aside(self.path)
+        for notice in drawn.notices:
+            run.progress.say(f"  select: {notice}")
+        notes = {"method": self.method, "round": str(self.number), "notices": "\n".join(drawn.notices)}
+        rows = drawn.selection
+        found = f"{rows.num_rows:,} of {plan.pool.n_rows:,} rows selected"
+        n_distinct = len(rows.column("row").unique())
+        found += "" if n_distinct == rows.num_rows else f", {n_distinct:,} different ones"
+        with table_writer(self.path, SELECTION, own, notes | {"found": found}) as write:
+            write(rows)
+        self.drawn = drawn
+
+    def draw(self) -> Drawn:
+        """Return what was drawn; it is drawn again where another process drew it."""
+        if self.drawn is None:
+            scores, settings = TableFile(self.scores.path), self.settings
+            self.drawn = _draw(self.run, self.plan, scores, settings, TableFile(self.probabilities))
+        return self.drawn
 
     def write(self) -> None:
         """Make it; see `make`, which also knows which of the two tables is kept."""
         self.make()
 
     def describe(self) -> str:
-        """Return the number of positions and of different rows, and the method."""
+        """Return the number of rows, and the method."""
         return f"{TableFile(self.path).metadata.get('found', '')}, by {self.method}"
+
+
+def check_name(name: str) -> str:
+    """Return the name of a selection.
+
+    Raises:
+        UserError: it cannot be the name of a folder.
+    """
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"A selection is to be named {name!r}.",
+            "The name becomes that of a folder in the run.",
+            "Use letters, digits, dots, dashes and underscores, such as top-5-percent.",
+        )
+    return name
 
 
 class PoolRankings:
@@ -262,36 +329,6 @@ class PoolRankings:
         """Yield values of consecutive rows of the pool. [rows, n_turns]"""
         for block in pool_blocks(self._scoring, self._tables, max_rows):
             yield self._ranking.values(block)
-
-
-def _select(
-    run: OpenRun,
-    scoring: Scoring,
-    scores: TableFile,
-    settings: DrawSettings,
-    wanted: dict[str, Any] | None,
-    for_index: dict[str, Any],
-) -> None:
-    """Write the probabilities (where ``wanted``) and the index; the old ones stay until both can be made."""
-    where = run.store.round(scoring.selection.round)
-    final = where.probabilities(scoring.name)
-    draft = final if wanted is None else final.with_name(final.name + DRAFT)
-    drawn = None
-    try:
-        if wanted is not None and not is_kept(draft, wanted, "The draft", overwrite=True):
-            drawn = _write_probabilities(run, scoring, scores, settings, draft, wanted)
-        drawn = drawn or _draw(run, scoring, scores, settings, TableFile(draft))
-        _export(run, scoring, TableFile(draft))
-    except UserError:
-        if draft != final:
-            draft.unlink(missing_ok=True)
-        raise
-    if draft != final:
-        set_aside(final)
-        commit(draft, final)
-    set_aside(where.index)
-    notes = {"method": scoring.name, "round": str(scoring.selection.round)}
-    _write_index(run, where.index, drawn, for_index, notes)
 
 
 def _export(run: OpenRun, scoring: Scoring, probabilities: TableFile) -> None:
@@ -372,32 +409,3 @@ def _write_probabilities(
     notes["notices"] = "\n".join(scoring.lines)
     write_probabilities(scores, lambda block: scoring.method.weigh(block, fitted), output, wanted, notes)
     return None
-
-
-def _write_index(
-    run: OpenRun, output: Path, drawn: Drawn, wanted: dict[str, Any], notes: dict[str, str]
-) -> None:
-    for notice in drawn.notices:
-        run.progress.say(f"  select: {notice}")
-    found = f"{drawn.index.num_rows:,} positions, {drawn.n_distinct:,} different rows"
-    with table_writer(
-        output, INDEX, wanted, notes | {"found": found, "notices": "\n".join(drawn.notices)}
-    ) as write:
-        write(drawn.index)
-
-
-def read_index(run: OpenRun, number: int) -> pa.Table:
-    """Return a round's index.
-
-    Raises:
-        RunError: the round has no index yet.
-    """
-    path = run.store.round(number).index
-    if not path.is_file():
-        raise RunError(
-            f"Round {number} has no index ({path}).",
-            "A round trains on exactly the rows of its index.",
-            f"Run `dataflex select --round {number}` first." if number else "Run `dataflex warmup`.",
-        )
-    table = TableFile(path)
-    return pa.Table.from_batches(list(table.blocks()), schema=table.schema)

@@ -10,7 +10,8 @@ from dataflex_pipeline import launch
 from dataflex_pipeline.config.fields import Config, role_of
 from dataflex_pipeline.config.load import dump_config
 from dataflex_pipeline.pipeline.open_run import OpenRun
-from dataflex_pipeline.store.stale import is_complete, stale
+from dataflex_pipeline.store.stale import stale
+from dataflex_pipeline.training.finished import has_trained
 
 JUDGED_BY_CONTENT = frozenset(
     {"dataset", "eval_dataset", "dataset_dir", "model_name_or_path", "model_revision", "adapter_name_or_path"}
@@ -23,12 +24,12 @@ JUDGED_BY_TRAINING = frozenset({"per_device_train_batch_size", "gradient_accumul
 def check_settings(run: OpenRun) -> None:
     """Refuse settings that a trained run was not made with.
 
-    Only once the warm-up is trained: before that, whatever is on disk is held against its own ingredients.
+    Only once a round is trained: before that, whatever is on disk is held against its own ingredients.
 
     Raises:
         StaleError: naming each changed key, old -> new.
     """
-    if run.overwrite or not is_complete(run.store.round(0).checkpoint):
+    if run.overwrite or not has_trained(run.store):
         return
     old, new = run.store.read()[0], dump_config(run.given)
     changed = [

@@ -14,16 +14,15 @@ from dataflex_pipeline.api import Silent
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import dump_config
 from dataflex_pipeline.errors import CorruptError, RunError
-from dataflex_pipeline.models.base import adapter_folder
 from dataflex_pipeline.models.source import attention_kernel, model_digest
-from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
+from dataflex_pipeline.pipeline.checkpoints import adapter_digest, check_kept_checkpoints
 from dataflex_pipeline.pipeline.damage import check_checkpoint, remember_checkpoint
+from dataflex_pipeline.pipeline.index import read_index
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Outcome, Output, note
 from dataflex_pipeline.pipeline.prepare import has_target, open_split
-from dataflex_pipeline.pipeline.select import read_index
 from dataflex_pipeline.store.atomic import set_aside
-from dataflex_pipeline.store.fingerprint import digest, files_digest
+from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parquet import read_whole
 from dataflex_pipeline.store.parts import MANIFEST, PartedTable
 from dataflex_pipeline.store.stale import found_ingredients, is_complete
@@ -88,14 +87,6 @@ def _training_settings(config: Config) -> dict[str, Any]:
     return settings
 
 
-def _adapter_digest(run: OpenRun) -> str | None:
-    name = run.given.adapter_name_or_path
-    if name is None:
-        return None
-    paths = sorted(adapter_folder(name).glob("adapter_*"))
-    return files_digest(paths, [path.name for path in paths])
-
-
 class Checkpoint(Output):
     """The checkpoint at the end of a round.
 
@@ -114,11 +105,12 @@ class Checkpoint(Output):
             self.where.checkpoint,
             (self.where.index,),
         )
+        self.follows = (f"round {number} index", f"round {number - 1} checkpoint")
 
     def inputs(self) -> dict[str, Any]:
         """Return the index, the checkpoint before, model, rows, and the settings of the training."""
         run, number = self.run, self.number
-        before = run.store.round(number - 1).checkpoint if number else None
+        before = self._previous()
         config = run.config.model_copy(update={"attn_implementation": attention_kernel(run.config)})
         evaluates = has_target(run) and run.given.eval_strategy != "no"
         return {
@@ -127,7 +119,7 @@ class Checkpoint(Output):
             "index": TableFile(self.where.index).fingerprint,
             "previous": None if before is None else digest(found_ingredients(before) or {}),
             "model": model_digest(run.config, run.memo.digest),
-            "adapter": _adapter_digest(run),
+            "adapter": adapter_digest(run),
             "pool": open_split(run, "pool").fingerprint,
             "target": open_split(run, "target").fingerprint if evaluates else None,
             "global_batch": run.global_batch,
@@ -148,7 +140,7 @@ class Checkpoint(Output):
         run.check_round(self.number)
         check_kept_checkpoints(run, run.given.component_name)
         read_index(run, self.number)
-        if self.number:
+        if self._previous() is not None:
             self._check_previous()
         if run.overwrite:
             self._set_aside_damaged()
@@ -169,7 +161,7 @@ class Checkpoint(Output):
             horizon=run.given.horizon,
             global_batch=run.global_batch,
             index=read_index(run, number),
-            previous=run.store.round(number - 1).checkpoint if number else None,
+            previous=self._previous(),
             work=self.where.work,
             checkpoint=self.where.checkpoint,
             ingredients=self.inputs(),
@@ -178,6 +170,11 @@ class Checkpoint(Output):
         _train(run, plan, open_split(run, "pool"), target)
         remember_checkpoint(run, number)
         note(run, "train", number, began, on_device=True)
+
+    def _previous(self) -> Path | None:
+        """Return the checkpoint that the training continues; None for the first round that is trained."""
+        first = self.number == self.run.given.first_round
+        return None if first else self.run.store.round(self.number - 1).checkpoint
 
     def _set_aside_damaged(self) -> None:
         if self.path.exists():

@@ -11,7 +11,7 @@ from dataflex_pipeline.training.marker import read_marker
 def _recorded(run: OpenRun) -> tuple[dict[str, str], dict[int, dict[str, str]]]:
     """Return the versions when the run began, and those of each finished round."""
     rounds = {}
-    for number in range(run.given.update_times + 1):
+    for number in range(run.given.last_round + 1):
         try:
             marker = read_marker(run.store.round(number).checkpoint)
         except CorruptError:  # which check_outputs reports, and --overwrite mends

@@ -1,8 +1,9 @@
-"""The weighted index that a round trains on, drawn from scores and probabilities."""
+"""A selection drawn from scores and probabilities, and the weighted index that a round trains on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ import pyarrow as pa
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.errors import ConfigError, DataError, did_you_mean
 from dataflex_pipeline.sampling.probabilities import ProbabilitySummary, write_probabilities
-from dataflex_pipeline.sampling.quotas import amounts_of, interleave
+from dataflex_pipeline.sampling.quotas import amounts_of, balance, interleave
 from dataflex_pipeline.sampling.ranked import Rankings, round_robin, round_robin_rows, top_k
 from dataflex_pipeline.sampling.rows import BLOCK_ROWS, Rows, count_valid, gather, gather_row_ids
 from dataflex_pipeline.sampling.selection import Selection
 from dataflex_pipeline.sampling.settings import Drawn, DrawSettings
 from dataflex_pipeline.sampling.successive import sample
-from dataflex_pipeline.sampling.uniforms import Integers, permutation
+from dataflex_pipeline.sampling.uniforms import Floats, Integers, permutation
 from dataflex_pipeline.sampling.weights import float32_mean_one, weigh
-from dataflex_pipeline.schemas import INDEX
+from dataflex_pipeline.schemas import INDEX, SELECTION
 
 __all__ = ["DrawSettings", "Drawn", "draw", "draw_uniform", "top_k_probabilities"]
 
@@ -68,7 +69,10 @@ def draw(
     width = len(columns) if rankings is None else rankings.n_turns
     block_rows = max(1, min(block_rows, BLOCK_VALUES // max(1, width)))
     _check_columns(scores, columns)
-    amounts = amounts_of(settings, scores, pool)
+    if settings.balanced:
+        settings, amounts = balance(settings, scores, pool)
+    else:
+        amounts = amounts_of(settings, scores, pool)
     by_probability = settings.strategy == "sample"
     rows = Rows(
         scores,
@@ -155,38 +159,82 @@ def _lay_out(
     settings: DrawSettings,
     scores: BlockTable | None = None,
 ) -> Drawn:
-    """Put the selected rows in training order, repeat or cut them to the positions, and weigh them.
+    """Return the selected rows in their order, and in training order, repeated or cut to the positions.
 
-    Without ``scores``, those of the index are null.
+    Without ``scores``, those of the tables are null.
     """
     order = interleave([len(chosen.rows) for chosen in selections])
-    selected = np.concatenate([chosen.rows for chosen in selections])[order]
-    notices = [*notices, *_length_notice(len(selected), settings)]
-    if not settings.shuffle and len(selected) > settings.positions:
+    whole = _Laid.of(selections, order, settings)
+    selection = whole.table(np.arange(len(whole.rows)), pool, scores)
+    selection = selection.append_column("rank", pa.array(np.arange(len(whole.rows))))
+    selection = selection.append_column("source", gather(pool, whole.rows, "source"))
+    notices = [*notices, *_length_notice(len(whole.rows), settings)]
+    trained = whole
+    if _cuts_the_last(settings) and len(whole.rows) > settings.positions > 0:
         selections, order = _first(selections, order[: settings.positions])
-    rows = np.concatenate([chosen.rows for chosen in selections])[order]
-    probabilities = np.concatenate([chosen.probabilities for chosen in selections])[order]
-    weights = np.concatenate([weigh(chosen, settings.weights) for chosen in selections])[order]
-    places = _places(len(rows), settings)
-    known = [chosen.scores for chosen in selections if chosen.scores is not None]
-    if len(known) == len(selections):
-        score = pa.array(np.concatenate(known)[order][places], from_pandas=True)  # NaN: no score
-    elif scores is None:
-        score = pa.nulls(len(places), pa.float64())
-    else:
-        score = gather(scores, rows[places], "score")
-    index = pa.table(
-        {
-            "position": np.arange(len(places)),
-            "row": rows[places],
-            "row_id": gather_row_ids(pool, rows[places]),
-            "weight": float32_mean_one(weights[places]),
-            "probability": probabilities[places],
-            "score": score,
-        }
-    ).cast(INDEX)
-    tau = selections[0].tau if len(selections) == 1 else None
-    return Drawn(index.combine_chunks(), tuple(notices), selected, _n_distinct(rows[places]), tau)
+        trained = _Laid.of(selections, order, settings)
+    places = _places(len(trained.rows), settings)
+    index = trained.table(places, pool, scores).append_column("position", pa.array(np.arange(len(places))))
+    return Drawn(
+        selection=selection.select(SELECTION.names).cast(SELECTION).combine_chunks(),
+        index=index.select(INDEX.names).cast(INDEX).combine_chunks(),
+        notices=tuple(notices),
+        selected=whole.rows,
+        n_distinct=_n_distinct(trained.rows[places]),
+        tau=selections[0].tau if len(selections) == 1 else None,
+    )
+
+
+def _cuts_the_last(settings: DrawSettings) -> bool:
+    """Whether rows beyond the positions are the last selected ones.
+
+    Of a random draw any part is a draw of that probability, and its weights hold: there a random one.
+    """
+    return settings.strategy != "sample" or not settings.shuffle
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """Selections side by side, in one order. Each [n].
+
+    Attributes:
+        rows: row numbers. probabilities: of each. weights: mean 1.
+        scores: NaN where a row has none; None where they were not read.
+    """
+
+    rows: Integers
+    probabilities: Floats
+    weights: Floats
+    scores: Floats | None
+
+    @classmethod
+    def of(cls, selections: Sequence[Selection], order: Integers, settings: DrawSettings) -> _Laid:
+        known = [chosen.scores for chosen in selections if chosen.scores is not None]
+        return cls(
+            np.concatenate([chosen.rows for chosen in selections])[order],
+            np.concatenate([chosen.probabilities for chosen in selections])[order],
+            np.concatenate([weigh(chosen, settings.weights) for chosen in selections])[order],
+            np.concatenate(known)[order] if len(known) == len(selections) else None,
+        )
+
+    def table(self, places: Integers, pool: BlockTable, scores: BlockTable | None) -> pa.Table:
+        """Return what a selection and an index both say of the rows at some places."""
+        rows = self.rows[places]
+        if self.scores is not None:
+            score = pa.array(self.scores[places], from_pandas=True)  # NaN: no score
+        elif scores is None or not len(rows):
+            score = pa.nulls(len(rows), pa.float64())
+        else:
+            score = gather(scores, rows, "score")
+        return pa.table(
+            {
+                "row": rows,
+                "row_id": gather_row_ids(pool, rows) if len(rows) else pa.nulls(0, pa.string()),
+                "weight": float32_mean_one(self.weights[places]),
+                "probability": self.probabilities[places],
+                "score": score,
+            }
+        )
 
 
 def _first(selections: list[Selection], order: Integers) -> tuple[list[Selection], Integers]:
@@ -204,6 +252,8 @@ def _places(n: int, settings: DrawSettings) -> Integers:
 
     Every pass has a random order of its own, or with ``shuffle`` false the order of selection.
     """
+    if not settings.positions:
+        return np.zeros(0, np.int64)
     passes = -(-settings.positions // n)
     orders = [
         permutation(n, settings.seed, "pass", number) if settings.shuffle else np.arange(n)
@@ -215,12 +265,14 @@ def _places(n: int, settings: DrawSettings) -> Integers:
 
 def _length_notice(selected: int, settings: DrawSettings) -> list[str]:
     positions = settings.positions
+    if not positions:
+        return []
     if selected < positions:
         order = "reshuffled" if settings.shuffle else "in the same order"
         return [f"{selected} rows were selected for {positions} positions: repeated, each pass {order}."]
     if selected > positions:
-        which = "a random part" if settings.shuffle else "the first"
-        return [f"{selected} rows were selected for {positions} positions: {which} of them is trained on."]
+        which = "the first of them are" if _cuts_the_last(settings) else "a random part of them is"
+        return [f"{selected} rows were selected for {positions} positions: {which} trained on."]
     return []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.config.draw_rules import exact
 from dataflex_pipeline.errors import ConfigError, did_you_mean
-from dataflex_pipeline.sampling.rows import count_valid, source_names
+from dataflex_pipeline.sampling.rows import count_by_source, count_valid, source_names
 from dataflex_pipeline.sampling.settings import DrawSettings
 from dataflex_pipeline.sampling.uniforms import Integers
 
@@ -45,15 +46,47 @@ def amounts_of(settings: DrawSettings, ranked: BlockTable, pool: BlockTable) -> 
             other sources and there are none.
         DataError: ``fraction`` of no valid row.
     """
-    if settings.token_budget is not None:
-        total = settings.token_budget
-    elif settings.fraction is not None:
-        total = math.ceil(exact(settings.fraction) * count_valid(ranked))
-    else:
-        total = settings.positions if settings.num_samples is None else settings.num_samples
+    total = asked_for(settings, ranked)
     if not settings.source_quotas:
         return [total]
     return check_quotas(settings.source_quotas, source_names(pool), total)
+
+
+def asked_for(settings: DrawSettings, ranked: BlockTable) -> int:
+    """Return the rows (with ``token_budget``: tokens) that are asked for altogether.
+
+    Raises:
+        DataError: ``fraction`` of no valid row.
+    """
+    if settings.token_budget is not None:
+        return settings.token_budget
+    if settings.fraction is not None:
+        return math.ceil(exact(settings.fraction) * count_valid(ranked))
+    return settings.positions if settings.num_samples is None else settings.num_samples
+
+
+def balance(settings: DrawSettings, ranked: BlockTable, pool: BlockTable) -> tuple[DrawSettings, list[int]]:
+    """Return the settings with a quota for every source that has valid rows, and what each quota gives.
+
+    The quotas are equal. But a source that has fewer rows than its part gives all of them, and the others
+    share what is left, smallest first (not with a token budget, or with replacement).
+
+    Args:
+        settings: how many rows are asked for. ranked: with ``valid``. pool: with ``source``.
+    """
+    there = count_by_source(ranked, pool)
+    names = sorted(there, key=lambda name: (there[name], name))
+    shares = dict.fromkeys(names, 1 / len(names))
+    left = asked_for(settings, ranked)
+    settings = replace(settings, source_quotas=shares, balanced=False)
+    if settings.token_budget is not None or settings.replacement:
+        return settings, allot(left, shares)
+    given = []
+    for number, name in enumerate(names):
+        given.append(min(there[name], left // (len(names) - number)))
+        left -= given[-1]
+    # What is left over once every source was asked is more than there is.
+    return settings, [*given[:-1], given[-1] + left, 0]
 
 
 def check_quotas(quotas: Mapping[str, float], sources: Sequence[str], total: int) -> list[int]:

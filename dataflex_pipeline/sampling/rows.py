@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -207,6 +208,23 @@ def count_valid(table: BlockTable) -> int:
             "Look at the reason column of the table; the data, the template or the model has to change.",
         )
     return count
+
+
+def count_by_source(ranked: BlockTable, pool: BlockTable) -> dict[str, int]:
+    """Return how many valid rows each source has; sources without any are left out.
+
+    Args:
+        ranked: with ``valid``. pool: with ``source``, of the same rows.
+
+    Raises:
+        DataError: no row is valid.
+    """
+    count_valid(ranked)
+    found: Counter[str] = Counter()
+    for valid, source in zip_blocks((ranked, ["valid"]), (pool, ["source"])):
+        for each in pc.value_counts(source.column("source").filter(valid.column("valid"))).to_pylist():
+            found[each["values"]] += each["counts"]
+    return dict(found)
 
 
 def source_names(pool: BlockTable) -> list[str]:

@@ -23,7 +23,8 @@ class DrawSettings:
     Attributes:
         strategy: ``sample`` by probability, ``top_k`` by score, ``round_robin`` over score columns or over
             target rows.
-        positions: lines of the index, ``update_step`` x ``global_batch``.
+        positions: lines of the index, ``update_step`` x ``global_batch``; 0 where nothing is trained, and
+            then one of the three that follow says how many rows to select.
         num_samples: rows to select. fraction: ceil(fraction x valid rows). token_budget: rows in the order
             of selection while the sum of their ``n_tokens`` stays within it. At most one of the three; none
             means ``positions`` rows.
@@ -31,6 +32,8 @@ class DrawSettings:
         weights: see ``sampling.weights``.
         source_quotas: share of the selected rows (of the tokens, with a budget) per source; the rest comes
             from the sources that are not named.
+        balanced: the same share for every source, in place of ``source_quotas``; a source that has too few
+            rows gives all of them, and the others share the rest.
         shuffle: lay the rows out in a seeded random order; otherwise first selected first.
         seed: of this round and purpose; every stream inside is derived from it.
         group_columns: for ``round_robin``, the score columns that take turns, higher is better.
@@ -48,6 +51,7 @@ class DrawSettings:
     replacement: bool = False
     weights: Weights = "uniform"
     source_quotas: Mapping[str, float] = field(default_factory=dict)
+    balanced: bool = False
     shuffle: bool = True
     seed: int = 0
     group_columns: tuple[str, ...] = ()
@@ -58,8 +62,14 @@ class DrawSettings:
         check_amounts(amounts, self._said)
         check_quotas(self.source_quotas, self._said)
         check_strategy(self.strategy, self.replacement, self.weights, self._said)
-        if self.positions < 1:
-            raise ValueError(f"an index needs at least one position, got {self.positions}")
+        if self.positions < 0:
+            raise ValueError(f"an index has no {self.positions} positions")
+        if not self.positions and not any(amounts.values()):
+            raise ConfigError(
+                "Nothing says how many rows to select.",
+                "No round is trained, so there are no training positions to fill.",
+                "Set fraction=0.1 (a share of the valid rows), num_samples=N or token_budget=N.",
+            )
         for name, value in amounts.items():
             if value is not None and (not value > 0 or (name == "fraction" and value > 1)):
                 raise ConfigError(
@@ -80,9 +90,10 @@ class DrawSettings:
 
 @dataclass(frozen=True)
 class Drawn:
-    """An index and what there is to say about it.
+    """A selection, the index made from it, and what there is to say about them.
 
     Attributes:
+        selection: ``schemas.SELECTION``, a line per row selected, first selected first.
         index: ``schemas.INDEX``, ``positions`` lines.
         notices: sentences for the user: what was repeated, cut, or drawn otherwise than asked.
         selected: rows selected, before repeating or cutting, first selected first; a row drawn more than
@@ -92,6 +103,7 @@ class Drawn:
             with a probability was drawn); None with replacement, quotas or another strategy.
     """
 
+    selection: pa.Table
     index: pa.Table
     notices: tuple[str, ...]
     selected: Integers

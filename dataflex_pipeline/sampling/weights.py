@@ -50,4 +50,6 @@ def _mean_one(weights: Floats) -> Floats:
 
 def float32_mean_one(weights: Floats) -> np.ndarray:
     """Return weights as float32 after making their mean exactly 1 in float64. [n] float32"""
+    if not len(weights):
+        return weights.astype(np.float32)
     return _mean_one(weights).astype(np.float32)

@@ -5,7 +5,8 @@ runs/<name>/
   pool/  target/        prepared rows
   features/             costly tables, shared by methods and rounds
   round-00/             index.parquet  checkpoint/           (the warm-up)
-  round-01/             scores/  probabilities/  index.parquet  checkpoint/
+  round-01/             scores/  probabilities/  selection.parquet  index.parquet  checkpoint/
+                        selections/<name>/  (others that were tried; nothing is trained on them)
   history.jsonl         one line per finished piece of work
 """
 
@@ -50,6 +51,19 @@ class RoundFolder:
     def probabilities(self, method: str) -> Path:
         """Path of a method's probability table."""
         return self.folder / "probabilities" / f"{method}.parquet"
+
+    @property
+    def selection(self) -> Path:
+        """Path of the selection that the round's index is made from."""
+        return self.folder / "selection.parquet"
+
+    def selection_named(self, name: str) -> Path:
+        """Path of another selection, which has a name and is never trained on."""
+        return self.folder / "selections" / name / "selection.parquet"
+
+    def named_selections(self) -> list[Path]:
+        """Return the selections there are that have a name, sorted by it."""
+        return sorted(self.folder.glob("selections/*/selection.parquet"))
 
     @property
     def index(self) -> Path:

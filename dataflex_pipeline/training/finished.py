@@ -12,9 +12,14 @@ if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
 
 
+def has_trained(run: RunFolder) -> bool:
+    """Whether the first round that is trained is finished: the warm-up, or round 1 without one."""
+    return any(is_complete(run.round(number).checkpoint) for number in (0, 1))
+
+
 def last_round(config: Config, run: RunFolder) -> int | None:
     """Return the last round whose checkpoint is finished; None before the warm-up's."""
-    rounds = range(config.update_times, -1, -1)
+    rounds = range(config.last_round, -1, -1)
     return next((number for number in rounds if is_complete(run.round(number).checkpoint)), None)
 
 

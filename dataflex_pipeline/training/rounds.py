@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from dataflex_pipeline import launch
 from dataflex_pipeline.api import Progress, Silent
 from dataflex_pipeline.errors import ConfigError, RunError, UserError
-from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.atomic import commit, write_text
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartedTable
@@ -178,7 +177,7 @@ def _forget_deepspeed(config: Config) -> None:
 def _trainer(job: _Job, start: Start, conductor: Conductor, arguments: SFTConfig) -> WeightedTrainer:
     from transformers import PrinterCallback
 
-    from dataflex_pipeline.models.adapters import load_for_training
+    from dataflex_pipeline.models.adapters import fresh_seed, load_for_training
     from dataflex_pipeline.models.base import precision
     from dataflex_pipeline.models.source import attention_notice
     from dataflex_pipeline.models.tokenizer import load_tokenizer
@@ -193,8 +192,7 @@ def _trainer(job: _Job, start: Start, conductor: Conductor, arguments: SFTConfig
         if notice is not None:
             conductor.note(notice)
     tokenizer = load_tokenizer(config, job.progress.say)
-    seed = derive_seed(config.seed, "adapter")
-    model = load_for_training(config, start.folder, device, seed, conductor.note)
+    model = load_for_training(config, start.folder, device, fresh_seed(config), conductor.note)
     check_router_coefficient(config, model)
     embedding = model.get_input_embeddings()  # whose weight is empty where ZeRO-3 shards it
     vocabulary = int(getattr(embedding, "base_layer", embedding).num_embeddings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -181,18 +182,92 @@ def test_without_shuffling_the_order_is_that_of_the_selection():
     assert rows_of(drawn) == [9, 8, 7, 6, 9, 8]
     drawn = select(scores, strategy="top_k", num_samples=8, positions=3)
     assert rows_of(drawn) == [9, 8, 7]
-    assert drawn.notices == ("8 rows were selected for 3 positions: the first of them is trained on.",)
+    assert drawn.notices == ("8 rows were selected for 3 positions: the first of them are trained on.",)
 
 
-def test_more_rows_than_positions_are_cut_after_the_shuffle():
+def test_of_a_random_draw_a_random_part_is_trained_on():
     scores = scores_of([float(i) for i in range(1000)])
+    alike = [0.0] * 990 + [0.1] * 10
     firsts = [
-        rows_of(select(scores, strategy="top_k", num_samples=10, positions=3, shuffle=True, seed=seed))
+        rows_of(select(scores, p=alike, num_samples=10, positions=3, shuffle=True, seed=seed))
         for seed in range(200)
     ]
     assert all(len(set(rows)) == 3 and min(rows) >= 990 for rows in firsts)
     counts = np.bincount(np.concatenate(firsts) - 990, minlength=10)
     assert counts.min() > 30  # 60 expected of each
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_of_a_ranking_the_lowest_ranks_are_cut(shuffle):
+    scores = scores_of([float(i) for i in range(1000)], low=[float(-i) for i in range(1000)])
+    drawn = select(scores, strategy="top_k", num_samples=10, positions=3, shuffle=shuffle)
+    assert sorted(rows_of(drawn)) == [997, 998, 999]
+    assert selected(drawn) == list(range(999, 989, -1))
+    turns = {"strategy": "round_robin", "group_columns": ("score", "low")}
+    drawn = select(scores, num_samples=10, positions=3, shuffle=shuffle, **turns)
+    assert sorted(rows_of(drawn)) == [0, 998, 999]
+
+
+def test_the_selection_is_exactly_what_was_asked_for_in_order_of_rank():
+    sources = ["a", "b"] * 50
+    pool = pool_of(100, sources=sources)
+    scores = scores_of([float(i % 37) if i % 9 else None for i in range(100)])
+    drawn = select(scores, pool, strategy="top_k", num_samples=12, positions=40)
+    table = drawn.selection
+    usable = [(-(i % 37), i) for i in range(100) if i % 9]
+    expected = [row for _, row in sorted(usable)][:12]
+    assert table.column("row").to_pylist() == expected
+    assert table.column("rank").to_pylist() == list(range(12))
+    assert table.column("source").to_pylist() == [sources[row] for row in expected]
+    assert table.column("score").to_pylist() == [float(row % 37) for row in expected]
+    assert table.column("probability").to_pylist() == [1 / 12] * 12
+    assert table.column("weight").to_pylist() == [1.0] * 12
+    assert len(rows_of(drawn)) == 40
+    assert set(rows_of(drawn)) == set(expected)
+
+
+def test_without_positions_there_is_a_selection_and_no_index():
+    scores = scores_of([float(i) for i in range(10)])
+    drawn = select(scores, strategy="top_k", fraction=0.25, positions=0)
+    assert drawn.selection.column("row").to_pylist() == [9, 8, 7]
+    assert drawn.index.num_rows == 0
+    assert drawn.index.schema.names == INDEX.names
+    with pytest.raises(ConfigError, match="Nothing says how many rows to select"):
+        select(scores, strategy="top_k", positions=0)
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "given"),
+    [
+        ({"a": 50, "b": 30, "c": 20}, 30, {"a": 10, "b": 10, "c": 10}),
+        ({"a": 50, "b": 30, "c": 2}, 30, {"a": 14, "b": 14, "c": 2}),
+        ({"a": 50, "b": 3, "c": 2}, 31, {"a": 26, "b": 3, "c": 2}),
+        ({"a": 5, "b": 3, "c": 2}, 10, {"a": 5, "b": 3, "c": 2}),
+        ({"a": 9, "b": 9}, 7, {"a": 3, "b": 4}),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["top_k", "sample"])
+def test_balanced_gives_every_source_the_same_number(there, asked, given, strategy):
+    sources = [name for name, count in there.items() for _ in range(count)]
+    n = len(sources)
+    scores = scores_of([float(i) for i in range(n)])
+    p = [1 / n] * n if strategy == "sample" else None
+    drawn = select(
+        scores, pool_of(n, sources=sources), p=p, strategy=strategy, num_samples=asked, balanced=True
+    )
+    counts = Counter(drawn.selection.column("source").to_pylist())
+    assert sum(counts.values()) == asked
+    assert sorted(counts.values()) == sorted(given.values())
+    assert all(counts[name] == count or there[name] > count for name, count in given.items())
+
+
+def test_balanced_gives_all_there_is_where_more_is_asked_for():
+    scores = scores_of([1.0, 2.0, 3.0])
+    drawn = select(
+        scores, pool_of(3, sources=["a", "b", "b"]), strategy="top_k", num_samples=5, balanced=True
+    )
+    assert sorted(selected(drawn)) == [0, 1, 2]
+    assert any("all are taken" in line for line in drawn.notices)
 
 
 def test_a_draw_cut_without_shuffling_weighs_as_the_shorter_draw():
