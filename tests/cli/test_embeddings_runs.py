@@ -67,6 +67,7 @@ def test_a_model_that_is_not_there_is_found_before_the_warm_up(here, tiny_demo):
     assert "embed_model" in text
 
 
+@pytest.mark.slow
 def test_real_text_finds_the_language_of_the_target(here, tiny_demo, shared_data, minilm):
     """Half of the pool is Chinese and all of the target: most of the probability goes to Chinese rows."""
     english, chinese = (

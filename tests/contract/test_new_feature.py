@@ -55,6 +55,7 @@ def test_two_rounds_with_it_each_with_the_model_of_the_round_before(here, tiny_d
     assert [name.rpartition("-")[0] for name in tables] == ["entropy-pool", "entropy-pool"]
 
 
+@pytest.mark.slow
 def test_a_changed_file_or_parameter_is_another_table_and_estimate_knows_it(here, tiny_demo):
     done("warmup", *small(tiny_demo), *USE[2:], "component_name=uncertain")
     done("score", "--round", 1, *USE[3:])

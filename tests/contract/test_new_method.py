@@ -59,6 +59,7 @@ def test_it_is_listed_and_its_parameter_is_checked_like_any_other(here, tiny_dem
     assert "Did you mean 'scale'?" in refused(here, "round", 1, *small(tiny_demo), *USE, "shortest.scal=1")
 
 
+@pytest.mark.slow
 def test_a_parameter_on_the_command_line_for_a_run_that_is_there(here, tiny_demo):
     """The run's own run.yaml names the components file that knows the method."""
     done("warmup", *small(tiny_demo), USE[2], "component_name=shortest", "--run", "own")
@@ -67,6 +68,7 @@ def test_a_parameter_on_the_command_line_for_a_run_that_is_there(here, tiny_demo
     assert b'"params":{"scale":2.0}' in metadata[b"dataflex.ingredients"]
 
 
+@pytest.mark.slow
 def test_a_changed_file_makes_its_scores_stale(here, tiny_demo):
     done("warmup", *small(tiny_demo), USE[2], "component_name=shortest", "--run", "own")
     done("score", "--round", 1, "--run", "own")

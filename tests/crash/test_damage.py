@@ -207,6 +207,7 @@ FILE_LIMITS = {
 
 
 @pytest.mark.parametrize("limit", FILE_LIMITS)
+@pytest.mark.slow
 def test_a_file_size_limit_is_told_and_the_run_goes_on_after_it(lanes, recipe, finished, tmp_path, limit):
     bench = Bench(lanes, tmp_path / "bench")
     end = bench.call(recipe.round()[0], file_bytes=FILE_LIMITS[limit])
@@ -265,6 +266,7 @@ def test_a_disk_that_becomes_read_only_is_told_and_the_run_goes_on(lanes, recipe
         assert differences(finished.run, bench.folder / "runs" / NAME) == []
 
 
+@pytest.mark.slow
 def test_nothing_goes_by_the_order_of_times(lanes, recipe, finished, tmp_path):
     """A clock set back and forth leaves files whose times say nothing; steps and digests decide."""
     bench = Bench(lanes, tmp_path / "bench")

@@ -102,6 +102,7 @@ def stop_at_replace(monkeypatch, number: int):
     return count
 
 
+@pytest.mark.slow
 def test_dying_before_any_rename_then_the_same_call_is_identical(world, tmp_path, monkeypatch):
     model, pool, target = world
     config = make_config(

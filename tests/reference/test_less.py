@@ -189,6 +189,7 @@ def chosen(folder, run, number=1):
     return pq.read_table(folder / run / f"round-{number:02d}" / "index.parquet")["row"].to_pylist()
 
 
+@pytest.mark.slow
 def test_round_robin_takes_turns_over_target_rows(world, tiny_demo):
     folder, settings, _ = world
     rows = ("strategy=round_robin", "round_robin_over=target_rows", "disable_shuffling=true")
@@ -205,6 +206,7 @@ def test_round_robin_takes_turns_over_target_rows(world, tiny_demo):
     assert "by this round's similarities alone" in notices
 
 
+@pytest.mark.slow
 def test_with_one_group_target_rows_take_turns_by_default(world):
     folder, settings, _ = world
     one_group = (*settings, "eval_group_column=null", "strategy=round_robin", "disable_shuffling=true")
@@ -232,6 +234,7 @@ def test_turns_of_target_rows_need_a_method_that_has_them(world):
 KEEP = ("less.checkpoints=all", "keep_checkpoints=true", "save_steps=1")
 
 
+@pytest.mark.slow
 def test_all_checkpoints_of_a_round_add_up(world, tiny_demo):
     folder, settings, _ = world
     done("round", 2, *settings, *KEEP, "--run", "all")
@@ -247,6 +250,7 @@ def test_all_checkpoints_of_a_round_add_up(world, tiny_demo):
     assert len(list((run / "features").glob("gradients-pool-*"))) == 4
 
 
+@pytest.mark.slow
 def test_tables_of_the_last_checkpoint_are_shared_and_as_without(world, tmp_path):
     folder, settings, _ = world
     keep = (*settings, "keep_checkpoints=true", "save_steps=1")
@@ -273,6 +277,7 @@ def test_all_checkpoints_without_any_kept_are_refused_before_any_training(world)
     assert "only its end was kept" in text
 
 
+@pytest.mark.slow
 def test_features_resume_and_do_not_depend_on_the_batch(world):
     folder, settings, _ = world
     args = (*settings, "rows_per_part=16")

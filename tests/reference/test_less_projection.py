@@ -93,6 +93,7 @@ def projected(by_name, dim, seed):
 
 
 @pytest.mark.parametrize("dim", [512, 4096, 16384])
+@pytest.mark.slow
 def test_rank_correlation_is_what_the_variance_law_predicts(gradients, dim, record_property):
     pool, target = gradients
     x, y = whole(pool), whole(target).mean(axis=0)

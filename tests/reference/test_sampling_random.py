@@ -88,6 +88,7 @@ def test_with_replacement_draws_are_independent_and_follow_p():
     assert drawn.tau is None
 
 
+@pytest.mark.slow
 def test_importance_weights_without_replacement_are_unbiased():
     # The Horvitz-Thompson sum of x over the selected rows estimates the sum over all rows.
     p = np.array([0.3, 0.2, 0.12, 0.1, 0.1, 0.08, 0.06, 0.04])

@@ -189,7 +189,9 @@ def test_of_a_random_draw_a_random_part_is_trained_on():
     scores = scores_of([float(i) for i in range(1000)])
     alike = [0.0] * 990 + [0.1] * 10
     firsts = [
-        rows_of(select(scores, p=alike, num_samples=10, positions=3, shuffle=True, seed=seed))
+        rows_of(
+            select(scores, p=alike, strategy="sample", num_samples=10, positions=3, shuffle=True, seed=seed)
+        )
         for seed in range(200)
     ]
     assert all(len(set(rows)) == 3 and min(rows) >= 990 for rows in firsts)

@@ -289,6 +289,7 @@ def test_process_that_dies_is_told():
     assert "preprocessing_num_workers=1" in caught.value.fix
 
 
+@pytest.mark.slow
 def test_preparing_holds_a_small_part_of_the_data(tmp_path, tokenizer_folder, monkeypatch):
     monkeypatch.setattr(preparing, "PART_ROWS", 256)
     monkeypatch.setattr(preparing, "CHUNK_ROWS", 64)

@@ -152,6 +152,7 @@ def test_vectors_are_those_of_plain_transformers(tmp_path, minilm, one_thread):
     assert table.column("n_tokens").to_pylist() == EmbedModel(str(minilm)).token_counts(spoken(texts), False)
 
 
+@pytest.mark.slow
 def test_batch_size_moves_nothing_but_last_digits_and_is_no_part_of_the_fingerprint(
     tmp_path, minilm, one_thread
 ):
@@ -235,6 +236,7 @@ def test_the_text_of_a_row(kind, text):
     assert row_text(turns, kind) == text
 
 
+@pytest.mark.slow
 def test_what_is_embedded_follows_the_settings(tmp_path, minilm, one_thread):
     texts = made_texts(6)
     rows = write_rows(tmp_path / "pool", texts)

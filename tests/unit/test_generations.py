@@ -192,6 +192,7 @@ class TestDrawing:
             )  # fmt: skip
             assert list(completion.token_ids) == expected[0, ids.shape[1] :].tolist()
 
+    @pytest.mark.slow
     def test_order_batch_and_company_do_not_matter(self, policy):
         prompts = prompts_of(20)
         expected = draw(policy, prompts)

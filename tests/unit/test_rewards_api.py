@@ -517,6 +517,7 @@ run(folder / "rewards", feature, target, generations, rows_per_part=3)
 """
 
 
+@pytest.mark.slow
 def test_sigkill_while_rewarding_and_no_answered_request_is_repeated(tmp_path):
     completions = [f"answer-{'hold-' if i >= 8 else ''}{i}" for i in range(20)]
     log = tmp_path / "server.jsonl"

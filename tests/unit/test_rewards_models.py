@@ -170,6 +170,7 @@ def test_a_classifier_in_vllm_gives_what_transformers_gives(tmp_path):
 
 
 @with_vllm
+@pytest.mark.slow
 def test_a_judge_in_vllm_scores_under_constraint_and_again_the_same(tmp_path):
     folder = make_judge(tmp_path / "judge")
     target, generations = make_inputs(tmp_path, ["fine", "bad", None, "a " * 3000, "x", "y"])
@@ -200,6 +201,7 @@ def test_a_judge_in_vllm_scores_under_constraint_and_again_the_same(tmp_path):
 
 
 @with_vllm
+@pytest.mark.slow
 def test_an_unconstrained_base_model_is_asked_once_more_and_left_unscored(tmp_path):
     folder = make_judge(tmp_path / "judge", None)
     target, generations = make_inputs(tmp_path, ["fine", "bad"])

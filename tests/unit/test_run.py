@@ -46,6 +46,7 @@ def test_importing_the_package_imports_nothing_heavy():
         dataflex_pipeline.no_such_name  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_same_tables_as_the_commands_byte_for_byte(finished, tiny_demo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = [f"{key}={value}" for key, value in settings(tiny_demo).items()]
@@ -170,6 +171,7 @@ def test_the_example_script(tiny_demo, tmp_path):
     assert "'no_key'" in refused.stderr
 
 
+@pytest.mark.slow
 def test_the_notebook(tiny_demo, tmp_path, monkeypatch):
     """Its cells, in order, as a kernel runs them; the embedded demo is the small one."""
     monkeypatch.chdir(tmp_path)
@@ -193,7 +195,7 @@ def test_settings_of_a_call_that_fails_do_not_stay(finished, tiny_demo):
         run.select(1, "loss", fractoin=0.1)
     run.score(1, "loss")
     run.select(1, "loss")
-    assert [outcome.done for outcome in run.outcomes] == [False]
+    assert [outcome.done for outcome in run.outcomes] == [False, False]  # the selection, and its index
     assert (finished.folder / "run.yaml").read_text() == written
 
 

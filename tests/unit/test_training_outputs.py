@@ -90,6 +90,7 @@ def test_evaluation_is_the_token_weighted_mean_whatever_the_batch_size(world, tm
         assert metrics["eval_token_accuracy"] == correct / tokens
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_over_rounds_and_best_is_kept(world, tmp_path):
     model, pool, target = world
     # No improvement can exceed this delta: the first evaluation is the only one that counts.
@@ -126,6 +127,7 @@ def test_early_stopping_inside_a_round_leaves_a_complete_checkpoint(world, tmp_p
     assert (marker.step, marker.finished) == (2, True)
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_curves_and_secrets_stay_in_the_environment(world, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -142,6 +144,7 @@ def test_tensorboard_gets_the_curves_and_secrets_stay_in_the_environment(world, 
         assert not path.is_file() or b"s3cret-key" not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_plot_is_a_picture_of_all_rounds(world, tmp_path):
     from matplotlib.image import imread
 

@@ -169,6 +169,7 @@ class TestGenerator:
         assert "enforce_eager True" in opened[1][0]
         assert "kv_cache_memory_bytes" in opened[1][0]
 
+    @pytest.mark.slow
     def test_a_restart_draws_the_same_and_a_refused_request_leaves_nothing_running(
         self, policy, opened, prompts, drawn
     ):
