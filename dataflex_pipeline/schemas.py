@@ -75,6 +75,19 @@ PROBABILITIES = pa.schema(
     ]
 )
 
+SELECTION = pa.schema(
+    [
+        column("rank", pa.int64(), "place in the selection, from 0, best first", nullable=False),
+        ROW,
+        ROW_ID,
+        column("source", pa.string(), "name of the data set that the row came from", nullable=False),
+        column("score", pa.float64(), "score of the row; null where it has none"),
+        column("probability", pa.float64(), "probability that the row was drawn with", nullable=False),
+        column("weight", pa.float32(), "loss weight of the row; mean 1 over the selection", nullable=False),
+    ]
+)
+"""One line per selected row; a row that was drawn again with replacement has a line each time."""
+
 INDEX = pa.schema(
     [
         column("position", pa.int64(), "training position within the round, from 0", nullable=False),

@@ -52,6 +52,15 @@ class RoundFolder:
         return self.folder / "probabilities" / f"{method}.parquet"
 
     @property
+    def selection(self) -> Path:
+        """Path of the table of the rows that were selected, best first."""
+        return self.folder / "selection.parquet"
+
+    def selection_named(self, name: str) -> Path:
+        """Path of the table of a selection with a name of its own."""
+        return self.folder / "selections" / name / "selection.parquet"
+
+    @property
     def index(self) -> Path:
         """Path of the weighted index that the round trains on."""
         return self.folder / "index.parquet"
