@@ -178,7 +178,9 @@ def _resolve(given: str, settings: DataSettings, entries: Mapping[str, dict[str,
 def _of_export(plain: Source, each: ExportedFile, path: Path) -> Source:
     """Return a file of an export, read as its manifest says."""
     entry = each.entry
-    said = f"data set '{plain.given}': {path} is an export; {each.path.name} is read as {EXPORT_MANIFEST} says"
+    said = (
+        f"data set '{plain.given}': {path} is an export; {each.path.name} is read as {EXPORT_MANIFEST} says"
+    )
     source = replace(
         plain,
         name=_name_of(each.path),

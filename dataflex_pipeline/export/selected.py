@@ -77,7 +77,9 @@ class Choice:
         where = self.run.round(number)
         if self.name is not None:
             known = sorted(path.parent.name for path in where.folder.glob("selections/*/selection.parquet"))
-            listed = f"Round {number} has {', '.join(known)}." if known else f"Round {number} has no named one."
+            listed = (
+                f"Round {number} has {', '.join(known)}." if known else f"Round {number} has no named one."
+            )
             return RunError(
                 f"There is no selection {self.name} ({where.selection_named(self.name)}).",
                 listed,
@@ -128,12 +130,17 @@ def _lines(path: Path, number: int) -> pa.Table:
 
 def _of_selection(table: TableFile) -> pa.Table:
     columns = ["rank", "row", "row_id", "score", "weight"]
-    return pa.Table.from_batches(list(table.blocks(columns))).sort_by("rank")
+    return _read(table, columns).sort_by("rank")
+
+
+def _read(table: TableFile, columns: list[str]) -> pa.Table:
+    schema = pa.schema([table.schema.field(name) for name in columns])
+    return pa.Table.from_batches(list(table.blocks(columns)), schema)
 
 
 def _of_index(table: TableFile) -> pa.Table:
     """Return each row of an index once, in the order of its first position."""
-    index = pa.Table.from_batches(list(table.blocks(["position", "row", "row_id", "weight", "score"])))
+    index = _read(table, ["position", "row", "row_id", "weight", "score"])
     measures = [("position", "min"), ("row_id", "min"), ("score", "min"), ("weight", "mean")]
     grouped = index.group_by("row").aggregate(measures).sort_by("position_min")
     return pa.table(
