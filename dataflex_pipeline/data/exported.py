@@ -1,7 +1,7 @@
 """Folders that `dataflex export` wrote: one data set for each of their files of rows.
 
-The manifest ``dataflex_export.json`` names the files and says how each is read. Such a folder stands for all of
-its rows, each once: where a JSONL and a Parquet file hold the same rows, the JSONL file is read.
+The manifest ``dataflex_export.json`` names the files and says how each is read. Such a folder stands for all
+of its rows, each once: where a JSONL and a Parquet file hold the same rows, the JSONL file is read.
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataflex_pipeline import __version__
-from dataflex_pipeline.data.exported import EXPORT_MANIFEST as MANIFEST
-from dataflex_pipeline.data.exported import ROWS_FOLDER
+from dataflex_pipeline.data.exported import EXPORT_MANIFEST, ROWS_FOLDER
 from dataflex_pipeline.export.card import Facts, RoundLine, model_card, public_name
 from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.export.data_card import data_card, data_facts
@@ -152,7 +151,7 @@ def _write_manifest(bundle: Bundle, folder: Path, notes: Mapping[str, Any]) -> N
     }
     content = {"ingredients": bundle.wanted, "files": files, "version": __version__, **notes}
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (folder / EXPORT_MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def _facts(bundle: Bundle, origin: Origin) -> Facts:

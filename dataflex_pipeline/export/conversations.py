@@ -1,9 +1,9 @@
 """Selected rows as conversations in the form of one trainer, whatever format they came in.
 
 - ``messages``: OpenAI's form, as TRL and axolotl read it: role and content, ``tool_calls``,
-  ``reasoning_content``, definitions of tools as JSON text in ``tools``, ``chat_template_kwargs``. A turn that is
-  not to be trained on has ``train: false``. Read by our own reader it gives the same labels.
-- ``ms-swift``: its own roles for calls and their results; the row's weight is the ``loss_scale`` of each answer.
+  ``reasoning_content``, definitions of tools as JSON text in ``tools``, ``chat_template_kwargs``. A turn that
+  is not to be trained on has ``train: false``. Read by our own reader it gives the same labels.
+- ``ms-swift``: its own roles for calls and their results; a row's weight is the ``loss_scale`` of each answer.
 - ``llama-factory``: the sharegpt form, for rows that LLaMA-Factory cannot read as they came.
 
 What a trainer has no form for is refused by its name, or said where nothing of the text is lost.
@@ -195,7 +195,7 @@ def finish(told: Told, trainer: str, say: Callable[[str], None]) -> None:
         raise DataError(
             f"{len(ids)} selected rows cannot be written for {trainer}: {reason}.",
             f"They have the row_id {shown}; trained on without it they would teach something else.",
-            "Export them in another form (--for messages, or without --for), or leave such rows out of the pool.",
+            "Use another form (--for messages, or none), or leave such rows out of the pool.",
         )
     for what, count in told.said.items():
         say(f"{count} rows {what}")

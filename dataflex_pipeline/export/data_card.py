@@ -233,7 +233,7 @@ def _columns() -> str:
     lines = [
         "## Columns",
         "",
-        "The columns of the rows themselves, and beside them (with `selected` before a name that they have, too):",
+        "Those of the rows themselves, and beside them (after `selected`, where a row has such a name itself):",
         "",
     ]
     return "\n".join([*lines, *(f"- `{name}`: {meaning}" for name, meaning in _COLUMNS.items())])
@@ -282,8 +282,8 @@ def _again(facts: DataFacts) -> str:
         [
             "## Made again",
             "",
-            "With these settings as `selection.yaml` (all others have their default; data sets and models are "
-            "named without their folders):",
+            "With these settings as `selection.yaml` (all others have their default; data sets and models "
+            "are named without their folders):",
             "",
             f"```yaml\n{dump_yaml(settings)}```",
             "",

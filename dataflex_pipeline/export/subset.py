@@ -2,7 +2,7 @@
 
 One line per line of the selection, best first: the columns of the source as they were, and beside them
 
-- ``_row``, ``_row_id``: which row of the prepared pool; ``_source``, ``_file``, ``_line``: where it came from;
+- ``_row``, ``_row_id``: which row of the pool; ``_source``, ``_file``, ``_line``: where it came from;
 - ``_score``: null for the warm-up, which draws uniformly; ``_rank``: from 0, best first;
 - ``_weight``: its loss weight; ``_round``: that it was selected for, 0 for the warm-up.
 
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from dataflex_pipeline.data.columns import JSON_FIELD, NULLS_ABSENT, PREFIX, beyond_json, is_json
 from dataflex_pipeline.data.folders import INFO_FILE
+from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.export.formats import (
     STEM,
     Format,
@@ -38,7 +39,7 @@ from dataflex_pipeline.export.formats import (
     stems,
     without_padding,
 )
-from dataflex_pipeline.export.trainers import Rows, Trainer, for_trainer
+from dataflex_pipeline.export.trainers import Rows, for_trainer
 from dataflex_pipeline.store.parts import PartedTable
 
 ADDED = ("row", "row_id", "source", "file", "line", "score", "rank", "weight", "round")
@@ -200,8 +201,8 @@ def _write_lines(
     late = [column for column, place in first.items() if place > FIRST_BLOCK]
     if late:
         say(
-            f"{', '.join(late)} of {stem.name}.jsonl is empty in the first {FIRST_BLOCK >> 20} MB, from which "
-            "datasets.load_dataset('json') tells types; load the Parquet file, or give it features"
+            f"{', '.join(late)} of {stem.name}.jsonl is empty in its first {FIRST_BLOCK >> 20} MB, and by these "
+            "datasets.load_dataset('json') tells types: load the Parquet file, or give it features"
         )
 
 

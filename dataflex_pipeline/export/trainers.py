@@ -138,11 +138,12 @@ def _for_llama_factory(part: Rows, say: Say) -> Rows:
         fits_llama_factory(conversation, row, layout) for row, layout, conversation in part.conversations()
     ):
         say(
-            f"rows of the format {part.label} are written as sharegpt: LLaMA-Factory does not read them as they are"
+            f"rows of the format {part.label} are written as sharegpt: "
+            "LLaMA-Factory does not read them as they are"
         )
         columns = {"messages": "conversations", "system": "system", "tools": "tools"}
-        form = Format("conversation", columns, dict(SHAREGPT_TAGS), [])
-        return replace(_converted(part, in_sharegpt, "LLaMA-Factory", form, say), label="sharegpt")
+        sharegpt = Format("conversation", columns, dict(SHAREGPT_TAGS), [])
+        return replace(_converted(part, in_sharegpt, "LLaMA-Factory", sharegpt, say), label="sharegpt")
     form = part.form
     if form is not None and form.kind == "prompt_completion":
         columns = {role: name for role, name in form.columns.items() if role in COLUMN_ROLES}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dataflex_pipeline.config.fields import DEMO
+from dataflex_pipeline.data.exported import EXPORT_MANIFEST
 from dataflex_pipeline.errors import (
     ConfigError,
     CorruptError,
@@ -16,7 +17,7 @@ from dataflex_pipeline.errors import (
     UserError,
     did_you_mean,
 )
-from dataflex_pipeline.export.bundle import MANIFEST, Bundle, Part, describe, write_bundle
+from dataflex_pipeline.export.bundle import Bundle, Part, describe, write_bundle
 from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.export.formats import several_formats
 from dataflex_pipeline.export.lines import write_lines
@@ -161,7 +162,7 @@ def _check_asked(asked: Asked) -> None:
     if asked.selection is not None and asked.what != "data":
         raise UserError(
             f"--selection {asked.selection} was given for an export with a model.",
-            "A model goes with the rows that it was trained on, which are those of the rounds' own selections.",
+            "A model goes with the rows that it was trained on: those of the rounds' own selections.",
             "Add --what data.",
         )
 
@@ -321,7 +322,7 @@ def _is_current(bundle: Bundle, overwrite: bool) -> bool:
     folder = bundle.folder
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    manifest = folder / MANIFEST
+    manifest = folder / EXPORT_MANIFEST
     if not manifest.is_file():
         raise UserError(
             f"export_dir is {folder}, and there is something that no export wrote.",

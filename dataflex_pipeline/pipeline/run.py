@@ -268,7 +268,7 @@ class Run(OpenRun):
         Args:
             to: a file ending in .jsonl: selected rows, one line each, best first. Else the folder for model,
                 adapter and rows; by default export/ in the run.
-            what: of a folder: all (the default), model, adapter or data.
+            what: of a folder: all (the default; with ``selection`` data), model, adapter or data.
             round: whose rows, or whose checkpoint; by default the last selected, or the best or last one.
             rows_of: of a folder with a model: the only round whose rows it has.
             selection: name of a selection beside the round's own; of rows alone.
@@ -304,7 +304,8 @@ class Run(OpenRun):
                 "Rows are exported as JSON lines, all else as a folder.",
                 "Name a file that ends in .jsonl, or a folder.",
             )
-        asked = Asked(what or "all", number, rows_of, selection, warm_up, trainer, hub, public, place)
+        what = what or ("all" if selection is None else "data")
+        asked = Asked(what, number, rows_of, selection, warm_up, trainer, hub, public, place)
         with self._call({}):
             done = export(self, asked)
             self.outcomes = list(done.outcomes)
