@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
 from .options import EXAMPLES, ConfigOption, MethodOption, OverwriteOption, RunArguments, RunOption
 from .subject import run_options
 
-if TYPE_CHECKING:
-    from dataflex_pipeline.export.bundle import Bundle
-
 commands = typer.Typer()
 
 
 @commands.command(
-    epilog=EXAMPLES + "dataflex export quickstart-loss export_dir=my-model\n\n"
+    epilog=EXAMPLES + "dataflex export quickstart-loss --to selected.jsonl\n\n"
+    "dataflex export quickstart-loss export_dir=my-model\n\n"
     "dataflex export --config merge.yaml"
 )
 def export(
@@ -26,19 +24,34 @@ def export(
     run: RunOption = None,
     method: MethodOption = None,
     what: Annotated[
-        Literal["all", "model", "adapter", "data"],
+        Literal["all", "model", "adapter", "data"] | None,
         typer.Option(help="The merged model, the adapter, the selected rows, or all of it."),
-    ] = "all",
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file ending in .jsonl, for the rows alone; or a folder, in place of export_dir."
+        ),
+    ] = None,
     round_number: Annotated[
         int | None,
         typer.Option(
-            "--round", "-r", help="Whose checkpoint; by default the best that was kept, else the last."
+            "--round", "-r", help="Whose rows or checkpoint; else the last selected, the best or the last."
         ),
     ] = None,
     rows_of_round: Annotated[
-        int | None,
-        typer.Option(help="Only this round's rows; by default those of all rounds up to the checkpoint."),
+        int | None, typer.Option(help="With a model: only this round's rows, not all up to the checkpoint.")
     ] = None,
+    selection: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Rows of the selection of this name.")
+    ] = None,
+    warm_up: Annotated[
+        bool, typer.Option("--warm-up", help="Add the warm-up's rows, which have no scores.")
+    ] = False,
+    trainer: Annotated[
+        Literal["original", "messages", "trl", "axolotl", "llama-factory", "ms-swift"],
+        typer.Option("--for", help="Rows in the form of a trainer; else in the format that they came in."),
+    ] = "original",
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="NAME", help="Upload it to this repository, privately.")
     ] = None,
@@ -47,29 +60,21 @@ def export(
     ] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write a model that needs nothing of a run: merged weights, adapter, selected rows and a model card."""
-    from dataflex_pipeline.pipeline.export import Asked
-    from dataflex_pipeline.pipeline.export import export as export_run
-
+    """Write what needs nothing of a run: the selected rows, merged weights, the adapter, and a card."""
+    from .exported import next_steps
     from .opening import open_run
     from .summary import report
 
     opened = open_run(run_options(config, arguments or [], run, method, overwrite))
-    done = export_run(opened, Asked(what, round_number, rows_of_round, push_to_hub, public))
-    of_run = done.bundle.origin.run
-    report(done.bundle.folder if of_run is None else of_run.folder, done.outcomes, _next(done.bundle))
-
-
-def _next(bundle: Bundle) -> list[str]:
-    from dataflex_pipeline.export.subset import STEM
-
-    folder = bundle.folder
-    lines = []
-    if "model" in bundle.parts:
-        lines.append(f"use it:  AutoModelForCausalLM.from_pretrained('{folder}')")
-    if "data" in bundle.parts:
-        stems = sorted(path.stem for path in (folder / "data").glob(f"{STEM}*.jsonl"))
-        named = [f"dataset={','.join(stems)}", f"dataset_dir={folder / 'data'}"]
-        alone = str(folder / "data" / f"{STEM}.jsonl")
-        lines.append(f"train on the same rows elsewhere:  {alone if stems == [STEM] else shlex.join(named)}")
-    return lines
+    place = opened.export(
+        to,
+        what=what,
+        round=round_number,
+        rows_of=rows_of_round,
+        selection=selection,
+        warm_up=warm_up,
+        trainer=trainer,
+        hub=push_to_hub,
+        public=public,
+    )
+    report(opened.folder if opened.store.exists() else place, opened.outcomes, next_steps(opened, trainer))

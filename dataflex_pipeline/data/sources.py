@@ -17,6 +17,7 @@ from typing import Any
 
 from dataflex_pipeline.data.compressed import COMPRESSIONS, data_suffix
 from dataflex_pipeline.data.entries import Draw, check_entry, entry_notices, picked, read_entries, slices
+from dataflex_pipeline.data.exported import EXPORT_MANIFEST, ExportedFile, exported_files
 from dataflex_pipeline.data.folders import INFO_FILE, has_data, held
 from dataflex_pipeline.data.hub import HubName, count_hub, read_hub
 from dataflex_pipeline.data.readers import READERS, count_rows, is_columnar, is_data, read_rows
@@ -140,8 +141,8 @@ def resolve_sources(settings: DataSettings) -> tuple[Source, ...]:
     entries = read_entries(Path(settings.dataset_dir))
     found: list[Source] = []
     for given in settings.datasets:
-        source = _resolve(given, settings, entries)
-        found.append(replace(source, name=_unique(source.name, [other.name for other in found])))
+        for source in _resolve(given, settings, entries):
+            found.append(replace(source, name=_unique(source.name, [other.name for other in found])))
     return tuple(found)
 
 
@@ -153,21 +154,42 @@ def _unique(name: str, taken: Sequence[str]) -> str:
     return candidate
 
 
-def _resolve(given: str, settings: DataSettings, entries: Mapping[str, dict[str, Any]]) -> Source:
+def _resolve(given: str, settings: DataSettings, entries: Mapping[str, dict[str, Any]]) -> list[Source]:
+    """Return the data set of a name: one source, or one per format of rows that were exported."""
     base = Path(settings.dataset_dir)
     if given in entries:
-        return _from_entry(given, entries[given], settings)
+        return [_from_entry(given, entries[given], settings)]
     plain = Source(
         given, given, limit=settings.max_samples, columns=_named(settings.columns), tags=dict(settings.tags)
     )
     path = _find_path(given, base)
     if path is not None:
-        return _of_files(replace(plain, name=_name_of(path)), path, None)
+        exported = exported_files(path)
+        if exported is not None:
+            return [_of_export(plain, each, path) for each in exported]
+        return [_of_files(replace(plain, name=_name_of(path)), path, None)]
     nearest = did_you_mean(given, _known_names(base, entries))
     is_path = _looks_like_path(given)
     if is_path or ("/" not in given and nearest):
         raise _not_found(given, base, nearest, hub=not is_path)
-    return replace(plain, hub=HubName(given))
+    return [replace(plain, hub=HubName(given))]
+
+
+def _of_export(plain: Source, each: ExportedFile, path: Path) -> Source:
+    """Return a file of an export, read as its manifest says."""
+    entry = each.entry
+    said = (
+        f"data set '{plain.given}': {path} is an export; {each.path.name} is read as {EXPORT_MANIFEST} says"
+    )
+    source = replace(
+        plain,
+        name=_name_of(each.path),
+        formatting=entry.get("formatting"),
+        columns=_named({**plain.columns, **(entry.get("columns") or {})}),
+        tags={**plain.tags, **(entry.get("tags") or {})},
+        notices=(said,) if path.is_dir() else (),
+    )
+    return _of_files(source, each.path, None)
 
 
 def _of_files(source: Source, path: Path, split: str | None, subset: str | None = None) -> Source:

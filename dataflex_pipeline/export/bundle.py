@@ -13,9 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataflex_pipeline import __version__
+from dataflex_pipeline.data.exported import EXPORT_MANIFEST, ROWS_FOLDER
 from dataflex_pipeline.export.card import Facts, RoundLine, model_card, public_name
+from dataflex_pipeline.export.conversations import Trainer
+from dataflex_pipeline.export.data_card import data_card, data_facts
 from dataflex_pipeline.export.origin import Origin
-from dataflex_pipeline.export.subset import selected_rows, write_subset
+from dataflex_pipeline.export.selected import Choice
+from dataflex_pipeline.export.subset import write_info, write_subset
 from dataflex_pipeline.models.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dataflex_pipeline.store.atomic import atomic_folder, read_json, set_aside
 from dataflex_pipeline.store.parts import PartedTable
@@ -28,12 +32,11 @@ if TYPE_CHECKING:
 
 Part = Literal["model", "adapter", "data"]
 Say = Callable[[str], None]
-MANIFEST = "dataflex_export.json"
 MEANINGS: dict[Part, tuple[str, str]] = {
     "model": ("model*.safetensors", "the weights with the training merged in, for from_pretrained()"),
     "adapter": ("adapter/", "the LoRA adapter alone, for the base model named above"),
     "data": (
-        "data/",
+        f"{ROWS_FOLDER}/",
         "the selected rows as JSONL and Parquet, in the format of their sources, a file for each format",
     ),
 }
@@ -44,19 +47,26 @@ class Bundle:
     """One export worked out and not yet made.
 
     Attributes:
-        config: base model, template, sizes. origin: the weights. folder: where it will be.
-        parts: what is in it. wanted: ingredients.
+        config: base model, template, sizes. folder: where it will be. parts: what is in it.
+        wanted: what it is made from.
+        origin: of the weights; None where rows alone are exported.
+        choice: the rows; None where none are exported. trainer: the form of the rows.
     """
 
     config: Config
-    origin: Origin
     folder: Path
     parts: tuple[Part, ...]
     wanted: dict[str, Any]
+    origin: Origin | None
+    choice: Choice | None = None
+    trainer: Trainer = "original"
 
 
 def describe(bundle: Bundle) -> str:
     """Return one line about an export."""
+    if bundle.origin is None:
+        assert bundle.choice is not None  # noqa: S101 (one of them is always there)
+        return bundle.choice.words
     return f"{', '.join(bundle.parts)} of {bundle.origin.words}"
 
 
@@ -68,23 +78,31 @@ def write_bundle(bundle: Bundle, say: Say, *, overwrite: bool = False) -> None:
         overwrite: set an older export aside, once the new one is ready.
 
     Raises:
-        UserError: base and adapter cannot be loaded or do not fit.
+        UserError: base and adapter cannot be loaded or do not fit, or a trainer has no form for the rows.
     """
     with atomic_folder(bundle.folder) as folder:
         notes: dict[str, Any] = {}
-        if "data" in bundle.parts:
-            notes["data"] = _write_data(bundle, folder / "data", say)
+        if bundle.choice is not None:
+            notes["data"] = _write_data(bundle.choice, bundle.trainer, folder / ROWS_FOLDER, say)
         if "adapter" in bundle.parts:
             _copy_adapter(bundle, folder / "adapter")
         if "model" in bundle.parts:
             _write_model(bundle, folder, say)
         elif "adapter" in bundle.parts:
             _write_tokenizer(bundle, folder / "adapter", say)
-        (folder / "README.md").write_text(model_card(_facts(bundle)), encoding="utf-8")
+        (folder / "README.md").write_text(_card(bundle, notes), encoding="utf-8")
         _write_manifest(bundle, folder, notes)
         if overwrite and bundle.folder.exists() and any(bundle.folder.iterdir()):
             aside = set_aside(bundle.folder)
             say(f"the old export is now {aside}")
+
+
+def _card(bundle: Bundle, notes: Mapping[str, Any]) -> str:
+    """Return the text of README.md: the card of a data set where rows are all there is."""
+    if bundle.origin is not None:
+        return model_card(_facts(bundle, bundle.origin))
+    assert bundle.choice is not None  # noqa: S101 (one of them is always there)
+    return data_card(data_facts(bundle.choice, notes["data"]["files"], bundle.trainer))
 
 
 def _write_model(bundle: Bundle, folder: Path, say: Say) -> None:
@@ -92,7 +110,13 @@ def _write_model(bundle: Bundle, folder: Path, say: Say) -> None:
     from dataflex_pipeline.models.base import resolve_device
 
     device = resolve_device(bundle.config.export_device)
-    save_merged(bundle.config, bundle.origin.adapter, bundle.origin.full, device, folder, say)
+    origin = _origin(bundle)
+    save_merged(bundle.config, origin.adapter, origin.full, device, folder, say)
+
+
+def _origin(bundle: Bundle) -> Origin:
+    assert bundle.origin is not None  # noqa: S101 (weights are a part only where there are some)
+    return bundle.origin
 
 
 def _write_tokenizer(bundle: Bundle, folder: Path, say: Say) -> None:
@@ -103,7 +127,7 @@ def _write_tokenizer(bundle: Bundle, folder: Path, say: Say) -> None:
 
 def _copy_adapter(bundle: Bundle, folder: Path) -> None:
     """Copy the adapter; its configuration names the base without the folders of this machine."""
-    source = bundle.origin.adapter
+    source = _origin(bundle).adapter
     assert source is not None  # noqa: S101 (the part is there only where an adapter is)
     folder.mkdir()
     shutil.copyfile(source / ADAPTER_WEIGHTS, folder / ADAPTER_WEIGHTS)
@@ -112,15 +136,11 @@ def _copy_adapter(bundle: Bundle, folder: Path) -> None:
     (folder / ADAPTER_CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def _write_data(bundle: Bundle, folder: Path, say: Say) -> dict[str, Any]:
-    run = _run(bundle)
+def _write_data(choice: Choice, trainer: Trainer, folder: Path, say: Say) -> dict[str, Any]:
     folder.mkdir()
-    return write_subset(PartedTable.open(run.pool), selected_rows(run, bundle.origin.rounds), folder, say)
-
-
-def _run(bundle: Bundle) -> RunFolder:
-    assert bundle.origin.run is not None  # noqa: S101 (data is a part only where there is a run)
-    return bundle.origin.run
+    written = write_subset(PartedTable.open(choice.run.pool), choice.lines(), folder, say, trainer)
+    write_info(folder, written.entries)
+    return written.notes()
 
 
 def _write_manifest(bundle: Bundle, folder: Path, notes: Mapping[str, Any]) -> None:
@@ -131,13 +151,13 @@ def _write_manifest(bundle: Bundle, folder: Path, notes: Mapping[str, Any]) -> N
     }
     content = {"ingredients": bundle.wanted, "files": files, "version": __version__, **notes}
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (folder / EXPORT_MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def _facts(bundle: Bundle) -> Facts:
-    origin, run = bundle.origin, bundle.origin.run
+def _facts(bundle: Bundle, origin: Origin) -> Facts:
+    run = origin.run
     settings, record = run.read() if run is not None else ({}, {})
-    upto = range((origin.round or 0) + 1) if run is not None else range(0)
+    upto = [] if run is None else [n for n in range((origin.round or 0) + 1) if run.round(n).index.is_file()]
     return Facts(
         title=public_name(str(run.folder if run is not None else bundle.folder)),
         base=bundle.config.model_name_or_path,
@@ -174,7 +194,7 @@ def _round_line(run: RunFolder, number: int) -> RoundLine:
     return RoundLine(number, name, params, made_from.get("draw", {}), index.n_rows, distinct, result)
 
 
-def _sources(run: RunFolder, rounds: range) -> dict[str, int]:
+def _sources(run: RunFolder, rounds: list[int]) -> dict[str, int]:
     pool = PartedTable.open(run.pool)
     found: dict[str, int] = {}
     for number in rounds:

@@ -164,8 +164,8 @@ def _rounds(rounds: Sequence[RoundLine]) -> str:
         result, metrics = each.result, each.result.get("metrics") or {}
         cells = [
             str(each.round),
-            _method(each),
-            _draw(each.draw),
+            method_words(each.method, each.params),
+            draw_words(each.draw),
             f"{each.positions:,}",
             f"{each.rows:,}",
             _number(result.get("train_loss")),
@@ -177,14 +177,16 @@ def _rounds(rounds: Sequence[RoundLine]) -> str:
     )
 
 
-def _method(each: RoundLine) -> str:
+def method_words(method: str, params: Mapping[str, Any]) -> str:
+    """Return a method and its parameters as they may be published."""
     given = ", ".join(
-        f"{name}={_public(value, name)}" for name, value in without_secrets(dict(each.params)).items()
+        f"{name}={_public(value, name)}" for name, value in without_secrets(dict(params)).items()
     )
-    return f"{each.method} ({given})" if given else each.method
+    return f"{method} ({given})" if given else method
 
 
-def _draw(draw: Mapping[str, Any]) -> str:
+def draw_words(draw: Mapping[str, Any]) -> str:
+    """Return how rows were drawn, in words."""
     shown = [str(draw.get("strategy", ""))]
     shown += ["with replacement"] if draw.get("replacement") else []
     shown += [

@@ -26,7 +26,7 @@ class Origin:
     Attributes:
         adapter: folder of the LoRA adapter, or None. full: folder of a fully fine-tuned checkpoint, or None.
         run: that trained it; None where none is known. round: whose checkpoint it is.
-        rounds: whose rows the subset has. trained_on: digest of the base model at the training.
+        rounds: whose rows go with it. trained_on: digest of the base model at the training.
         words: which checkpoint it is. notices: what has to be said.
     """
 
@@ -71,8 +71,8 @@ def _checkpoint(config: Config, run: RunFolder, number: int | None) -> Path:
         return found
     raise RunError(
         f"The run {run.folder} has no finished checkpoint{'' if number is None else f' of round {number}'}.",
-        "Only what is trained can be exported.",
-        "Run `dataflex round` first; `dataflex status` shows what there is.",
+        "A model is exported from what was trained; the selected rows need no training.",
+        "Run `dataflex round` first, or export the rows alone: --what data.",
     )
 
 
@@ -147,19 +147,7 @@ def _found(run: RunFolder, folder: Path, marker: Marker, rows_of: int | None, wo
             "Without it the adapter cannot be put on a base model.",
             "Train that round again with --overwrite.",
         )
-    rounds = tuple(range(trained + 1)) if rows_of is None else (rows_of,)
-    for number in rounds:
-        if number > trained or not run.round(number).index.is_file():
-            raise RunError(
-                f"The rows of round {number} were asked for, and "
-                + (
-                    f"the exported checkpoint is of round {trained}."
-                    if number > trained
-                    else "it has no index."
-                ),
-                "The subset is what the exported model was trained on.",
-                f"Ask for a round from 0 to {trained}.",
-            )
+    rounds = _rounds(run, trained, rows_of)
     return Origin(
         folder if is_adapter else None,
         None if is_adapter else folder,
@@ -169,3 +157,20 @@ def _found(run: RunFolder, folder: Path, marker: Marker, rows_of: int | None, wo
         marker.ingredients.get("model"),
         words,
     )
+
+
+def _rounds(run: RunFolder, trained: int, rows_of: int | None) -> tuple[int, ...]:
+    """Return the rounds whose rows go with a checkpoint: all up to it, without the warm-up.
+
+    Raises:
+        RunError: one was asked for that the checkpoint was not trained on.
+    """
+    if rows_of is None:
+        return tuple(number for number in range(1, trained + 1) if run.round(number).index.is_file())
+    if rows_of > trained:
+        raise RunError(
+            f"The rows of round {rows_of} were asked for, and the exported checkpoint is of round {trained}.",
+            "A model is exported with what it was trained on.",
+            f"Ask for a round from 0 to {trained}, or export the rows alone: --what data.",
+        )
+    return (rows_of,)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dataflex_pipeline.config.fields import DEMO
-from dataflex_pipeline.errors import ConfigError, CorruptError, RunError, StaleError, UserError
-from dataflex_pipeline.export.bundle import MANIFEST, Bundle, Part, describe, write_bundle
+from dataflex_pipeline.data.exported import EXPORT_MANIFEST
+from dataflex_pipeline.errors import (
+    ConfigError,
+    CorruptError,
+    StaleError,
+    UserError,
+    did_you_mean,
+)
+from dataflex_pipeline.export.bundle import Bundle, Part, describe, write_bundle
+from dataflex_pipeline.export.conversations import Trainer
+from dataflex_pipeline.export.formats import several_formats
+from dataflex_pipeline.export.lines import write_lines
 from dataflex_pipeline.export.origin import Origin, origin_of_adapter, origin_of_run
-from dataflex_pipeline.export.subset import selected_rows, several_formats, write_subset
+from dataflex_pipeline.export.selected import Choice, last_selected
 from dataflex_pipeline.models.source import model_digest, tokenizer_digest
-from dataflex_pipeline.pipeline.damage import check_outputs, check_tables
-from dataflex_pipeline.pipeline.index import read_index
+from dataflex_pipeline.pipeline.damage import check_outputs
 from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
 from dataflex_pipeline.pipeline.output import Outcome
 from dataflex_pipeline.store.atomic import read_json
 from dataflex_pipeline.store.parts import PartedTable
+from dataflex_pipeline.store.run import RunFolder
 from dataflex_pipeline.store.stale import named_changes
 
 What = Literal["all", "model", "adapter", "data"]
@@ -37,8 +46,13 @@ class Asked:
     """The options of the command.
 
     Attributes:
-        what: to export. round: whose checkpoint; None for the best kept one, else the last.
-        rows_of: the only round whose rows the subset has; None for all up to the checkpoint.
+        what: to export.
+        round: whose checkpoint; None for the best kept one, else the last. Of rows alone: that they were
+            selected for; None for the last round with a selection.
+        rows_of: the only round whose rows go with a model; None for all up to the checkpoint.
+        selection: name of a selection beside the round's own.
+        warm_up: whether the warm-up's rows are exported too.
+        trainer: the form of the rows.
         hub: name of the repository to upload to.
         public: whether everybody may see it.
         folder: in place of export_dir.
@@ -47,6 +61,9 @@ class Asked:
     what: What = "all"
     round: int | None = None
     rows_of: int | None = None
+    selection: str | None = None
+    warm_up: bool = False
+    trainer: Trainer = "original"
     hub: str | None = None
     public: bool = False
     folder: Path | None = None
@@ -74,11 +91,12 @@ def export(run: OpenRun, asked: Asked) -> Exported:
     from dataflex_pipeline.export.upload import check_upload, upload
 
     began = time.monotonic()
+    _check_asked(asked)
     token = check_upload(asked.hub) if asked.hub is not None else None
     bundle = _bundle(run, asked)
     current = _is_current(bundle, run.overwrite)
     if not current:
-        for line in bundle.origin.notices:
+        for line in () if bundle.origin is None else bundle.origin.notices:
             run.progress.say(f"  export: {line}")
         write_bundle(bundle, lambda line: run.progress.say(f"  export: {line}"), overwrite=run.overwrite)
     seconds = time.monotonic() - began
@@ -92,64 +110,98 @@ def export(run: OpenRun, asked: Asked) -> Exported:
     return Exported(bundle, tuple(outcomes))
 
 
-def export_rows(run: OpenRun, file: Path, round: int | None = None) -> Path:
-    """Write the rows of one round's index as JSON lines, each row once, in the format of their source.
+def export_rows(run: OpenRun, file: Path, asked: Asked) -> list[Outcome]:
+    """Write selected rows as JSON lines: one file, or one per format beside each other.
 
     Args:
         run: that they were selected in.
-        file: where to; something that is there is only replaced where the run is to overwrite.
-        round: the round; by default the last one whose index is there.
+        file: where to; of several formats each has its name as part of the file's.
+        asked: which rows, and for whom; what is said of folders does not count.
+
+    Returns:
+        One outcome per file.
 
     Raises:
-        UserError: nothing is selected yet, the file is there, or rows of several formats do not fit one file.
+        UserError: nothing is selected yet, another file is there, or a trainer has no form for the rows.
     """
+    began = time.monotonic()
+    _check_asked(asked)
     require_run(run)
-    chosen = _selected_round(run) if round is None else round
-    read_index(run, chosen)
-    if not file.absolute().parent.is_dir():
-        raise UserError(
-            f"{file} was named.",
-            f"There is no folder {file.parent}.",
-            "Make it first, or name a file in a folder that is there.",
-        )
-    if file.exists() and not run.overwrite:
-        raise UserError(
-            f"{file} exists.",
-            "A file of yours is never overwritten.",
-            "Name another file, or make the run with overwrite=True.",
-        )
-    check_tables(run, chosen)
-    pool = PartedTable.open(run.store.pool)
-    with tempfile.TemporaryDirectory(dir=file.absolute().parent, prefix=".dataflex-export-") as scratch:
-        rows = selected_rows(run.store, [chosen])
-        written = write_subset(pool, rows, Path(scratch), run.progress.say)["files"]
-        if len(written) > 1:
-            raise UserError(
-                f"The selected rows are in {len(written)} formats: {', '.join(sorted(written))}.",
-                "Rows of several formats cannot be read from one file.",
-                "Name a folder instead: each format then has its file there.",
-            )
-        (Path(scratch) / next(iter(written))).replace(file)
-    return file
+    choice = _choice(run.store, asked)
+    _check_tables(run, choice)
+    files = write_lines(choice, file, asked.trainer, run.progress.say, overwrite=run.overwrite)
+    seconds = time.monotonic() - began
+    return [
+        Outcome("export", path, done, seconds, f"{count:,} lines: {choice.words}")
+        for path, count, done in files
+    ]
 
 
-def _selected_round(run: OpenRun) -> int:
-    for number in range(run.given.last_round, 0, -1):
-        if run.store.round(number).index.is_file():
-            return number
-    raise RunError(
-        f"No round of {run.folder} has an index.",
-        "Rows are selected from the scores of a round; the warm-up draws them uniformly.",
-        "Select first: run.select(1), or `dataflex select --round 1`.",
-    )
+def _check_asked(asked: Asked) -> None:
+    if asked.what not in PARTS:
+        raise UserError(f"what is {asked.what!r}.", f"There are: {', '.join(PARTS)}.", "Choose one of them.")
+    if asked.trainer not in get_args(Trainer):
+        near = did_you_mean(asked.trainer, get_args(Trainer))
+        raise UserError(
+            f"Rows were asked for in the form for {asked.trainer!r}.{near}",
+            f"There are: {', '.join(get_args(Trainer))}.",
+            "Choose one of them; without one, rows keep the format that they came in.",
+        )
+    of_rows = {
+        "--selection": asked.selection is not None,
+        "--warm-up": asked.warm_up,
+        "--for": asked.trainer != "original",
+    }
+    given = [name for name, there in of_rows.items() if there]
+    if given and asked.what in ("model", "adapter"):
+        raise UserError(
+            f"--what {asked.what} was asked for, with {given[0]}.",
+            f"{given[0]} is about rows, and none are exported.",
+            "Leave it out, or use --what data.",
+        )
+    if asked.selection is not None and asked.what != "data":
+        raise UserError(
+            f"--selection {asked.selection} was given for an export with a model.",
+            "A model goes with the rows that it was trained on: those of the rounds' own selections.",
+            "Add --what data.",
+        )
+
+
+def _choice(store: RunFolder, asked: Asked) -> Choice:
+    """Return the rows that are exported alone.
+
+    Raises:
+        UserError: two rounds are named, or nothing is selected.
+    """
+    if asked.round is not None and asked.rows_of not in (None, asked.round):
+        raise UserError(
+            f"--round {asked.round} and --rows-of-round {asked.rows_of} were given for rows alone.",
+            "Both say which round the rows were selected for.",
+            "Leave --rows-of-round out.",
+        )
+    number = asked.rows_of if asked.round is None else asked.round
+    number = last_selected(store, asked.selection) if number is None else number
+    warm_up = (0,) if asked.warm_up and number else ()
+    return Choice(store, (number, *warm_up), asked.selection)
+
+
+def _check_tables(run: OpenRun, choice: Choice) -> None:
+    """Check the tables that rows are exported from against what was written."""
+    for _, path in choice.tables():
+        if choice.run.folder == run.folder:
+            run.memo.check_output(path)
 
 
 def _bundle(run: OpenRun, asked: Asked) -> Bundle:
+    if asked.what == "data" and (run.store.exists() or run.given.adapter_name_or_path is None):
+        require_run(run)
+        return _rows_alone(run, asked, _choice(run.store, asked), run.folder)
     origin = _origin(run, asked)
     if origin.run is not None and origin.run.folder == run.folder:
         check_outputs(run, origin.round or 0)
-    if asked.what not in PARTS:
-        raise UserError(f"what is {asked.what!r}.", f"There are: {', '.join(PARTS)}.", "Choose one of them.")
+    if asked.what == "data":
+        found = _origins_run(origin)
+        return _rows_alone(run, asked, Choice(found, origin.rounds), found.folder)
     parts = PARTS[asked.what]
     if origin.full is not None and asked.what == "adapter":
         raise UserError(
@@ -157,34 +209,69 @@ def _bundle(run: OpenRun, asked: Asked) -> Bundle:
             "There is no adapter.",
             "Use --what model.",
         )
-    if origin.run is None and asked.what == "data":
-        raise UserError(
-            f"--what data was asked for, and {origin.adapter} lies in no run.",
-            "Which rows an adapter was trained on is known only inside the run that trained it.",
-            "Name the run: dataflex export RUN --what data.",
-        )
+    choice = _with_model(run, origin, asked) if "data" in parts else None
     missing = {"adapter"} if origin.full is not None else set()
-    missing |= {"data"} if origin.run is None else set()
+    missing |= {"data"} if choice is None else set()
     kept = tuple(part for part in parts if part not in missing)
     # Only the model counts here: a demo pool that is not needed is not made.
     config = run.config if run.given.model_name_or_path == DEMO else run.given
-    folder = asked.folder or _folder(run, origin)
+    model = model_digest(config, run.memo.digest)
+    _check_base(origin, model, config.model_name_or_path)
     wanted: dict[str, Any] = {
         "output": "export",
         "parts": list(kept),
         "weights": origin.weights_digest(),
-        "rounds": list(origin.rounds),
         "round": origin.round,
+        "model": model,
+        "tokenizer": tokenizer_digest(config, run.memo.digest),
+        "template": config.template,
+        "export_size": config.export_size,
     }
-    if set(kept) != {"data"}:
-        model = model_digest(config, run.memo.digest)
-        _check_base(origin, model, config.model_name_or_path)
-        wanted |= {"model": model, "tokenizer": tokenizer_digest(config, run.memo.digest)}
-        wanted |= {"template": config.template, "export_size": config.export_size}
-    if "data" in kept and origin.run is not None:
-        formats = several_formats(PartedTable.open(origin.run.pool))
-        wanted |= {"formats": formats} if formats else {}
-    return Bundle(config, origin, folder, kept, wanted)
+    if choice is not None:
+        wanted |= _inputs(choice, asked.trainer)
+    return Bundle(config, asked.folder or _folder(run, origin), kept, wanted, origin, choice, asked.trainer)
+
+
+def _rows_alone(run: OpenRun, asked: Asked, choice: Choice, place: Path) -> Bundle:
+    """Return an export of rows; nothing of a model is looked at."""
+    _check_tables(run, choice)
+    wanted = {"output": "export", "parts": ["data"], **_inputs(choice, asked.trainer)}
+    given = run.given.export_dir
+    folder = asked.folder or (place / "export" if given is None else Path(given).expanduser())
+    return Bundle(run.given, folder, ("data",), wanted, None, choice, asked.trainer)
+
+
+def _inputs(choice: Choice, trainer: Trainer) -> dict[str, Any]:
+    """Return what decides exported rows, for a fingerprint."""
+    made = choice.inputs() | ({"form": trainer} if trainer != "original" else {})
+    formats = several_formats(PartedTable.open(choice.run.pool))
+    return made | ({"formats": formats} if formats else {})
+
+
+def _with_model(run: OpenRun, origin: Origin, asked: Asked) -> Choice | None:
+    """Return the rows that go with a model; None where none were selected, or no run is known."""
+    if origin.run is None:
+        return None
+    warm_up = (0,) if asked.warm_up and 0 not in origin.rounds else ()
+    rounds = (*origin.rounds, *warm_up)
+    if not rounds:
+        run.progress.say(
+            "  export: no rows: the model was trained on the warm-up's alone (--warm-up adds them)"
+        )
+        return None
+    choice = Choice(origin.run, rounds)
+    _check_tables(run, choice)
+    return choice
+
+
+def _origins_run(origin: Origin) -> RunFolder:
+    if origin.run is None or not origin.rounds:
+        raise UserError(
+            f"--what data was asked for, and {origin.adapter} lies in no run with selected rows.",
+            "Which rows an adapter was trained on is known only inside the run that trained it.",
+            "Name the run: dataflex export RUN --what data.",
+        )
+    return origin.run
 
 
 def _origin(run: OpenRun, asked: Asked) -> Origin:
@@ -235,7 +322,7 @@ def _is_current(bundle: Bundle, overwrite: bool) -> bool:
     folder = bundle.folder
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    manifest = folder / MANIFEST
+    manifest = folder / EXPORT_MANIFEST
     if not manifest.is_file():
         raise UserError(
             f"export_dir is {folder}, and there is something that no export wrote.",

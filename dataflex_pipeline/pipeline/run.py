@@ -28,6 +28,7 @@ from dataflex_pipeline.config.load import QUICKSTART, Loaded
 from dataflex_pipeline.config.values import is_mapping, is_text
 from dataflex_pipeline.errors import ConfigError, RunError, UserError
 from dataflex_pipeline.evaluation.figures import Figure
+from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.methods import check_methods, shipped_methods
 from dataflex_pipeline.pipeline.damage import check_outputs, set_aside_damaged_tables
 from dataflex_pipeline.pipeline.evaluate import Wanted, evaluate
@@ -325,28 +326,36 @@ class Run(OpenRun):
         what: What | None = None,
         round: int | None = None,
         rows_of: int | None = None,
+        selection: str | None = None,
+        warm_up: bool = False,
+        trainer: Trainer = "original",
         hub: str | None = None,
         public: bool = False,
     ) -> Path:
         """Write the selected rows, or a model that needs nothing of the run.
 
         Args:
-            to: a file ending in .jsonl: the rows of one round's index, each once, in the format of their
-                source. Else the folder for model, adapter and rows; by default export/ in the run.
-            what: of a folder: all (the default), model, adapter or data.
+            to: a file ending in .jsonl: selected rows, one line each, best first. Else the folder for model,
+                adapter and rows; by default export/ in the run.
+            what: of a folder: all (the default; with ``selection`` data), model, adapter or data.
             round: whose rows, or whose checkpoint; by default the last selected, or the best or last one.
-            rows_of: of a folder: the only round whose rows it has.
+            rows_of: of a folder with a model: the only round whose rows it has.
+            selection: name of a selection beside the round's own; of rows alone.
+            warm_up: add the rows of the warm-up, without scores.
+            trainer: the form of the rows: original (as they came), messages (TRL, axolotl), llama-factory or
+                ms-swift.
             hub: of a folder: the repository to upload it to.
             public: with ``hub``: for everybody to see.
 
         Returns:
-            The file or folder.
+            The file or folder; of rows in several formats the first file (``outcomes`` has all of them).
 
         Raises:
             UserError: there is nothing to export, or something else is there already.
         """
         place = None if to is None else Path(to).expanduser()
         suffix = "" if place is None else place.suffix.lower()
+        number = None if round is None else _whole(round)
         if place is not None and suffix == ".jsonl":
             if what not in (None, "data") or rows_of is not None or hub is not None or public:
                 raise UserError(
@@ -354,16 +363,20 @@ class Run(OpenRun):
                     "A file holds the rows of one round.",
                     "Name a folder for the rest.",
                 )
+            asked = Asked("data", number, None, selection, warm_up, trainer)
             with self._call({}):
-                return export_rows(self, place, None if round is None else _whole(round))
+                self.outcomes = export_rows(self, place, asked)
+                return self.outcomes[0].output
         if suffix in FILE_SUFFIXES:
             raise UserError(
                 f"{place} was named.",
                 "Rows are exported as JSON lines, all else as a folder.",
                 "Name a file that ends in .jsonl, or a folder.",
             )
+        what = what or ("all" if selection is None else "data")
+        asked = Asked(what, number, rows_of, selection, warm_up, trainer, hub, public, place)
         with self._call({}):
-            done = export(self, Asked(what or "all", round, rows_of, hub, public, place))
+            done = export(self, asked)
             self.outcomes = list(done.outcomes)
             return done.bundle.folder
 

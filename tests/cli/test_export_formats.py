@@ -10,15 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 from cli_runs import done, refused
 from data_fixtures import write_jsonl
+from selections import row_ids, selected_lines
 
 from dataflex_pipeline.api import Silent
 from dataflex_pipeline.data.prepare import prepare
 from dataflex_pipeline.data.readers import read_rows
 from dataflex_pipeline.data.scan import scan_sources
 from dataflex_pipeline.data.settings import DataSettings
-from dataflex_pipeline.export.subset import several_formats, write_subset
+from dataflex_pipeline.export.formats import several_formats
+from dataflex_pipeline.export.subset import write_info, write_subset
 
-ADDED = {"row_id", "round", "score", "weight", "times"}
+ADDED = {
+    f"_{name}" for name in ("row", "row_id", "source", "file", "line", "score", "rank", "weight", "round")
+}
 CALL = {"name": "look", "arguments": {"at": None, "deep": 1}}
 
 
@@ -110,24 +114,16 @@ def prepared(tiny_demo, names, dataset_dir, folder):
     return prepare(settings, scan, str(tiny_demo.model), "x", folder, "pool", Silent())
 
 
-def row_ids(table):
-    return [row_id for block in table.blocks(["row_id"]) for row_id in block.column("row_id").to_pylist()]
+def written(pool, selected, folder, say):
+    """Write the subset with what says how it is read."""
+    made = write_subset(pool, selected, folder, say)
+    write_info(folder, made.entries)
+    return made
 
 
 def everything(pool):
-    """Select all rows, the last first, as a round's index would."""
-    rows = list(range(pool.n_rows))[::-1]
-    ids = row_ids(pool)
-    return pa.table(
-        {
-            "row": rows,
-            "row_id": [ids[row] for row in rows],
-            "round": pa.array([0] * len(rows), pa.int32()),
-            "score": pa.array([None] * len(rows), pa.float64()),
-            "weight": [1.0] * len(rows),
-            "times": [1] * len(rows),
-        }
-    )
+    """Select all rows, the last first."""
+    return selected_lines(pool, list(range(pool.n_rows))[::-1])
 
 
 def test_a_run_over_three_formats_read_back(tmp_path, monkeypatch, tiny_demo):
@@ -143,14 +139,13 @@ def test_a_run_over_three_formats_read_back(tmp_path, monkeypatch, tiny_demo):
         "mixed",
     )
     done("warmup", *settings)
-    text = " ".join(done("export", "mixed", "--what", "data", "export_dir=out").split())
+    text = " ".join(done("export", "mixed", "--what", "data", "--round", 0, "export_dir=out").split())
 
     assert (
         "the selected rows are in 3 formats, so each has its file: selected-alpaca.jsonl (6 rows), "
         "selected-messages.jsonl (6 rows), selected-sharegpt.jsonl (6 rows)"
     ) in text
-    again = "dataset=selected-alpaca,selected-messages,selected-sharegpt dataset_dir=out/data"
-    assert f"train on the same rows elsewhere: {again}" in text
+    assert "train on the same rows elsewhere: dataset=out/data" in text
     pool = pq.read_table(tmp_path / "runs/mixed/pool/part-00000.parquet").to_pylist()
     expected = {name: {row["row_id"] for row in pool if row["source"] == name} for name in "abc"}
     for name, label, own in (
@@ -167,12 +162,12 @@ def test_a_run_over_three_formats_read_back(tmp_path, monkeypatch, tiny_demo):
         for kind in ("jsonl", "parquet"):
             path = str(file.with_suffix(f".{kind}"))
             back = row_ids(prepared(tiny_demo, [path], "nowhere", tmp_path / f"back-{label}-{kind}"))
-            assert back == [line["row_id"] for line in lines]
+            assert back == [line["_row_id"] for line in lines]
             assert set(back) == expected[name]
-    stems = again.split()[0].removeprefix("dataset=").split(",")
-    whole = prepared(tiny_demo, stems, tmp_path / "out" / "data", tmp_path / "whole")
-    assert sorted(row_ids(whole)) == sorted(row["row_id"] for row in pool)
-    assert "up to date" in done("export", "mixed", "--what", "data", "export_dir=out")
+    for given in ("out", "out/data"):
+        whole = prepared(tiny_demo, [given], "nowhere", tmp_path / "whole" / given)
+        assert sorted(row_ids(whole)) == sorted(row["row_id"] for row in pool)
+    assert "up to date" in done("export", "mixed", "--what", "data", "--round", 0, "export_dir=out")
 
 
 def test_every_kind_of_source_read_back(tmp_path, tiny_demo):
@@ -185,11 +180,10 @@ def test_every_kind_of_source_read_back(tmp_path, tiny_demo):
     out = tmp_path / "out"
     out.mkdir()
     said = []
-    notes = write_subset(pool, selected, out, said.append)
-    assert notes == {
-        "rows": 37,
-        "different_rows": 37,
-        "files": {
+    notes = written(pool, selected, out, said.append)
+    assert (notes.rows, notes.different_rows) == (37, 37)
+    assert notes.files == {
+        **{
             "selected-alpaca.jsonl": 13,  # a, system and d.csv: what only one names is empty in the others
             "selected-messages.jsonl": 8,
             "selected-sharegpt.jsonl": 6,
@@ -199,7 +193,7 @@ def test_every_kind_of_source_read_back(tmp_path, tiny_demo):
             "selected-sharegpt-2.jsonl": 2,
         },
     }
-    stems = [name.removesuffix(".jsonl") for name in notes["files"]]
+    stems = [name.removesuffix(".jsonl") for name in notes.files]
     back = prepared(tiny_demo, stems, out, tmp_path / "back")
     assert sorted(row_ids(back)) == sorted(row_ids(pool))
     assert back.summary["valid"] == pool.summary["valid"]
@@ -207,8 +201,8 @@ def test_every_kind_of_source_read_back(tmp_path, tiny_demo):
     entries = json.loads((out / "dataset_info.json").read_text())
     for stem in stems:
         jsonl = [json.loads(line) for line in (out / f"{stem}.jsonl").read_text().splitlines()]
-        assert [each["row_id"] for each in jsonl] == [
-            each for each in order if each in {line["row_id"] for line in jsonl}
+        assert [each["_row_id"] for each in jsonl] == [
+            each for each in order if each in {line["_row_id"] for line in jsonl}
         ]
         entry = entries.get(stem)
         columnar = tmp_path / f"{stem}-columnar"
@@ -218,7 +212,7 @@ def test_every_kind_of_source_read_back(tmp_path, tiny_demo):
             (columnar / "dataset_info.json").write_text(json.dumps(entry))
         given = stem if entry else str(out / f"{stem}.parquet")
         table = prepared(tiny_demo, [given], columnar, columnar / "back")
-        assert row_ids(table) == [each["row_id"] for each in jsonl]
+        assert row_ids(table) == [each["_row_id"] for each in jsonl]
     # a null inside the arguments of a call would be lost in a struct that has it for every row
     assert (
         "column messages holds values of several kinds: in selected-messages.parquet it is JSON text" in said
@@ -232,7 +226,7 @@ def test_one_format_is_one_file(tmp_path, tiny_demo):
     out = tmp_path / "out"
     out.mkdir()
     said = []
-    assert write_subset(pool, everything(pool), out, said.append)["files"] == {"selected.jsonl": 13}
+    assert written(pool, everything(pool), out, said.append).files == {"selected.jsonl": 13}
     assert said == []
     assert sorted(path.name for path in out.iterdir()) == [
         "dataset_info.json",
@@ -256,7 +250,7 @@ def test_a_column_that_only_one_source_was_told_to_read_keeps_them_apart(tmp_pat
     pool = prepared(tiny_demo, [str(tmp_path / "plain.jsonl"), "hinted"], tmp_path, tmp_path / "pool")
     out = tmp_path / "out"
     out.mkdir()
-    files = write_subset(pool, everything(pool), out, print)["files"]
+    files = written(pool, everything(pool), out, print).files
     assert files == {"selected-alpaca.jsonl": 2, "selected-alpaca-2.jsonl": 2}
     back = prepared(tiny_demo, ["selected-alpaca", "selected-alpaca-2"], out, tmp_path / "back")
     assert sorted(row_ids(back)) == sorted(row_ids(pool))
@@ -277,7 +271,7 @@ def test_tools_that_columns_cannot_hold_stay_text(tmp_path, tiny_demo, tools):
     pool = prepared(tiny_demo, [str(tmp_path / "t.jsonl")], tmp_path, tmp_path / "pool")
     out = tmp_path / "out"
     out.mkdir()
-    write_subset(pool, everything(pool), out, print)
+    written(pool, everything(pool), out, print)
     assert [json.loads(text) for text in pq.read_table(out / "selected.parquet")["tools"].to_pylist()] == [
         tools,
         tools,
@@ -292,7 +286,7 @@ def test_half_a_character_is_exported_as_it_came(tmp_path, tiny_demo):
     pool = prepared(tiny_demo, [str(tmp_path / "h.jsonl")], tmp_path, tmp_path / "pool")
     out = tmp_path / "out"
     out.mkdir()
-    write_subset(pool, everything(pool), out, print)
+    written(pool, everything(pool), out, print)
     assert json.loads((out / "selected.jsonl").read_text())["note"] == row["note"]
 
 
@@ -301,13 +295,13 @@ def test_an_older_export_of_several_formats_is_not_taken_for_this_one(tmp_path, 
     make_sources(tmp_path)
     settings = ("dataset=a.jsonl,b.jsonl", f"model_name_or_path={tiny_demo.model}", "warmup_step=1")
     done("warmup", *settings, "update_times=1", "per_device_train_batch_size=2", "--run", "mixed")
-    done("export", "mixed", "--what", "data", "export_dir=out")
+    done("export", "mixed", "--what", "data", "--round", 0, "export_dir=out")
     manifest = tmp_path / "out" / "dataflex_export.json"
     content = json.loads(manifest.read_text())
     del content["ingredients"]["formats"]
     manifest.write_text(json.dumps(content))
     assert "formats: (not set) -> [" in refused(
-        tmp_path, "export", "mixed", "--what", "data", "export_dir=out"
+        tmp_path, "export", "mixed", "--what", "data", "--round", 0, "export_dir=out"
     )
 
 
@@ -338,7 +332,7 @@ def test_one_file_of_several_formats_read_back(tmp_path, tiny_demo):
     out = tmp_path / "out"
     out.mkdir()
     said = []
-    notes = write_subset(pool, everything(pool), out, said.append)
+    notes = written(pool, everything(pool), out, said.append)
     files = {
         "selected-messages.jsonl": 3,
         "selected-sharegpt.jsonl": 3,
@@ -346,7 +340,7 @@ def test_one_file_of_several_formats_read_back(tmp_path, tiny_demo):
         "selected-prompt_completion.jsonl": 3,
         "selected-prompt_completion-2.jsonl": 2,
     }
-    assert notes == {"rows": 14, "different_rows": 14, "files": files}
+    assert (notes.rows, notes.different_rows, notes.files) == (14, 14, files)
     listed = ", ".join(f"{name} ({count} rows)" for name, count in files.items())
     assert said[-1] == f"the selected rows are in 5 formats, so each has its file: {listed}"
     entries = json.loads((out / "dataset_info.json").read_text())
@@ -376,7 +370,7 @@ def test_json_text_in_an_exported_parquet_file_is_read_as_what_it_stands_for(tmp
     out = tmp_path / "out"
     out.mkdir()
     said = []
-    write_subset(pool, everything(pool), out, said.append)
+    written(pool, everything(pool), out, said.append)
     assert "column beside holds values of several kinds: in selected-alpaca.parquet it is JSON text" in said
     for stem in ("selected-alpaca", "selected-prompt_completion"):
         columnar, lines = (list(read_rows(out / f"{stem}.{kind}")) for kind in ("parquet", "jsonl"))
@@ -408,7 +402,7 @@ def test_what_json_has_not_is_exported_as_text_and_said(tmp_path, tiny_demo):
     out = tmp_path / "out"
     out.mkdir()
     said = []
-    notes = write_subset(pool, everything(pool), out, said.append)
+    notes = written(pool, everything(pool), out, said.append)
     as_text = {
         "exact": "dates and times",
         "inside": "dates",
@@ -416,10 +410,9 @@ def test_what_json_has_not_is_exported_as_text_and_said(tmp_path, tiny_demo):
         "raw": "bytes (as hexadecimal digits)",
         "when": "dates and times",
     }
-    assert notes["as_text"] == as_text
+    assert notes.as_text == as_text
     assert said == [
-        f"column {name} holds {what} in its source: exported as text, in both kinds of file"
-        for name, what in as_text.items()
+        f"column {name} holds {what} in its source: exported as text" for name, what in as_text.items()
     ]
     for kind in ("jsonl", "parquet"):
         [_, first] = read_rows(out / f"selected.{kind}")

@@ -1,0 +1,108 @@
+"""Selected rows as files of JSON lines, at a place of the user's choice."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dataflex_pipeline.data.folders import INFO_FILE
+from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.export.conversations import Trainer
+from dataflex_pipeline.export.selected import Choice
+from dataflex_pipeline.export.subset import Written, write_info, write_subset
+from dataflex_pipeline.store.atomic import commit, set_aside
+from dataflex_pipeline.store.parts import PartedTable
+
+Say = Callable[[str], None]
+
+
+def write_lines(
+    choice: Choice, file: Path, trainer: Trainer, say: Say, *, overwrite: bool = False
+) -> list[tuple[Path, int, bool]]:
+    """Write rows as JSON lines: one file, or beside each other one for each format.
+
+    Args:
+        choice: the rows. file: where to; several formats put their names before its ending.
+        trainer: the form of the rows. say: is told what a user should know.
+        overwrite: set a file aside that is there with another content.
+
+    Returns:
+        Each file, its lines, and whether it was written: one that has this content already is left alone.
+
+    Raises:
+        UserError: there is no such folder, another file is there, or a trainer has no form for the rows.
+    """
+    place = file.absolute().parent
+    if not place.is_dir():
+        raise UserError(
+            f"{file} was named.",
+            f"There is no folder {file.parent}.",
+            "Make it first, or name a file in a folder that is there.",
+        )
+    with tempfile.TemporaryDirectory(dir=place, prefix=".dataflex-export-") as scratch:
+        made = Path(scratch)
+        pool = PartedTable.open(choice.run.pool)
+        written = write_subset(pool, choice.lines(), made, say, trainer, file.stem, parquet=False)
+        several = len(written.files) > 1
+        places = {made / name: file.with_name(name) if several else file for name in written.files}
+        new = {source: final for source, final in places.items() if not _is_there(source, final, overwrite)}
+        for source, final in new.items():
+            aside = set_aside(final) if final.exists() else None
+            commit(source, final)
+            if aside is not None:
+                say(f"the old {final} is now {aside}")
+    _say_how(written, place, trainer, say)
+    counts = written.files.values()
+    return [
+        (final, count, source in new) for (source, final), count in zip(places.items(), counts, strict=True)
+    ]
+
+
+def _is_there(source: Path, final: Path, overwrite: bool) -> bool:
+    """Whether a file with this very content is there.
+
+    Raises:
+        UserError: another one is, and nothing says to set it aside.
+    """
+    if not final.exists():
+        return False
+    if final.is_file() and filecmp.cmp(source, final, shallow=False):
+        return True
+    if not overwrite or not final.is_file():
+        raise UserError(
+            f"{final} exists, and holds something else.",
+            "What is there is never written over.",
+            "Name another file, or use --overwrite (Python: overwrite=True), which keeps the old one beside it.",
+        )
+    return False
+
+
+def _say_how(written: Written, place: Path, trainer: Trainer, say: Say) -> None:
+    """Say how files are read where their columns alone do not tell."""
+    info = place / INFO_FILE
+    if trainer == "llama-factory":
+        if not info.exists():
+            write_info(place, written.entries)
+            say(f"{info} says how LLaMA-Factory reads them: dataset: {','.join(written.entries)}")
+        elif not _has(info, written.entries):
+            text = json.dumps(dict(written.entries), indent=2)
+            say(f"{info} is not ours, and stays as it is; paste into it:\n{text}")
+        return
+    for stem in written.untold:
+        entry = json.dumps({stem: written.entries.get(stem)})
+        say(
+            f"{stem}.jsonl is read by the columns that were set for its data. An entry of {INFO_FILE}: {entry}"
+        )
+
+
+def _has(info: Path, entries: Mapping[str, Any]) -> bool:
+    """Whether a file has these entries already."""
+    try:
+        found = json.loads(info.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(found, dict) and all(found.get(name) == entry for name, entry in entries.items())
