@@ -18,7 +18,7 @@ from dataflex_pipeline.store.versions import installed_versions
 
 ROW_GROUP = 65536
 """Rows per row group, and per block where nothing else is said."""
-COUNTING = ("row", "position")
+COUNTING = ("row", "position", "line")
 """Columns of whole numbers that rise by one (rows do not in an index, which then takes their bits)."""
 REPEATING = 1 / 8
 """Different values per row up to which a dictionary is smaller than the values' bytes."""
