@@ -101,6 +101,28 @@ def read_blocks(
         raise corrupt(path, str(error).splitlines()[0]) from error
 
 
+def read_line(path: Path, place: int, columns: Sequence[str] | None = None) -> dict[str, Any] | None:
+    """Return a line of a file as a dictionary, reading only its row group; None beyond the end.
+
+    Raises:
+        CorruptError: the file is truncated or not Parquet.
+    """
+    names = list(columns) if columns is not None else None
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as parquet:
+            for number in range(parquet.num_row_groups):
+                n_rows = parquet.metadata.row_group(number).num_rows
+                if place < n_rows:
+                    line: dict[str, Any] = (
+                        parquet.read_row_group(number, names).slice(place, 1).to_pylist()[0]
+                    )
+                    return line
+                place -= n_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise corrupt(path, str(error).splitlines()[0]) from error
+    return None
+
+
 def read_whole(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one file, whole; folders named ``key=value`` above it are no columns of it.
 
