@@ -6,11 +6,11 @@ place among the rows that have a score, best first, ties by row: the order in wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,12 +27,11 @@ from dataflex_pipeline.store.run import RoundFolder
 from dataflex_pipeline.store.stale import is_complete
 from dataflex_pipeline.store.tables import TableFile
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 ORIGINAL = "original_"
 SELECTION = "selection.parquet"
 LABELLED = "assistant"
+Decode = Callable[[list[int]], str]
+"""From tokens to their text."""
 
 
 @dataclass(frozen=True)
@@ -207,9 +206,9 @@ def _conversation(
     run: OpenRun, found: Mapping[str, Any], last_only: bool, notices: list[str]
 ) -> tuple[tuple[Stretch, ...], bool]:
     """Return the conversation in stretches, and whether they are exact."""
-    tokenizer = _tokenizer(run, notices) if found["input_ids"] else None
-    if tokenizer is not None:
-        return _decoded(found, tokenizer), True
+    decode = _decoder(run, found["input_ids"], notices) if found["input_ids"] else None
+    if decode is not None:
+        return _decoded(found, decode), True
     turns = found["messages"]
     answers = [place for place, turn in enumerate(turns) if turn["role"] == LABELLED]
     learnt = set(answers[-1:] if last_only else answers) if found["valid"] else set()
@@ -219,35 +218,55 @@ def _conversation(
     return tuple(made), False
 
 
-def _decoded(found: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[Stretch, ...]:
+def _decoded(found: Mapping[str, Any], decode: Decode) -> tuple[Stretch, ...]:
     pairs = zip(found["input_ids"], found["labels"], strict=True)
-    exact = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     return tuple(
-        Stretch(str(tokenizer.decode([token for token, _ in stretch], **exact)), learnt)
+        Stretch(decode([token for token, _ in stretch]), learnt)
         for learnt, stretch in groupby(pairs, key=lambda pair: pair[1] != IGNORED)
     )
 
 
-def _tokenizer(run: OpenRun, notices: list[str]) -> PreTrainedTokenizerBase | None:
-    """Return the run's tokenizer where it is on this machine."""
+def _decoder(run: OpenRun, ids: Sequence[int], notices: list[str]) -> Decode | None:
+    """Return how the run's tokenizer writes tokens as text, where it is on this machine."""
     from dataflex_pipeline.models.source import local_folder
-    from dataflex_pipeline.models.tokenizer import load_tokenizer
 
     try:
         name = run.config.model_name_or_path
-        if local_folder(name) is None and not _is_cached(name):
-            notices.append(f"the tokenizer of {name} is not on this machine")
-            return None
-        return load_tokenizer(run.config)
+        folder = local_folder(name)
     except DataflexError as error:
         notices.append(f"the tokenizer is not at hand: {error.what}")
         return None
+    if folder is None and not isinstance(_cached(name, "tokenizer_config.json"), str):
+        notices.append(f"the tokenizer of {name} is not on this machine")
+        return None
+    fast = _cached(name, "tokenizer.json") if folder is None else folder / "tokenizer.json"
+    return _fast_decoder(fast, ids) or _slow_decoder(run)
 
 
-def _is_cached(name: str) -> bool:
+def _cached(name: str, file: str) -> Any:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(name, "tokenizer_config.json"), str)
+    return try_to_load_from_cache(name, file)
+
+
+def _fast_decoder(file: Any, ids: Sequence[int]) -> Decode | None:
+    """Return the decoder of a file of `tokenizers`, without the seconds that transformers takes to load."""
+    if not isinstance(file, str | Path) or not Path(file).is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    if any(tokenizer.id_to_token(token) is None for token in ids):
+        return None  # some of its tokens are in other files
+    return lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=False))
+
+
+def _slow_decoder(run: OpenRun) -> Decode:
+    from dataflex_pipeline.models.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(run.config)
+    exact = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    return lambda tokens: str(tokenizer.decode(tokens, **exact))
 
 
 # Scores and ranks
