@@ -50,7 +50,19 @@ PREPARED = pa.schema(
         NOTE,
     ]
 )
-"""Columns of every prepared data set; a target adds ``group``, and ``original_*`` columns follow."""
+"""Columns of every prepared data set; then come `PLACE`, of a target ``group``, and ``original_*``."""
+
+PLACE = pa.schema(
+    [
+        column("file", pa.string(), "name of the row's file within its data set; null for one of the hub"),
+        column(
+            "line",
+            pa.int64(),
+            "place in that file, from 1: the line of text, of a JSON array the element, else the row",
+        ),
+    ]
+)
+"""Where a row was read; tables of earlier versions have not these columns, and are used as they are."""
 
 GROUP = column("group", pa.string(), "target group that the row belongs to", nullable=False)
 

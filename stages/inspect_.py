@@ -1,20 +1,16 @@
-"""`dataflex inspect`: what a table, or a whole run, says. Reads only, in bounded memory."""
+"""`dataflex inspect`: what a table, a whole run, or one row of it, says. Reads only, in bounded memory."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dataflex_pipeline.errors import UserError
 
 from .completion import complete_run
+from .looked_at import show_row, subject_of
 from .options import EXAMPLES, ConfigOption, JsonOption, MethodOption, RunOption
-from .words import split_subject
-
-if TYPE_CHECKING:
-    from dataflex_pipeline.reports.subject import Subject
 
 commands = typer.Typer()
 TableArguments = Annotated[
@@ -30,10 +26,14 @@ SqlOption = Annotated[
     typer.Option(help="A query over scores, probabilities, idx, pool, target, features, this, ..."),
 ]
 CsvOption = Annotated[bool, typer.Option("--csv", help="The table as CSV: the answer, or the numbers.")]
+RowOption = Annotated[int | None, typer.Option(help="Why this row? All that is known of row N of the pool.")]
+RowIdOption = Annotated[str | None, typer.Option(help="The same, by the beginning of its row_id.")]
+FindOption = Annotated[str | None, typer.Option(help="The same, by a text that it holds; of several a list.")]
 
 
 @commands.command(
     epilog=EXAMPLES + "dataflex inspect runs/quickstart-loss/round-01/scores/loss.parquet\n\n"  # noqa: S608
+    "dataflex inspect quickstart-loss --row 7\n\n"
     "dataflex inspect quickstart-loss --sql 'select round, avg(score) from scores group by round'"
 )
 def inspect(
@@ -41,39 +41,30 @@ def inspect(
     config: ConfigOption = None,
     run: RunOption = None,
     method: MethodOption = None,
+    row: RowOption = None,
+    row_id: RowIdOption = None,
+    find: FindOption = None,
     sql: SqlOption = None,
     json: JsonOption = False,
     csv: CsvOption = False,
     rows: Annotated[int, typer.Option(help="Example rows of each kind; 0 for none.", min=0)] = 3,
 ) -> None:
-    """Look at a table or a run: distribution, reasons, sources, example rows; or ask it with SQL."""
+    """Look at a table, a run or a row: numbers, reasons, examples, ranks; or ask with SQL."""
     if json and csv:
         raise UserError(
             "--json and --csv were given.", "The output is one or the other.", "Leave one of them out."
         )
+    one = any(each is not None for each in (row, row_id, find))
+    if one and (csv or sql is not None):
+        raise UserError(
+            f"{'--csv' if csv else '--sql'} was given with --row, --row-id or --find.",
+            "What is known of one row is no table.",
+            "Leave one of them out; --json gives all of it to a program.",
+        )
+    subject = subject_of(config, arguments or [], run, method, json or csv)
+    if one:
+        show_row(subject, row, row_id, find, json=json)
+        return
     from dataflex_pipeline.terminal.inspection import show
 
-    subject = _subject(config, arguments or [], run, method, json or csv)
     show(subject, sql, "json" if json else "csv" if csv else "text", rows)
-
-
-def _subject(
-    config: Path | None, arguments: list[str], run: str | None, method: str | None, machine: bool
-) -> Subject:
-    from dataflex_pipeline.pipeline.locate import Options
-    from dataflex_pipeline.pipeline.open_run import require_run
-    from dataflex_pipeline.reports.subject import Subject
-    from dataflex_pipeline.terminal import console
-
-    from .opening import open_run
-
-    named, settings = split_subject(arguments)
-    if named is not None and run is None and (found := Subject.at(Path(named))) is not None:
-        return found
-    with console.messages_to_stderr(machine):
-        options = Options(config, tuple(settings), run if run is not None else named, method)
-        opened = open_run(options, reads_only=True)
-    require_run(opened)
-    if named is None or run is None:
-        return Subject(opened.store, None)
-    return Subject(opened.store, Path(named) if Path(named).exists() else opened.folder / named)

@@ -84,7 +84,7 @@ def _split(context: Run, split: Split) -> tuple[list[Finding], pa.Table, list[di
     scan = scan_sources(settings, Silent())
     config = context.config
     chat = ChatFormat.load(config.model_name_or_path, config.template, config.trust_remote_code)
-    rows = RowMaker(settings, scan, chat, split).table(0, list(scan.rows()))
+    rows = RowMaker(settings, scan, chat, split).table(0, list(scan.placed_rows()))
     limits = token_limits(context)
     beyond = checked(
         f"{split} limits", lambda: list(check_limits(rows, chat, limits, settings.cutoff_len, split))

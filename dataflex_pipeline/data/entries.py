@@ -9,13 +9,12 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dataflex_pipeline.data.folders import INFO_FILE
-from dataflex_pipeline.data.settings import Row
 from dataflex_pipeline.errors import DataError, did_you_mean
 from dataflex_pipeline.seeds import derive_seed
 
@@ -154,6 +153,7 @@ def entry_notices(given: str, entry: Mapping[str, Any], used: Collection[str] = 
 _BLOCK = 1 << 20
 
 Positions = npt.NDArray[np.int64]
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _smallest(n_rows: int, wanted: int, seed: int) -> Positions:
     return np.sort(rows)
 
 
-def picked(rows: Iterator[Row], positions: Positions) -> Iterator[Row]:
+def picked(rows: Iterator[_Item], positions: Positions) -> Iterator[_Item]:
     """Yield the rows at some positions, which rise; a position given twice yields its row twice."""
     ahead = iter(positions.tolist())
     wanted = next(ahead, None)

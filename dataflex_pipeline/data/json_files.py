@@ -21,7 +21,7 @@ from dataflex_pipeline.data.compressed import (
     open_data,
     skip_bom,
 )
-from dataflex_pipeline.data.settings import Row
+from dataflex_pipeline.data.settings import NumberedRow, Row
 from dataflex_pipeline.errors import DataError
 
 _BLOCK_BYTES = 65536
@@ -42,8 +42,8 @@ _TWICE: list[str] = []
 """Keys that stood twice in one object; the parser must not be left by an exception from within."""
 
 
-def read_json(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSON array of objects; a ``.json`` file of JSON Lines is read as such."""
+def read_json(path: Path) -> Iterator[NumberedRow]:
+    """Yield the rows of a JSON array of objects, by element; a ``.json`` file of JSON Lines as such."""
     with open_data(path) as stream:
         offset = skip_bom(stream, path)
         first, blanks = _first_byte(stream)
@@ -51,7 +51,7 @@ def read_json(path: Path) -> Iterator[Row]:
     if not first:
         raise empty_file(path)
     if first == b"[":
-        yield from _read_array(path)
+        yield from enumerate(_read_array(path), 1)
     elif first != b"{":
         place = _line_and_column(path, offset + blanks)
         raise _malformed(path, *place, "it starts neither with [ nor with {")
@@ -220,19 +220,22 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def read_jsonl(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file with one JSON object per line; an array is read as `read_json` reads it."""
+def read_jsonl(path: Path) -> Iterator[NumberedRow]:
+    """Yield the rows of a file with one JSON object per line; an array is read as `read_json` reads it.
+
+    Blank lines are passed over and counted.
+    """
     with open_data(path) as stream:
         skip_bom(stream, path)
         is_array = _first_byte(stream)[0] == b"["
     if is_array:
-        yield from _read_array(path)
+        yield from enumerate(_read_array(path), 1)
         return
     with open_data(path) as stream:
         skip_bom(stream, path)
         for number, line in enumerate(stream, 1):
             if line.strip():
-                yield _parse_line(path, number, line)
+                yield number, _parse_line(path, number, line)
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> Row:

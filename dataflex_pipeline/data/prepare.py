@@ -24,7 +24,7 @@ from dataflex_pipeline.data.chat import ChatFormat
 from dataflex_pipeline.data.limits import TokenLimits
 from dataflex_pipeline.data.rows import RowMaker, Tally, prepared_schema, reasons_text
 from dataflex_pipeline.data.scan import Scan, describe
-from dataflex_pipeline.data.settings import DataSettings, Row
+from dataflex_pipeline.data.settings import DataSettings, PlacedRow
 from dataflex_pipeline.data.templates import named_template
 from dataflex_pipeline.errors import DataError, DataflexError
 from dataflex_pipeline.store.fingerprint import digest
@@ -37,8 +37,8 @@ MIN_ROWS_PER_WORKER = 8192
 PREPARE_VERSION = 3
 """Raised whenever the same settings would make other rows."""
 
-Chunk = tuple[int, list[tuple[int, Row]]]
-"""Row number of the first row, and (number of its source, row) of each."""
+Chunk = tuple[int, list[PlacedRow]]
+"""Row number of the first row, and the rows."""
 
 
 def ingredients(settings: DataSettings, scan: Scan, tokenizer_digest: str, split: Split) -> dict[str, Any]:
@@ -182,8 +182,8 @@ def _parts(tables: Iterator[pa.Table], progress: Progress) -> Iterator[tuple[int
 
 def _chunks(scan: Scan, done: frozenset[int]) -> Iterator[Chunk]:
     """Yield the raw rows of the parts that are not done, in chunks that never cross a part."""
-    chunk: list[tuple[int, Row]] = []
-    for number, item in enumerate(scan.rows()):
+    chunk: list[PlacedRow] = []
+    for number, item in enumerate(scan.placed_rows()):
         if number // PART_ROWS in done:
             continue
         chunk.append(item)

@@ -25,7 +25,7 @@ from dataflex_pipeline.data.compressed import (
     open_data,
 )
 from dataflex_pipeline.data.json_files import read_json, read_jsonl
-from dataflex_pipeline.data.settings import Row
+from dataflex_pipeline.data.settings import NumberedRow, Row
 from dataflex_pipeline.errors import DataError
 from dataflex_pipeline.store.fingerprint import file_state
 
@@ -37,6 +37,15 @@ def read_rows(path: Path) -> Iterator[Row]:
 
     Raises:
         DataError: unknown kind of file, not UTF-8, malformed, a row that is not an object, or empty.
+    """
+    return (row for _, row in read_numbered(path))
+
+
+def read_numbered(path: Path) -> Iterator[NumberedRow]:
+    """Yield the rows of one file in order, each with the line, element or row that it is, from 1.
+
+    Raises:
+        DataError: as for `read_rows`.
     """
     reader = READERS.get(data_suffix(path))
     if not is_data(path) or reader is None:
@@ -50,17 +59,22 @@ def read_rows(path: Path) -> Iterator[Row]:
     yield from reader(path)
 
 
-def read_csv(path: Path) -> Iterator[Row]:
-    """Yield the rows of a comma-separated file whose first line names the columns; all values are text."""
+def read_csv(path: Path) -> Iterator[NumberedRow]:
+    """Yield the rows of a comma-separated file whose first line names the columns; all values are text.
+
+    A row of several lines has the number of its first.
+    """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with io.TextIOWrapper(open_data(path), encoding="utf-8-sig", newline="") as stream:
         lines = csv.reader(stream, strict=True)
         try:
             header = next(lines, [])
             _check_header(path, header)
+            begin = lines.line_num + 1
             for values in lines:
                 if values:
-                    yield _csv_row(path, lines.line_num, header, values)
+                    yield begin, _csv_row(path, lines.line_num, header, values)
+                begin = lines.line_num + 1
         except UnicodeDecodeError as error:
             raise not_utf8(path, _undecodable_line(path)) from error
         except csv.Error as error:
@@ -101,8 +115,12 @@ def _undecodable_line(path: Path) -> int | None:
     return None
 
 
-def read_parquet(path: Path) -> Iterator[Row]:
+def read_parquet(path: Path) -> Iterator[NumberedRow]:
     """Yield the rows of a Parquet file, by batches; of one that `dataflex export` wrote, as they were."""
+    yield from enumerate(_parquet_rows(path), 1)
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         with pq.ParquetFile(path) as table:
             schema = table.schema_arrow
@@ -114,8 +132,12 @@ def read_parquet(path: Path) -> Iterator[Row]:
         raise _unreadable(path, "Parquet", error) from error
 
 
-def read_arrow(path: Path) -> Iterator[Row]:
+def read_arrow(path: Path) -> Iterator[NumberedRow]:
     """Yield the rows of an Arrow IPC file, in the file or the stream form, by batches."""
+    yield from enumerate(_arrow_rows(path), 1)
+
+
+def _arrow_rows(path: Path) -> Iterator[Row]:
     try:
         with pa.memory_map(str(path)) as stream:
             for batch in _record_batches(stream):
@@ -143,7 +165,7 @@ def _unreadable(path: Path, kind: str, error: Exception) -> DataError:
     )
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path], Iterator[NumberedRow]]] = {
     ".json": read_json,
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,

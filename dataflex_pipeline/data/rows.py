@@ -16,17 +16,17 @@ from dataflex_pipeline.data.columns import original_arrays
 from dataflex_pipeline.data.conversation import Conversation, RowError, content_hash
 from dataflex_pipeline.data.formats import to_conversation
 from dataflex_pipeline.data.scan import Scan
-from dataflex_pipeline.data.settings import DataSettings, Row
-from dataflex_pipeline.schemas import GROUP, IGNORED, PREPARED
+from dataflex_pipeline.data.settings import DataSettings, PlacedRow, Row
+from dataflex_pipeline.schemas import GROUP, IGNORED, PLACE, PREPARED
 
 NOTE_SEPARATOR = "; "
 """Between the notes of a row; no note has it in its text."""
 
 
 def prepared_schema(scan: Scan, split: Split) -> pa.Schema:
-    """Return the columns of a prepared table: the fixed ones, ``group`` for a target, the originals."""
+    """Return the columns of a prepared table: the fixed ones, the place, ``group`` of a target, originals."""
     group = [GROUP] if split == "target" else []
-    return pa.schema([*PREPARED, *group, *(each.field for each in scan.columns)])
+    return pa.schema([*PREPARED, *PLACE, *group, *(each.field for each in scan.columns)])
 
 
 @dataclass
@@ -66,23 +66,23 @@ class RowMaker:
         self.settings, self.scan, self.chat, self.split = settings, scan, chat, split
         self.schema = prepared_schema(scan, split)
 
-    def table(self, start: int, rows: Sequence[tuple[int, Row]]) -> pa.Table:
+    def table(self, start: int, rows: Sequence[PlacedRow]) -> pa.Table:
         """Return the prepared rows of a run of raw ones.
 
         Args:
-            start: row number of the first. rows: (number of its source, row). [n]
+            start: row number of the first.
+            rows: with the numbers of their sources. [n]
 
         Returns:
             A table of n rows in the prepared schema.
         """
-        drafts = [self._draft(number, row) for number, row in rows]
+        drafts = [self._draft(each.source, each.row) for each in rows]
         usable = [draft for draft in drafts if draft.reason is None]
         for draft, (ids, labels) in zip(
             usable, self.chat.encode([draft.pieces for draft in usable]), strict=True
         ):
             self._fit(draft, ids, labels)
-        names = [self.scan.sources[number].source.name for number, _ in rows]
-        return self._assemble(start, names, drafts, [row for _, row in rows])
+        return self._assemble(start, drafts, rows)
 
     def _draft(self, number: int, row: Row) -> Draft:
         scanned = self.scan.sources[number]
@@ -120,13 +120,11 @@ class RowMaker:
                 else "the response has no token that can be predicted"
             )
 
-    def _assemble(
-        self, start: int, names: Sequence[str], drafts: Sequence[Draft], rows: Sequence[Row]
-    ) -> pa.Table:
+    def _assemble(self, start: int, drafts: Sequence[Draft], rows: Sequence[PlacedRow]) -> pa.Table:
         columns: dict[str, Any] = {
             "row": range(start, start + len(drafts)),
             "row_id": [draft.row_id for draft in drafts],
-            "source": names,
+            "source": [self.scan.sources[each.source].source.name for each in rows],
             "messages": [_plain_messages(draft.conversation) for draft in drafts],
             "input_ids": [draft.input_ids for draft in drafts],
             "labels": [draft.labels for draft in drafts],
@@ -135,11 +133,14 @@ class RowMaker:
             "valid": [draft.reason is None for draft in drafts],
             "reason": [draft.reason for draft in drafts],
             "note": [draft.note for draft in drafts],
+            "file": [each.file for each in rows],
+            "line": [each.line for each in rows],
         }
         if self.split == "target":
             columns["group"] = [draft.group for draft in drafts]
         arrays = [pa.array(values, type=self.schema.field(name).type) for name, values in columns.items()]
-        return pa.Table.from_arrays([*arrays, *original_arrays(self.scan.columns, rows)], schema=self.schema)
+        originals = original_arrays(self.scan.columns, [each.row for each in rows])
+        return pa.Table.from_arrays([*arrays, *originals], schema=self.schema)
 
 
 def _plain_messages(conversation: Conversation | None) -> list[dict[str, str]]:

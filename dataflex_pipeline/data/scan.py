@@ -12,7 +12,7 @@ from dataflex_pipeline.data.columns import ColumnTypes, OriginalColumn
 from dataflex_pipeline.data.conversation import canonical_json
 from dataflex_pipeline.data.layout import Layout, detect_layout
 from dataflex_pipeline.data.passed_over import Together, passed_over
-from dataflex_pipeline.data.settings import DataSettings, Row
+from dataflex_pipeline.data.settings import DataSettings, PlacedRow, Row
 from dataflex_pipeline.data.sources import Source, resolve_sources
 from dataflex_pipeline.errors import DataError, did_you_mean
 from dataflex_pipeline.store.fingerprint import file_state
@@ -42,8 +42,11 @@ class ScannedSource:
     notices: tuple[str, ...] = ()
     passed_over: Mapping[str, int] = field(default_factory=dict)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, number: int) -> Iterator[PlacedRow]:
         """Yield the rows again, for the second pass.
+
+        Args:
+            number: of the source.
 
         Raises:
             DataError: a file is not the one that was scanned.
@@ -51,9 +54,9 @@ class ScannedSource:
         if _stamps(self.source) != self.stamps:
             raise self._changed()
         count = 0
-        for row in self.source.rows():
+        for file, line, row in self.source.placed_rows():
             count += 1
-            yield row
+            yield PlacedRow(number, row, file, line)
         if count != self.n_rows:
             raise self._changed()
 
@@ -89,9 +92,12 @@ class Scan:
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Yield (number of the source, row) over all sources in order."""
+        return ((each.source, each.row) for each in self.placed_rows())
+
+    def placed_rows(self) -> Iterator[PlacedRow]:
+        """Yield the rows as `rows` does, each with its file and line."""
         for number, scanned in enumerate(self.sources):
-            for row in scanned.rows():
-                yield number, row
+            yield from scanned.rows(number)
 
 
 def scan_sources(

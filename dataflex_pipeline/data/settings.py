@@ -4,9 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 Row = dict[str, object]
 """One row of a source: column name -> plain value (text, number, bool, None, list, mapping)."""
+NumberedRow = tuple[int, Row]
+"""Where a row stands in its file, from 1, and the row: the line of text, else the element or row."""
+
+
+class PlacedRow(NamedTuple):
+    """A row and where it stands.
+
+    Attributes:
+        source: number of its data set.
+        row: the row.
+        file: name of its file within the data set; None for one of the hub.
+        line: its place there, from 1: the line that an editor shows, of a JSON array the element, of
+            Parquet, Arrow and the hub the row.
+    """
+
+    source: int
+    row: Row
+    file: str | None
+    line: int | None
 
 
 @dataclass(frozen=True)

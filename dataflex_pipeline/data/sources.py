@@ -7,6 +7,7 @@ A name is looked for, in this order, as an entry of ``<dataset_dir>/dataset_info
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,12 +21,14 @@ from dataflex_pipeline.data.entries import Draw, check_entry, entry_notices, pic
 from dataflex_pipeline.data.exported import EXPORT_MANIFEST, ExportedFile, exported_files
 from dataflex_pipeline.data.folders import INFO_FILE, has_data, held
 from dataflex_pipeline.data.hub import HubName, count_hub, read_hub
-from dataflex_pipeline.data.readers import READERS, count_rows, is_columnar, is_data, read_rows
+from dataflex_pipeline.data.readers import READERS, count_rows, is_columnar, is_data, read_numbered
 from dataflex_pipeline.data.readme_configs import has_configs
-from dataflex_pipeline.data.settings import DataSettings, Row
+from dataflex_pipeline.data.settings import DataSettings, NumberedRow, Row
 from dataflex_pipeline.errors import DataError, did_you_mean
 from dataflex_pipeline.seeds import derive_seed
 
+_Placed = tuple[str | None, int | None, Row]
+"""Name of the file, place in it from 1, and the row."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _ENDINGS = (
     *READERS,
@@ -68,6 +71,10 @@ class Source:
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows in order, up to the limit."""
+        return (row for _, _, row in self.placed_rows())
+
+    def placed_rows(self) -> Iterator[_Placed]:
+        """Yield the rows as `rows` does, each after its file and place in it (see `PlacedRow`)."""
         rows = self._all_rows()
         if self.draw is not None:
             rows = picked(rows, self.draw.positions(self._count()))
@@ -80,14 +87,32 @@ class Source:
             lines += _checksum_notice(self.sha1, self.files)
         return [f"data set '{self.given}': {line}" for line in lines]
 
-    def _all_rows(self) -> Iterator[Row]:
+    def _all_rows(self) -> Iterator[_Placed]:
         if self.hub is not None:
-            yield from read_hub(self.hub, self.given)
+            for line, row in enumerate(read_hub(self.hub, self.given), 1):
+                yield None, line, row
         elif self.split is None:
-            yield from _read_all(self.files)
+            yield from self._read_all(self.files)
         else:
             for part in slices(self.split, self._lengths(), self.given):
-                yield from islice(_read_all(self.of_split[part.split]), part.start, part.stop)
+                yield from islice(self._read_all(self.of_split[part.split]), part.start, part.stop)
+
+    def _read_all(self, files: Sequence[Path]) -> Iterator[_Placed]:
+        for path in files:
+            name = self.file_name(path)
+            for line, row in _read(path):
+                yield name, line, row
+
+    def file_name(self, path: Path) -> str:
+        """Return what one of the data set's files is called in tables: its path below the folder of all.
+
+        Where the data set itself lies is not in it, so that tables do not depend on that.
+        """
+        return path.relative_to(self._folder).as_posix()
+
+    @cached_property
+    def _folder(self) -> Path:
+        return Path(os.path.commonpath([path.parent for path in self.files]))
 
     def _lengths(self) -> dict[str, int]:
         return {name: sum(map(count_rows, files)) for name, files in self.of_split.items()}
@@ -101,16 +126,15 @@ class Source:
         return sum(map(count_rows, self.files))
 
 
-def _read_all(files: Sequence[Path]) -> Iterator[Row]:
-    for path in files:
-        try:
-            yield from read_rows(path)
-        except OSError as error:
-            raise DataError(
-                f"{path} cannot be read ({error.strerror or error}).",
-                "The system refuses it, so its rows are not known.",
-                "Check that it exists and that you may read it. Nothing was written.",
-            ) from error
+def _read(path: Path) -> Iterator[NumberedRow]:
+    try:
+        yield from read_numbered(path)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror or error}).",
+            "The system refuses it, so its rows are not known.",
+            "Check that it exists and that you may read it. Nothing was written.",
+        ) from error
 
 
 def _checksum_notice(expected: str, files: Sequence[Path]) -> list[str]:

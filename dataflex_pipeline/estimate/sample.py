@@ -16,7 +16,7 @@ from dataflex_pipeline.data.chat import ChatFormat
 from dataflex_pipeline.data.prepare import CHUNK_ROWS, PART_ROWS
 from dataflex_pipeline.data.rows import RowMaker
 from dataflex_pipeline.data.scan import Scan
-from dataflex_pipeline.data.settings import DataSettings, Row
+from dataflex_pipeline.data.settings import DataSettings, PlacedRow
 from dataflex_pipeline.errors import DataError
 from dataflex_pipeline.estimate.costs import RowCounts
 from dataflex_pipeline.seeds import derive_seed
@@ -95,9 +95,9 @@ def _positions(n_rows: int, split: Split, seed: int) -> np.ndarray:
     return np.sort(stream.choice(n_rows, SAMPLE_ROWS, replace=False))
 
 
-def _picked(scan: Scan, positions: np.ndarray) -> Iterator[tuple[int, Row]]:
+def _picked(scan: Scan, positions: np.ndarray) -> Iterator[PlacedRow]:
     wanted = set(positions.tolist())
-    return (row for place, row in enumerate(scan.rows()) if place in wanted)
+    return (row for place, row in enumerate(scan.placed_rows()) if place in wanted)
 
 
 def _mixed(table: pa.Table, n_rows: int, split: Split, seed: int) -> tuple[pa.Table, RowCounts]:

@@ -46,6 +46,8 @@ from dataflex_pipeline.pipeline.outputs import (
 )
 from dataflex_pipeline.pipeline.preflight import check_how_many
 from dataflex_pipeline.pipeline.published import PublishedAdapter
+from dataflex_pipeline.pipeline.row import RowStory, row_story
+from dataflex_pipeline.pipeline.row_search import Found, find_text
 from dataflex_pipeline.pipeline.score import Scores, check_scored_round
 from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.pipeline.settings import check_settings
@@ -379,6 +381,33 @@ class Run(OpenRun):
             done = export(self, asked)
             self.outcomes = list(done.outcomes)
             return done.bundle.folder
+
+    def row(self, row: int | str) -> RowStory:
+        """Return all that the run knows of one row of the pool; see ``dataflex inspect RUN --row N``.
+
+        Args:
+            row: its number, or the beginning of its row_id.
+
+        Returns:
+            Where it came from, its conversation, its scores and ranks, the target rows that it is like, and
+            where it was selected.
+
+        Raises:
+            RunError: the pool is not prepared.
+            UserError: there is no such row, or several rows have such a row_id.
+        """
+        with self._call({}):
+            return row_story(self, row)
+
+    def find(self, text: str) -> Found:
+        """Return the rows of the pool that hold a text, capitals or not, in their turns or text columns.
+
+        Raises:
+            RunError: the pool is not prepared.
+            UserError: no row holds it.
+        """
+        with self._call({}):
+            return find_text(self, text)
 
     def outputs(self) -> list[Output]:
         """Return every output of the run in order; ``state()`` says whether it is done, stale or missing."""

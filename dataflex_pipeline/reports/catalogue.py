@@ -25,7 +25,6 @@ Kind = Literal["pool", "target", "test", "feature", "scores", "probabilities", "
 NOTE = b"dataflex."
 PARQUET = b"PAR1"
 _FEATURE = re.compile(r"(?P<name>\w+)-(?P<split>pool|target|test)-[0-9a-f]{16}")
-_ROUND = re.compile(r"round-(\d+)")
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -142,8 +141,7 @@ def _checkpoints(run: RunFolder) -> dict[str | None, tuple[int | None, int | Non
 
 def rounds_of(run: RunFolder) -> list[int]:
     """Return the numbers of the rounds that have a folder, sorted."""
-    matches = (_ROUND.fullmatch(path.name) for path in run.folder.glob("round-*"))
-    return sorted(int(match[1]) for match in matches if match is not None)
+    return run.rounds()
 
 
 def _rounds(run: RunFolder) -> Iterator[RunTable]:

@@ -79,7 +79,7 @@ def _shown(line: Mapping[str, Any], main: str | None, texts: Mapping[int, dict[s
     }
 
 
-PLACES = ("row", "position")
+PLACES = ("row", "position", "line")
 """Whole numbers that say which line it is; their spread says nothing."""
 MAIN = {"scores": "score", "probabilities": "probability", "pool": "n_tokens", "target": "n_tokens"}
 FACTS = ("method", "round", "feature", "split", "params", "draw", "learning_rate", "update_times", "sources")

@@ -18,7 +18,7 @@ from dataflex_pipeline.store.versions import installed_versions
 
 ROW_GROUP = 65536
 """Rows per row group, and per block where nothing else is said."""
-COUNTING = ("row", "position")
+COUNTING = ("row", "position", "line")
 """Columns of whole numbers that rise by one (rows do not in an index, which then takes their bits)."""
 REPEATING = 1 / 8
 """Different values per row up to which a dictionary is smaller than the values' bytes."""
@@ -99,6 +99,28 @@ def read_blocks(
             yield from parquet.iter_batches(max_rows, columns=list(columns) if columns is not None else None)
     except (pa.ArrowInvalid, OSError) as error:
         raise corrupt(path, str(error).splitlines()[0]) from error
+
+
+def read_line(path: Path, place: int, columns: Sequence[str] | None = None) -> dict[str, Any] | None:
+    """Return a line of a file as a dictionary, reading only its row group; None beyond the end.
+
+    Raises:
+        CorruptError: the file is truncated or not Parquet.
+    """
+    names = list(columns) if columns is not None else None
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as parquet:
+            for number in range(parquet.num_row_groups):
+                n_rows = parquet.metadata.row_group(number).num_rows
+                if place < n_rows:
+                    line: dict[str, Any] = (
+                        parquet.read_row_group(number, names).slice(place, 1).to_pylist()[0]
+                    )
+                    return line
+                place -= n_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise corrupt(path, str(error).splitlines()[0]) from error
+    return None
 
 
 def read_whole(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -45,6 +45,8 @@ def part_name(number: int) -> str:
 class PartsWriter:
     """Writes a parted table; parts already there with the same fingerprint count as done.
 
+    Parts with other columns, of an earlier version that was cut off, are written again.
+
     Args:
         folder: the table's folder, made when missing.
         schema: columns of every part.
@@ -73,7 +75,8 @@ class PartsWriter:
     def _scan(self) -> Iterator[int]:
         for path in sorted(self.folder.glob("part-*.parquet")):
             check_fingerprint(path, self.fingerprint)
-            yield int(path.stem.removeprefix("part-"))
+            if pq.read_schema(path).names == self.schema.names:
+                yield int(path.stem.removeprefix("part-"))
 
     def write(self, number: int, table: pa.Table) -> None:
         """Write one part atomically; columns are cast to the schema."""

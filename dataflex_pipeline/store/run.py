@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ from dataflex_pipeline.errors import CorruptError, RunError
 from dataflex_pipeline.store.atomic import write_text
 from dataflex_pipeline.store.versions import installed_versions
 
+_ROUND = re.compile(r"round-(\d+)")
 BEST = "best"
 """Folder of a run that holds a copy of its best checkpoint."""
 RECORD = "run"
@@ -111,6 +113,11 @@ class RunFolder:
     def round(self, number: int) -> RoundFolder:
         """Return the files of round ``number``."""
         return RoundFolder(self.folder / f"round-{number:02d}", number)
+
+    def rounds(self) -> list[int]:
+        """Return the numbers of the rounds that have a folder, sorted."""
+        matches = (_ROUND.fullmatch(path.name) for path in self.folder.glob("round-*"))
+        return sorted(int(match[1]) for match in matches if match is not None)
 
     def exists(self) -> bool:
         """Whether the run was ever started."""

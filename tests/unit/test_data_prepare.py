@@ -16,7 +16,7 @@ from data_fixtures import Lines, alpaca_rows, byte_tokenizer, write_jsonl
 from dataflex_pipeline.api import Silent
 from dataflex_pipeline.data import DataSettings, ingredients, prepare, scan_sources
 from dataflex_pipeline.errors import ConfigError, CorruptError, DataError, DataflexError
-from dataflex_pipeline.schemas import GROUP, PREPARED
+from dataflex_pipeline.schemas import GROUP, PLACE, PREPARED
 from dataflex_pipeline.store.fingerprint import changes, digest
 
 preparing = importlib.import_module("dataflex_pipeline.data.prepare")  # the name is also the function's
@@ -52,12 +52,13 @@ def test_schema_order_and_values(tmp_path, tokenizer_folder):
     write_jsonl(tmp_path / "a.jsonl", data)
     table = run(tmp_path, tokenizer_folder, wanted(tmp_path))
     originals = [f"original_{name}" for name in ("instruction", "input", "output", "skill", "level")]
-    assert table.schema.names == [*PREPARED.names, *originals]
+    assert table.schema.names == [*PREPARED.names, *PLACE.names, *originals]
     assert table.schema.field("row").metadata == PREPARED.field("row").metadata
     assert table.schema.field("original_level").type == pa.int64()
     first, second = rows_of(table)
     assert (first["row"], second["row"]) == (0, 1)
     assert first["source"] == "a"
+    assert (second["file"], second["line"]) == ("a.jsonl", 2)
     assert first["messages"] == [{"role": "user", "content": "Q0"}, {"role": "assistant", "content": "A0"}]
     assert (first["original_skill"], first["original_level"]) == ("x", 1)
     assert second["original_level"] is None

@@ -1,0 +1,168 @@
+"""The target rows that a row of the pool is most like, by embeddings and by gradients that a run has stored.
+
+Both are kept as vectors of length 1, so a cosine is a dot product. Which table of the pool goes with which of
+the target, the score tables and the features made from them say: the two stand in one list of what they were
+made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dataflex_pipeline.gradients.similarity import PREFIX, TARGET_BLOCK, unit_vectors
+from dataflex_pipeline.neighbours.vectors import block_vectors
+from dataflex_pipeline.pipeline.row_search import beginning
+from dataflex_pipeline.store.parts import PartedTable
+from dataflex_pipeline.store.run import RunFolder
+from dataflex_pipeline.store.stale import found_ingredients
+from dataflex_pipeline.store.tables import TableFile
+
+NEAREST = 5
+"""Target rows of each list."""
+Kind = Literal["embeddings", "gradients"]
+COLUMN: Mapping[Kind, str] = {"embeddings": "embedding", "gradients": "gradient"}
+KINDS: Mapping[str, Kind] = {
+    "embeddings": "embeddings",
+    "gradients": "gradients",
+    "policy_gradients": "gradients",
+}
+"""Features that are compared, by what they are."""
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """A row of the target.
+
+    Attributes:
+        row: its number in the target.
+        similarity: cosine, -1 to 1.
+        group: target group.
+        source: name of its data set.
+        text: the beginning of its conversation.
+    """
+
+    row: int
+    similarity: float
+    group: str
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """The target rows that a row is most like.
+
+    Attributes:
+        kind: embeddings or gradients.
+        used_by: the scores that compare them, such as "less, round 1".
+        rows: the nearest first, ties by row; empty where the row has no vector.
+        reason: why it has none; None where it has one.
+    """
+
+    kind: Kind
+    used_by: tuple[str, ...]
+    rows: tuple[TargetRow, ...]
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two tables that are compared, and what uses them."""
+
+    kind: Kind
+    pool: Path
+    target: Path
+
+
+def likenesses(run: RunFolder, row: int, notices: list[str]) -> list[Likeness]:
+    """Return the target rows that a row is most like, by every pair of tables that the run has.
+
+    Args:
+        run: on disk.
+        row: of the pool.
+        notices: is told what is not there any more.
+    """
+    users: dict[_Pair, list[str]] = {}
+    for label, ingredients, has_groups in _scored(run):
+        found = list(_pairs(run, ingredients, label))
+        for pair, of in found:
+            users.setdefault(pair, []).append(of)
+        if has_groups and not any(pair.kind == "gradients" for pair, _ in found):
+            notices.append(f"the gradients that {label} compared are not among the run's features")
+    for folder in sorted(run.features.glob("*")):
+        for pair, _ in _pairs(run, found_ingredients(folder) or {}, ""):
+            users.setdefault(pair, [])
+    return [_likeness(run, pair, tuple(dict.fromkeys(labels)), row) for pair, labels in users.items()]
+
+
+def _scored(run: RunFolder) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Yield name and ingredients of every score table, and whether it has similarities to target groups."""
+    for number in run.rounds():
+        for path in sorted((run.round(number).folder / "scores").glob("*.parquet")):
+            names = TableFile(path).schema.names
+            has_groups = any(name.startswith(PREFIX) for name in names)
+            yield f"{path.stem}, round {number}", found_ingredients(path) or {}, has_groups
+
+
+def _pairs(run: RunFolder, ingredients: Mapping[str, Any], label: str) -> Iterator[tuple[_Pair, str]]:
+    """Yield the pairs that something was made from, those of its features' features too."""
+    features = ingredients.get("features") or {}
+    for key, fingerprint in features.items():
+        folder = _folder(run, fingerprint)
+        if folder is None:
+            continue
+        other = _folder(run, features.get(key.replace("pool", "target", 1))) if "pool" in key else None
+        kind = KINDS.get(str((found_ingredients(folder) or {}).get("feature")))
+        if kind is not None and other is not None:
+            yield _Pair(kind, folder, other), label + key.removeprefix("pool").replace("-", " ")
+        yield from _pairs(run, found_ingredients(folder) or {}, label)
+
+
+def _folder(run: RunFolder, fingerprint: str | None) -> Path | None:
+    """Return the finished feature table of a fingerprint, if it is there."""
+    if fingerprint is None:
+        return None
+    complete = (each for each in run.features.glob(f"*-{fingerprint[:16]}") if PartedTable.is_complete(each))
+    return next(complete, None)
+
+
+def _likeness(run: RunFolder, pair: _Pair, used_by: tuple[str, ...], row: int) -> Likeness:
+    pool = PartedTable.open(pair.pool)
+    line = pool.take(np.array([row]), [COLUMN[pair.kind], "valid", "reason"])
+    [batch] = line.combine_chunks().to_batches()
+    if not batch.column("valid")[0].as_py():
+        return Likeness(pair.kind, used_by, (), batch.column("reason")[0].as_py())
+    target = PartedTable.open(pair.target)
+    rows, similarities = _nearest(target, pair.kind, _vectors(batch, pair.kind)[0])
+    return Likeness(pair.kind, used_by, tuple(_described(run, rows, similarities)))
+
+
+def _vectors(batch: Any, kind: Kind) -> np.ndarray:
+    """Return the vectors of a block; those of rows that are not valid hold anything. [rows, D]"""
+    return block_vectors(batch) if kind == "embeddings" else unit_vectors(batch)
+
+
+def _nearest(target: PartedTable, kind: Kind, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the target rows of the largest cosines and these, the largest first, ties by row."""
+    rows, best = np.empty(0, np.int64), np.empty(0)
+    for block in target.blocks(["row", COLUMN[kind], "valid"], TARGET_BLOCK):
+        valid = block.column("valid").to_numpy(zero_copy_only=False)
+        cosines = _vectors(block, kind)[valid].astype(np.float64) @ vector.astype(np.float64)
+        rows = np.concatenate([rows, block.column("row").to_numpy()[valid]])
+        best = np.concatenate([best, cosines])
+        kept = np.lexsort((rows, -best))[:NEAREST]
+        rows, best = rows[kept], best[kept]
+    return rows, best
+
+
+def _described(run: RunFolder, rows: np.ndarray, similarities: np.ndarray) -> Iterator[TargetRow]:
+    columns = ["row", "source", "group", "messages"]
+    target = PartedTable.open(run.split("target"))
+    for found, similarity in zip(target.take(rows, columns).to_pylist(), similarities.tolist(), strict=True):
+        text = beginning(found["messages"])
+        yield TargetRow(found["row"], similarity, found["group"], found["source"], text)
