@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import ConfigError, RunError
+from dataflex_pipeline.pipeline.base_model import BASE, base_fingerprint
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.stale import found_ingredients
@@ -51,9 +52,14 @@ def checkpoints_before(run: OpenRun, number: int, name: str) -> tuple[api.Checkp
 
 
 def checkpoint_of(run: OpenRun, need: api.Need) -> tuple[Path | None, str | None]:
-    """Return the folder of the checkpoint that a need names, and its fingerprint; None without one."""
-    if need.checkpoint is None or need.checkpoint == "base":
+    """Return the folder of the checkpoint that a need names, and its fingerprint; None without one.
+
+    The untouched model has a fingerprint and no folder.
+    """
+    if need.checkpoint is None:
         return None, None
+    if need.checkpoint == BASE:
+        return None, base_fingerprint(run)
     end = run.store.round(need.checkpoint).checkpoint
     made_from = found_ingredients(end) or {}
     if need.step is None:

@@ -117,6 +117,13 @@ class Run(OpenRun):
                 "A run is a folder, new or begun.",
                 "Name a folder that is one, or none yet.",
             )
+        shared = loaded.config.features_dir
+        if shared is not None and Path(shared).expanduser().is_file():
+            raise RunError(
+                f"features_dir is {shared}, which is a file.",
+                "Features are tables in folders of their own below it.",
+                "Name a folder, there already or not yet.",
+            )
         super().__init__(loaded, store, options.overwrite, progress, reads_only=reads_only)
         self._options, self._called = options, False
         self.outcomes: list[Outcome] = []

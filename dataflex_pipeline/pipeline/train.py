@@ -14,8 +14,8 @@ from dataflex_pipeline.api import Silent
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import dump_config
 from dataflex_pipeline.errors import CorruptError, RunError
-from dataflex_pipeline.models.base import adapter_folder
 from dataflex_pipeline.models.source import attention_kernel, model_digest
+from dataflex_pipeline.pipeline.base_model import adapter_digest
 from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
 from dataflex_pipeline.pipeline.damage import check_checkpoint, remember_checkpoint
 from dataflex_pipeline.pipeline.open_run import OpenRun
@@ -23,7 +23,7 @@ from dataflex_pipeline.pipeline.output import Outcome, Output, note
 from dataflex_pipeline.pipeline.prepare import has_target, open_split
 from dataflex_pipeline.pipeline.select import read_index
 from dataflex_pipeline.store.atomic import set_aside
-from dataflex_pipeline.store.fingerprint import digest, files_digest
+from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parquet import read_whole
 from dataflex_pipeline.store.parts import MANIFEST, PartedTable
 from dataflex_pipeline.store.stale import found_ingredients, is_complete
@@ -88,14 +88,6 @@ def _training_settings(config: Config) -> dict[str, Any]:
     return settings
 
 
-def _adapter_digest(run: OpenRun) -> str | None:
-    name = run.given.adapter_name_or_path
-    if name is None:
-        return None
-    paths = sorted(adapter_folder(name).glob("adapter_*"))
-    return files_digest(paths, [path.name for path in paths])
-
-
 class Checkpoint(Output):
     """The checkpoint at the end of a round.
 
@@ -127,7 +119,7 @@ class Checkpoint(Output):
             "index": TableFile(self.where.index).fingerprint,
             "previous": None if before is None else digest(found_ingredients(before) or {}),
             "model": model_digest(run.config, run.memo.digest),
-            "adapter": _adapter_digest(run),
+            "adapter": adapter_digest(run),
             "pool": open_split(run, "pool").fingerprint,
             "target": open_split(run, "target").fingerprint if evaluates else None,
             "global_batch": run.global_batch,
