@@ -7,9 +7,7 @@ from dataflex_pipeline.models.source import model_digest
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.store.fingerprint import digest, files_digest
 
-BASE = "base"
-"""Its name in a Need and on the command line."""
-_MARK = f"{BASE} "
+_MARK = "base "
 
 
 def base_fingerprint(run: OpenRun) -> str:

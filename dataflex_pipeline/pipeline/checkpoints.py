@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import ConfigError, RunError
-from dataflex_pipeline.pipeline.base_model import BASE, base_fingerprint
+from dataflex_pipeline.pipeline.base_model import base_fingerprint
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.stale import found_ingredients
@@ -58,7 +58,7 @@ def checkpoint_of(run: OpenRun, need: api.Need) -> tuple[Path | None, str | None
     """
     if need.checkpoint is None:
         return None, None
-    if need.checkpoint == BASE:
+    if need.checkpoint == "base":
         return None, base_fingerprint(run)
     end = run.store.round(need.checkpoint).checkpoint
     made_from = found_ingredients(end) or {}

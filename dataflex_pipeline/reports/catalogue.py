@@ -130,7 +130,7 @@ def _feature_folders(
 
     These are over its prepared rows, and computed with a model of its own or with none.
     """
-    rows = {each.split: PartedTable.open(each.path).fingerprint for each in _splits(run)}
+    rows = {str(each.split): PartedTable.open(each.path).fingerprint for each in _splits(run)}
     own, *shared = run.feature_folders()
     seen: set[str] = set()
     for folder in [path for place in (own, *shared) for path in sorted(place.glob("*"))]:

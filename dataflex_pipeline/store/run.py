@@ -99,7 +99,7 @@ class RunFolder:
 
     @property
     def base_metrics(self) -> Path:
-        """Path of the table of `dataflex evaluate --round base`: the figures of the untouched model."""
+        """Path of the table of `dataflex evaluate --round base`: the figures of the base model."""
         return self.folder / "base" / "evaluation" / "metrics.parquet"
 
     def feature_folders(self) -> list[Path]:
