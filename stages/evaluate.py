@@ -8,19 +8,28 @@ from typing import Annotated
 
 import typer
 
-from .options import EXAMPLES, ConfigOption, JsonOption, OverwriteOption, RunArguments, RunOption
+from .options import (
+    EXAMPLES,
+    ConfigOption,
+    JsonOption,
+    OverwriteOption,
+    RunArguments,
+    RunOption,
+    round_or_base,
+)
 from .subject import run_options
 
 commands = typer.Typer()
 
 
-@commands.command(epilog=EXAMPLES + "dataflex evaluate quickstart-loss --metric exact_match")
+@commands.command(epilog=EXAMPLES + "dataflex evaluate quickstart-loss --metric exact_match --round base")
 def evaluate(
     arguments: RunArguments = None,
     config: ConfigOption = None,
     run: RunOption = None,
     round_number: Annotated[
-        int | None, typer.Option("--round", "-r", help="The round; the last finished one by default.")
+        str | None,
+        typer.Option("--round", "-r", help="The round (the last finished one by default), or base."),
     ] = None,
     metric: Annotated[
         list[str] | None,
@@ -41,8 +50,8 @@ def evaluate(
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Evaluate a round's model: loss, perplexity, generated answers, a judge, benchmark tasks."""
-    from dataflex_pipeline.pipeline.evaluate import Wanted
+    """Evaluate a round's model, or the base model: loss, perplexity, answers, a judge, benchmark tasks."""
+    from dataflex_pipeline.pipeline.evaluate import Wanted, base_figures
     from dataflex_pipeline.pipeline.evaluate import evaluate as evaluate_run
     from dataflex_pipeline.terminal import console
     from dataflex_pipeline.terminal.answers import print_json
@@ -55,11 +64,15 @@ def evaluate(
     )
     with console.messages_to_stderr(json):
         opened = open_run(run_options(config, arguments or [], run, None, overwrite))
-        chosen, path, figures = evaluate_run(opened, round_number, wanted)
+        chosen, path, figures = evaluate_run(opened, round_or_base(round_number), wanted)
+    base = base_figures(opened)
     if json:
-        found = [asdict(figure) for figure in figures]
-        print_json({"run": opened.folder.name, "round": chosen, "figures": found})
+        found, untouched = ([asdict(figure) for figure in each] for each in (figures, base))
+        print_json({"run": opened.folder.name, "round": chosen, "figures": found, "base_model": untouched})
         return
-    console.line(f"Round {chosen} of {opened.folder}", style="bold")
-    draw_figures(figures)
+    label = "The base model" if chosen == "base" else f"Round {chosen}"
+    console.line(f"{label} of {opened.folder}", style="bold")
+    draw_figures(figures, None if chosen == "base" else base)
+    if chosen != "base" and not base:
+        console.line(f"base model:  not evaluated; `dataflex evaluate {opened.again} --round base` adds it")
     console.line(f"table:  {path}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from dataflex_pipeline.errors import UserError
 
 from .completion import complete_argument, complete_method, complete_run
 
@@ -43,3 +45,20 @@ RunArguments = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Everything as JSON.")]
 EXAMPLES = "[bold]Example[/bold]  "
+
+
+def round_or_base(given: str | None) -> int | Literal["base"] | None:
+    """Return what --round of a command on a model names: a round, or the base model.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if given is None or given == "base":
+        return "base" if given else None
+    if not given.isascii() or not given.isdigit():
+        raise UserError(
+            f"--round is '{given}'.",
+            "It is a whole number (0 is the warm-up), or base: the model before any training.",
+            "Give for example --round 1 or --round base.",
+        )
+    return int(given)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +13,7 @@ from dataflex_pipeline.api import Feature, Need, Silent, Split
 from dataflex_pipeline.checkup.environment import deepspeed_ready
 from dataflex_pipeline.checkup.findings import Finding, checked, worst
 from dataflex_pipeline.pipeline.run import Run
+from dataflex_pipeline.store.parts import PartedTable
 
 SAMPLE = 64
 """Rows of each data set that are looked at, from its start."""
@@ -26,6 +29,8 @@ def check_configuration(context: Run) -> tuple[list[Finding], list[dict[str, Any
         findings += checked("method", lambda: _needed(context, name))
     if context.given.deepspeed is not None:
         findings += deepspeed_ready()
+    if context.given.features_dir is not None:
+        findings.append(_shared_features(context.features))
     shown: list[dict[str, Any]] = []
     pool: list[pa.Table] = []
 
@@ -50,6 +55,17 @@ def _method(context: Run, name: str) -> list[Finding]:
     method, _ = context.method(name)
     check_target(context)
     return [Finding("method", "ok", f"{name}: {method.summary}", "", "configuration")]
+
+
+def _shared_features(place: Path) -> Finding:
+    """Look at the folder of features that runs share: what is there, and whether more can be written."""
+    existing = next(each for each in (place.absolute(), *place.absolute().parents) if each.exists())
+    tables = sum(PartedTable.is_complete(folder) for folder in place.glob("*"))
+    found = f"features_dir {place}: {tables} finished tables"
+    if os.access(existing, os.W_OK | os.X_OK):
+        return Finding("features", "ok", found, "", "configuration")
+    advice = "Finished ones are used; to compute others, make it writable or name another folder."
+    return Finding("features", "warning", f"{found}; it cannot be written to", advice, "configuration")
 
 
 def _needed(context: Run, name: str) -> list[Finding]:

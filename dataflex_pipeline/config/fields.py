@@ -316,6 +316,13 @@ class Config(BaseModel):
     output_dir: str | None = key(
         None, "the run folder itself; by default runs_dir/<run name>", "runtime", "run folder"
     )
+    features_dir: str | None = key(
+        None,
+        "folder of features (losses, gradients, embeddings, ...) that several runs share; by default each "
+        "run keeps its own",
+        "runtime",
+        "run folder",
+    )
     export_dir: str | None = key(None, "folder that export writes to", "runtime", "run folder")
     export_size: int = key(5, "GB per exported weight file", "runtime", "run folder", ge=1)
     export_device: Literal["cpu", "auto"] = key(

@@ -64,7 +64,7 @@ def find_tasks(tasks: Sequence[str], include_path: Path | None, say: Callable[[s
 
 def run_tasks(
     config: Config,
-    checkpoint: Path,
+    checkpoint: Path | None,
     tasks: Sequence[str],
     manager: TaskManager,
     limit: int | None,
@@ -73,7 +73,7 @@ def run_tasks(
     """Run benchmark tasks on the model of a checkpoint.
 
     Args:
-        config: names the base model, device and precision. checkpoint: of a round.
+        config: names the base model, device and precision. checkpoint: of a round; None: the base model.
         tasks: names of tasks or groups. manager: the list that they were found in.
         limit: documents of each task; None: all. say: prints one line.
 

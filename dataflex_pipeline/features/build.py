@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -33,8 +33,9 @@ from dataflex_pipeline.features.plan import (
     to_plain,
 )
 from dataflex_pipeline.store.fingerprint import digest
+from dataflex_pipeline.store.locks import held
 from dataflex_pipeline.store.parts import MANIFEST, PartedTable, PartsWriter
-from dataflex_pipeline.store.stale import check_parts, set_aside_damaged
+from dataflex_pipeline.store.stale import check_parts, is_damaged, set_aside_damaged
 
 __all__ = [
     "Built",
@@ -45,6 +46,10 @@ __all__ = [
     "method_needs",
     "plan_feature",
 ]
+
+
+LOCKS = ".locks"
+"""Folder of a shared cache with one lock per table; each is held while that table is computed."""
 
 
 @dataclass(frozen=True)
@@ -68,35 +73,84 @@ def build_feature(
     *,
     overwrite: bool = False,
     verify: Callable[[Path], object] = lambda checkpoint: None,
+    shared: bool = False,
 ) -> Built:
     """Open a feature table, computing only the parts that are not on disk, and what it is computed from.
 
+    In a folder that runs share, one process at a time computes a table; another one that needs it waits,
+    and then takes what is there. A finished table is read without any lock.
+
     Args:
-        features: the run's folder of features.
+        features: the folder of features: the run's own, or a shared one.
         plan: the table.
         progress: where to report.
         overwrite: set a damaged table aside and compute it anew.
         verify: is called with the checkpoint before anything is computed from it.
+        shared: whether other runs may write to the folder.
 
     Raises:
         DataError: no row of the split could be computed.
         CorruptError: the table on disk is damaged or foreign, and ``overwrite`` is not set.
     """
     began = time.monotonic()
-    folder, given, feature = plan.folder(features), plan.given, plan.feature
-    if overwrite:
-        set_aside_damaged(folder, plan.ingredients)
-    if PartedTable.is_complete(folder):
-        check_parts(folder, digest(plan.ingredients))
-        table = PartedTable.open(folder)
+    folder = plan.folder(features)
+    if overwrite and is_damaged(folder, plan.ingredients):
+        with _alone(features, plan, progress, shared):  # another process may be writing it anew
+            set_aside_damaged(folder, plan.ingredients)
+    table = _finished(folder, plan)
+    if table is not None:
+        if shared:
+            progress.say(f"{plan.need.name} of the {plan.need.split}: found in {features}")
         return Built(table, 0, table.n_parts, time.monotonic() - began)
-    feature.check(plan.need, given.table.n_rows)
+    plan.feature.check(plan.need, plan.given.table.n_rows)
     tables = {
-        key: build_feature(features, inner, progress, overwrite=overwrite, verify=verify).table
+        key: build_feature(features, inner, progress, overwrite=overwrite, verify=verify, shared=shared).table
         for key, inner in plan.upstream.items()
     }
-    if given.checkpoint is not None:
-        verify(given.checkpoint)
+    with _alone(features, plan, progress, shared):
+        table = _finished(folder, plan) if shared else None
+        if table is not None:  # the process that was waited for has computed it
+            return Built(table, 0, table.n_parts, time.monotonic() - began)
+        if plan.given.checkpoint is not None:
+            verify(plan.given.checkpoint)
+        return _complete(features, plan, tables, progress, began)
+
+
+def _alone(
+    features: Path, plan: FeaturePlan, progress: Progress, shared: bool
+) -> AbstractContextManager[None]:
+    """Return what keeps other processes from computing this table; a run's own folder has the run's lock."""
+    if not shared:
+        return nullcontext()
+
+    def waiting(who: str) -> None:
+        what = f"{plan.need.name} of the {plan.need.split}"
+        progress.say(f"{what}: another run computes it ({who}); waiting for it")
+
+    return held(features / LOCKS / f"{plan.folder(features).name}.lock", waiting)
+
+
+def _finished(folder: Path, plan: FeaturePlan) -> PartedTable | None:
+    """Return the table if it is there, None if it is not finished.
+
+    Raises:
+        CorruptError: it is damaged or foreign.
+    """
+    if not PartedTable.is_complete(folder):
+        return None
+    check_parts(folder, digest(plan.ingredients))
+    return PartedTable.open(folder)
+
+
+def _complete(
+    features: Path, plan: FeaturePlan, tables: Mapping[str, PartedTable], progress: Progress, began: float
+) -> Built:
+    """Compute the parts of a table that are not on disk.
+
+    Args:
+        tables: what it is computed from, finished. began: when this was asked for (`time.monotonic`).
+    """
+    folder, given, feature = plan.folder(features), plan.given, plan.feature
     writer = PartsWriter(folder, feature.schema, plan.ingredients)
     plan = _as_begun(plan, writer, progress)
     n_parts = -(-given.table.n_rows // plan.rows_per_part)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import ConfigError, RunError
 from dataflex_pipeline.features.plan import feature_class
-from dataflex_pipeline.models.base import adapter_folder
-from dataflex_pipeline.models.source import model_digest
+from dataflex_pipeline.pipeline.base_model import base_fingerprint, is_given
 from dataflex_pipeline.pipeline.open_run import OpenRun
-from dataflex_pipeline.store.fingerprint import digest, files_digest
+from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.stale import found_ingredients
 from dataflex_pipeline.training.kept import checkpoints_of, kept_folder, kept_steps
-
-FRESH_ADAPTER = ("lora_rank", "lora_alpha", "lora_target", "seed")
-"""Settings that the weights of a fresh adapter follow from."""
 
 
 def check_kept_checkpoints(run: OpenRun, name: str) -> None:
@@ -66,34 +61,6 @@ def checkpoints_before(run: OpenRun, number: int, name: str) -> tuple[api.Checkp
     )
 
 
-def is_given(run: OpenRun, checkpoint: int | str) -> bool:
-    """Whether a checkpoint is the model as the run was given it: "base", or round 0 without a warm-up."""
-    return checkpoint == "base" or (checkpoint == 0 and not run.given.warmup_step)
-
-
-def adapter_digest(run: OpenRun) -> str | None:
-    """Return the digest of the adapter that the run begins with, if there is one."""
-    name = run.given.adapter_name_or_path
-    if name is None:
-        return None
-    paths = sorted(adapter_folder(name).glob("adapter_*"))
-    return files_digest(paths, [path.name for path in paths])
-
-
-def _given_model(run: OpenRun, need: api.Need) -> dict[str, Any]:
-    """Return what the model is made from that the run was given.
-
-    Gradients are those of the weights that would be trained: of a fresh adapter too, where none is given.
-    """
-    config, adapter = run.given, adapter_digest(run)
-    found = {"model": model_digest(run.config, run.memo.digest), "adapter": adapter}
-    if feature_class(need).of_trained_weights:
-        found["finetuning_type"] = config.finetuning_type
-        if config.finetuning_type == "lora" and adapter is None:
-            found |= {name: getattr(config, name) for name in FRESH_ADAPTER}
-    return found
-
-
 def checkpoint_of(run: OpenRun, need: api.Need) -> tuple[Path | None, str | None]:
     """Return the folder of the checkpoint that a need names, and its fingerprint.
 
@@ -102,7 +69,7 @@ def checkpoint_of(run: OpenRun, need: api.Need) -> tuple[Path | None, str | None
     if need.checkpoint is None:
         return None, None
     if is_given(run, need.checkpoint):
-        return None, digest(_given_model(run, need))
+        return None, base_fingerprint(run, of_trained_weights=feature_class(need).of_trained_weights)
     end = run.store.round(int(need.checkpoint)).checkpoint
     made_from = found_ingredients(end) or {}
     if need.step is None:

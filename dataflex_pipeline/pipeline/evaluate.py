@@ -1,4 +1,4 @@
-"""Evaluation of the model of a round, as a table in the run."""
+"""Evaluation of the model of a round, or of the base model before any training, as a table in the run."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import ConfigError, RunError
-from dataflex_pipeline.evaluation.figures import Figure, loss_figures, reward_figure, write_figures
+from dataflex_pipeline.evaluation.figures import (
+    Figure,
+    loss_figures,
+    read_figures,
+    reward_figure,
+    write_figures,
+)
 from dataflex_pipeline.evaluation.harness import find_tasks, run_tasks
 from dataflex_pipeline.features.plan import FeaturePlan, plan_feature
+from dataflex_pipeline.pipeline.base_model import base_fingerprint
 from dataflex_pipeline.pipeline.damage import check_checkpoint
 from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
 from dataflex_pipeline.pipeline.output import note
@@ -27,6 +34,8 @@ from dataflex_pipeline.training.marker import verify_checkpoint
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
+Number = int | Literal["base"]
+"""A round, whose model at its end is evaluated; or the base model, which nothing was trained on."""
 JUDGE = "judge"
 NO_SETTINGS = ("feature", "split", "rows", "checkpoint", "features")
 """Ingredients of a reward table that say of what it is, not how rewards are made."""
@@ -52,12 +61,13 @@ class Wanted:
     limit: int | None = None
 
 
-def evaluate(run: OpenRun, number: int | None, wanted: Wanted) -> tuple[int, Path, list[Figure]]:
-    """Evaluate the model of a round and write the figures.
+def evaluate(run: OpenRun, number: Number | None, wanted: Wanted) -> tuple[Number, Path, list[Figure]]:
+    """Evaluate the model of a round, or the base model, and write the figures.
 
     Args:
         run: that the round belongs to.
-        number: the round; None for the last finished one.
+        number: the round; None for the last finished one; "base" for the model before any training, with
+            the adapter of ``adapter_name_or_path`` where that is set.
         wanted: what to evaluate.
 
     Returns:
@@ -67,9 +77,10 @@ def evaluate(run: OpenRun, number: int | None, wanted: Wanted) -> tuple[int, Pat
         UserError: no such round is finished, or there are no rows to evaluate on.
     """
     require_run(run)
-    chosen = _last_round(run) if number is None else number
-    _check(run, chosen)
-    check_checkpoint(run, chosen)
+    chosen = _chosen(run, number)
+    if chosen != "base":
+        _check(run, chosen)
+        check_checkpoint(run, chosen)
     split: api.Split = "test" if run.given.test_dataset else "target"
     source = look(run, split) if run.datasets(split) else None
     if source is None and not wanted.tasks:
@@ -89,19 +100,30 @@ def evaluate(run: OpenRun, number: int | None, wanted: Wanted) -> tuple[int, Pat
             figures += [replace(figure, rows=rows) for figure in _own_figures(run, split, plans)]
         if manager is not None:
             figures += _benchmark(run, chosen, wanted, manager)
-        path = run.store.round(chosen).metrics
+        path = run.store.base_metrics if chosen == "base" else run.store.round(chosen).metrics
         kept = write_figures(path, figures, _made_from(run, chosen))
         note(run, "evaluate", chosen, began, on_device=True)
     return chosen, path, kept
 
 
-def _last_round(run: OpenRun) -> int:
+def base_figures(run: OpenRun) -> list[Figure]:
+    """Return the figures of the base model that there are; none where it was not evaluated."""
+    path = run.store.base_metrics
+    return read_figures(path) if path.is_file() else []
+
+
+def _chosen(run: OpenRun, number: Number | None) -> Number:
+    """Return what to evaluate; without a warm-up the model of round 0 is the base model."""
+    if number is not None:
+        return "base" if number == 0 and run.given.warmup_step == 0 else number
     last = last_round(run.given, run.store)
+    if last is None and run.given.warmup_step == 0:
+        return "base"
     if last is None:
         raise RunError(
             f"No round of {run.folder} is finished.",
-            "There is no model to evaluate yet.",
-            f"Run `dataflex warmup {run.again}` first.",
+            "There is no trained model to evaluate yet.",
+            f"Run `dataflex warmup {run.again}` first, or evaluate the base model: --round base.",
         )
     return last
 
@@ -117,12 +139,16 @@ def _check(run: OpenRun, number: int) -> None:
         )
 
 
-def _made_from(run: OpenRun, number: int) -> dict[str, Any]:
+def _made_from(run: OpenRun, number: Number) -> dict[str, Any]:
+    if number == "base":
+        return {"table": "metrics", "round": None, "checkpoint": base_fingerprint(run)}
     checkpoint = digest(found_ingredients(run.store.round(number).checkpoint) or {})
     return {"table": "metrics", "round": number, "checkpoint": checkpoint}
 
 
-def _plans(run: OpenRun, split: api.Split, number: int, wanted: Wanted) -> Iterator[tuple[str, FeaturePlan]]:
+def _plans(
+    run: OpenRun, split: api.Split, number: Number, wanted: Wanted
+) -> Iterator[tuple[str, FeaturePlan]]:
     """Yield the features behind the figures, by the figure's name; losses first."""
     needs = {"loss": api.Need("losses", split, number)}
     answers = {
@@ -165,8 +191,9 @@ def _settings(plan: FeaturePlan) -> str:
     return canonical(graded | answers)
 
 
-def _benchmark(run: OpenRun, number: int, wanted: Wanted, manager: TaskManager) -> list[Figure]:
-    checkpoint = run.store.round(number).checkpoint
-    verify_checkpoint(checkpoint)
+def _benchmark(run: OpenRun, number: Number, wanted: Wanted, manager: TaskManager) -> list[Figure]:
+    checkpoint = None if number == "base" else run.store.round(number).checkpoint
+    if checkpoint is not None:
+        verify_checkpoint(checkpoint)
     found = run_tasks(run.config, checkpoint, wanted.tasks, manager, wanted.limit, run.progress.say)
     return [replace(figure, settings=canonical({"limit": wanted.limit})) for figure in found]

@@ -85,6 +85,12 @@ class OpenRun:
         return self.given.model_copy(update={key: str(getattr(self.demo, files[key])) for key in named})
 
     @property
+    def features(self) -> Path:
+        """The folder that features are looked up in and written to: the run's own, or a shared one."""
+        shared = self.given.features_dir
+        return self.store.features if shared is None else Path(shared).expanduser()
+
+    @property
     def again(self) -> str:
         """The options that name this run in another command, whatever named it in this one."""
         folder, runs = self.folder, self.given.runs_dir

@@ -140,13 +140,15 @@ class Output(ABC):
             return State("unknown", error.what)
 
 
-def note(run: OpenRun, stage: str, number: int, began: float, *, on_device: bool, **more: object) -> None:
+def note(
+    run: OpenRun, stage: str, number: int | str, began: float, *, on_device: bool, **more: object
+) -> None:
     """Add a finished stage of a round to the run's history: how many seconds it took, and on how many GPUs.
 
     Args:
         run: that it belongs to.
         stage: score, select, train or evaluate.
-        number: the round.
+        number: the round; "base" where the base model is evaluated.
         began: `time.monotonic` then.
         on_device: whether a model ran; each process of the launch has one GPU.
         more: goes into the line as it is.

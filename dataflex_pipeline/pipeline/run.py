@@ -19,7 +19,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from dataflex_pipeline import launch
 from dataflex_pipeline.api import Progress, Silent
@@ -130,6 +130,13 @@ class Run(OpenRun):
                 f"{store.folder} is a file.",
                 "A run is a folder, new or begun.",
                 "Name a folder that is one, or none yet.",
+            )
+        shared = loaded.config.features_dir
+        if shared is not None and Path(shared).expanduser().is_file():
+            raise RunError(
+                f"features_dir is {shared}, which is a file.",
+                "Features are tables in folders of their own below it.",
+                "Name a folder, there already or not yet.",
             )
         super().__init__(loaded, store, options.overwrite, progress, reads_only=reads_only)
         self._options, self._called = options, False
@@ -286,7 +293,7 @@ class Run(OpenRun):
 
     def evaluate(
         self,
-        number: int | None = None,
+        number: int | Literal["base"] | None = None,
         metrics: str | Sequence[str] = (),
         *,
         judge: bool = False,
@@ -299,7 +306,7 @@ class Run(OpenRun):
         """Evaluate the model of a round.
 
         Args:
-            number: the round; by default the last finished one.
+            number: the round; by default the last finished one; "base" for the model before any training.
             metrics: of generated answers, beside the loss: exact_match, f1, rouge_l, ...
             judge: grade the answers with the reward backend set for nice.
             max_new_tokens: longest answer.
@@ -309,7 +316,7 @@ class Run(OpenRun):
             limit: documents of each task; None for all.
 
         Returns:
-            All figures of that round, earlier ones included.
+            All figures of that round or model, earlier ones included.
 
         Raises:
             UserError: no such round is finished, or there are no rows to evaluate on.
@@ -318,7 +325,8 @@ class Run(OpenRun):
         place = None if include_path is None else Path(include_path)
         wanted = Wanted(names, judge, max_new_tokens, generator, tuple(tasks), place, limit)
         with self._call({}):
-            _, _, figures = evaluate(self, None if number is None else _whole(number), wanted)
+            chosen = number if number is None or number == "base" else _whole(number)
+            _, _, figures = evaluate(self, chosen, wanted)
             return figures
 
     def export(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from dataflex_pipeline import api
 from dataflex_pipeline.config.components import ComponentEntry
 from dataflex_pipeline.errors import DataError, RunError
 from dataflex_pipeline.features.build import FeaturePlan, build_feature, method_needs, plan_feature
-from dataflex_pipeline.pipeline.checkpoints import checkpoint_of, checkpoints_before, is_given
+from dataflex_pipeline.pipeline.base_model import is_given
+from dataflex_pipeline.pipeline.checkpoints import checkpoint_of, checkpoints_before
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Output, note
 from dataflex_pipeline.pipeline.prepare import open_split
@@ -235,7 +237,8 @@ def _feature_ingredients(run: OpenRun, scoring: Scoring, fingerprint: str) -> Ma
         if digest(plan.ingredients) == fingerprint:
             return plan.ingredients
         plans += plan.upstream.values()
-    for folder in run.store.features.glob(f"*-{fingerprint[:16]}*"):
+    folders = dict.fromkeys([run.features, *run.store.feature_folders()])
+    for folder in chain.from_iterable(each.glob(f"*-{fingerprint[:16]}*") for each in folders):
         found = found_ingredients(folder)
         if found is not None and digest(found) == fingerprint:
             return found
@@ -245,7 +248,12 @@ def _feature_ingredients(run: OpenRun, scoring: Scoring, fingerprint: str) -> Ma
 def feature_table(run: OpenRun, plan: FeaturePlan) -> PartedTable:
     """Return a feature table of the run; missing parts are computed."""
     return build_feature(
-        run.store.features, plan, run.progress, overwrite=run.overwrite, verify=verify_checkpoint
+        run.features,
+        plan,
+        run.progress,
+        overwrite=run.overwrite,
+        verify=verify_checkpoint,
+        shared=run.given.features_dir is not None,
     ).table
 
 
@@ -276,7 +284,7 @@ def _write_scores(run: OpenRun, scoring: Scoring) -> None:
             raise DataError(
                 f"The method {scoring.name} gave no row a score.",
                 "Every row is invalid, so nothing can be selected.",
-                "The feature tables in the run's features/ folder give every row's reason.",
+                f"The feature tables in {run.features} give every row's reason.",
             )
         unscored.say(scoring.selection.say)
         notes["notices"] = "\n".join(scoring.lines)

@@ -15,7 +15,8 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import dump_config
 from dataflex_pipeline.errors import CorruptError, RunError
 from dataflex_pipeline.models.source import attention_kernel, model_digest
-from dataflex_pipeline.pipeline.checkpoints import adapter_digest, check_kept_checkpoints
+from dataflex_pipeline.pipeline.base_model import adapter_digest
+from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
 from dataflex_pipeline.pipeline.damage import check_checkpoint, remember_checkpoint
 from dataflex_pipeline.pipeline.index import read_index
 from dataflex_pipeline.pipeline.open_run import OpenRun

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from dataflex_pipeline.api import Split
 from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.pipeline.base_model import is_base
 from dataflex_pipeline.store.fingerprint import FINGERPRINT_KEY, digest
 from dataflex_pipeline.store.parquet import read_footer
 from dataflex_pipeline.store.parts import PartedTable
@@ -111,15 +112,39 @@ def _parts(folder: Path) -> tuple[Path, ...]:
 
 def _features(run: RunFolder) -> Iterator[RunTable]:
     checkpoints = _checkpoints(run)
-    for folder in sorted(run.features.glob("*")):
-        match = _FEATURE.fullmatch(folder.name)
-        if match is None or not PartedTable.is_complete(folder):
-            continue
-        number, step = checkpoints.get(PartedTable.open(folder).ingredients.get("checkpoint"), (None, None))
+    for folder, match in _feature_folders(run, checkpoints):
+        checkpoint = PartedTable.open(folder).ingredients.get("checkpoint")
+        number, step = checkpoints.get(checkpoint, (None, None))
         after = "" if number is None else f"_after_{number}" + ("" if step is None else f"_step_{step}")
+        after = "_of_base" if is_base(checkpoint) else after
         view = f"{match['name']}_{match['split']}{after}"
         split: Any = match["split"]
         yield RunTable("feature", folder, _parts(folder), view, match["name"], number, split)
+
+
+def _feature_folders(
+    run: RunFolder, checkpoints: Mapping[str | None, object]
+) -> Iterator[tuple[Path, re.Match[str]]]:
+    """Yield the folders of finished features: all of the run's own, and of a shared cache those of the run.
+
+    These are over its prepared rows, and computed with a model of its own or with none.
+    """
+    rows = {str(each.split): PartedTable.open(each.path).fingerprint for each in _splits(run)}
+    own, *shared = run.feature_folders()
+    seen: set[str] = set()
+    for folder in [path for place in (own, *shared) for path in sorted(place.glob("*"))]:
+        match = _FEATURE.fullmatch(folder.name)
+        if match is None or folder.name in seen or not PartedTable.is_complete(folder):
+            continue
+        if folder.parent != own:
+            made_from = found_ingredients(folder) or {}
+            model = made_from.get("checkpoint")
+            if made_from.get("rows") != rows.get(match["split"]):
+                continue
+            if model is not None and model not in checkpoints and not is_base(model):
+                continue
+        seen.add(folder.name)
+        yield folder, match
 
 
 def _checkpoints(run: RunFolder) -> dict[str | None, tuple[int | None, int | None]]:

@@ -19,6 +19,7 @@ from dataflex_pipeline.evaluation.figures import Figure
 from dataflex_pipeline.reports.likeness import between_methods, correlation, overlap
 from dataflex_pipeline.reports.records import RunRecord
 from dataflex_pipeline.store.stale import found_ingredients
+from dataflex_pipeline.store.tables import TableFile
 
 BUDGET = ("num_samples", "fraction", "token_budget", "weights", "source_quotas")
 """Settings of the draw that must be the same for every method; the others belong to the method."""
@@ -172,6 +173,7 @@ class Comparison:
         target_loss: step -> method -> mean target loss over the seeds, nats per token.
         overlap: (method, method) -> mean share of selected rows in common, rounds 1..round.
         correlation: (method, method) -> mean rank correlation of the scores of ``round``, where both vary.
+        base_model: label -> figure -> value, of the model before any training; empty where not evaluated.
         notes: what has to be said.
     """
 
@@ -185,6 +187,7 @@ class Comparison:
     target_loss: Mapping[int, Mapping[str, float]]
     overlap: Mapping[tuple[str, str], float]
     correlation: Mapping[tuple[str, str], float]
+    base_model: Mapping[str, Mapping[str, float]]
     notes: tuple[str, ...]
 
     def plain(self) -> dict[str, Any]:
@@ -196,6 +199,7 @@ class Comparison:
             "methods": list(self.methods),
             "baseline": self.baseline,
             "not_the_same": list(self.notes),
+            "base_model": {label: dict(figures) for label, figures in self.base_model.items()},
             "figures": {n: {m: s.plain() for m, s in by.items()} for n, by in self.figures.items()},
             "paired": {
                 n: {m: {"difference": p.difference, "p": p.p, "seeds": p.n} for m, p in by.items()}
@@ -242,6 +246,7 @@ def compare(
             "Name one of those.",
         )
     figures = _figures(groups, number)
+    base, said = _base_models(records, number)
     others = [method for method in methods if method != chosen]
     paired = {
         name: {m: _paired(by[m], by[chosen]) for m in others if m in by}
@@ -261,7 +266,8 @@ def compare(
         target_loss=_target_loss(groups, number),
         overlap=between_methods(groups, lambda a, b: overlap(a, b, number)),
         correlation=between_methods(groups, lambda a, b: correlation(a, b, number)),
-        notes=tuple(notes),
+        base_model=base,
+        notes=(*notes, *said),
     )
 
 
@@ -309,6 +315,39 @@ def _figures_of(record: RunRecord, number: int) -> dict[str, float]:
         "seconds training": float(trained),
         **({} if gpu_hours is None else {"GPU hours": gpu_hours}),
     }
+
+
+BASE_MODEL = "base model"
+"""What the row of the model before any training is called."""
+
+
+def _base_models(records: Sequence[RunRecord], number: int) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Return label -> figure -> value of the runs' base models, and what of them does not fit, in words.
+
+    Runs of one base model share a row. A figure over other rows, or made with other settings, than the runs'
+    own of that name is left out.
+    """
+    evaluated = [record for record in records if record.run.base_metrics.is_file()]
+    models = [TableFile(record.run.base_metrics).fingerprint for record in evaluated]
+    own = [figure for record in records for figure in record.evaluated(number)]
+    kinds: dict[tuple[str, str], set[tuple[str | None, str | None]]] = {}
+    for figure in own:
+        kinds.setdefault((figure.task, figure.metric), set()).add((figure.settings, figure.rows))
+    found: dict[str, dict[str, float]] = {}
+    said: list[str] = []
+    for record, model in zip(evaluated, models, strict=True):
+        several = len(set(models)) > 1
+        label = f"{BASE_MODEL} of {evaluated[models.index(model)].name}" if several else BASE_MODEL
+        for figure in record.base_evaluated():
+            fits = kinds.get((figure.task, figure.metric))
+            if fits is not None and (figure.settings, figure.rows) not in fits:
+                said.append(
+                    f"settings or rows of {record.name}'s {BASE_MODEL}: {figure.task} {figure.metric}"
+                )
+                continue
+            name = f"evaluated {figure.task} {figure.metric}"
+            found.setdefault(label, {}).setdefault(name, figure.value)
+    return found, said
 
 
 def _paired(of: Spread, baseline: Spread) -> Paired:

@@ -12,8 +12,8 @@ import numpy as np
 from dataflex_pipeline.reports.catalogue import RunTable
 from dataflex_pipeline.reports.query import Queries, quoted
 from dataflex_pipeline.reports.records import RunRecord
-from dataflex_pipeline.store.parquet import read_whole
 from dataflex_pipeline.store.stale import found_ingredients
+from dataflex_pipeline.store.tables import TableFile, zip_blocks
 
 RANKED_ROWS = 1_000_000
 """Scores are ranked over at most so many rows of the pool, evenly spaced."""
@@ -64,18 +64,34 @@ def rank_correlation(one: Path, other: Path) -> float | None:
 
     None where it does not exist: a table is constant, or they are of different pools.
     """
+    return ranked_alike(one, other)[1]
+
+
+def ranked_alike(one: Path, other: Path) -> tuple[int, float | None]:
+    """Return how many rows two score tables both scored, and their rank correlation over them.
+
+    Ranks are over at most RANKED_ROWS rows; no more are in memory.
+    """
     from scipy.stats import spearmanr
 
     pools = [(found_ingredients(path) or {}).get("pool") for path in (one, other)]
     if pools[0] != pools[1]:
-        return None
-    a, b = (read_whole(path, ["score"])["score"].to_numpy() for path in (one, other))
-    every = -(-len(a) // RANKED_ROWS)
-    a, b = a[::every], b[::every]
-    both = np.isfinite(a) & np.isfinite(b)
-    if both.sum() < 2 or np.ptp(a[both]) == 0 or np.ptp(b[both]) == 0:
-        return None
-    return float(spearmanr(a[both], b[both]).statistic)
+        return 0, None
+    tables = [TableFile(path) for path in (one, other)]
+    every = -(-tables[0].n_rows // RANKED_ROWS) or 1
+    kept: list[np.ndarray] = [np.empty((2, 0))]  # [2, rows of a block that count]
+    n_both = start = 0
+    for blocks in zip_blocks(*((table, ["score"]) for table in tables)):
+        a, b = (block.column("score").to_numpy(zero_copy_only=False) for block in blocks)
+        both = np.isfinite(a) & np.isfinite(b)
+        n_both += int(both.sum())
+        counted = both & ((start + np.arange(len(a))) % every == 0)
+        kept.append(np.stack([a[counted], b[counted]]))
+        start += len(a)
+    a, b = np.concatenate(kept, axis=1)
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return n_both, None
+    return n_both, float(spearmanr(a, b).statistic)
 
 
 TOP = 0.1

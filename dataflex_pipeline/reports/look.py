@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from dataflex_pipeline.pipeline.base_model import is_base
+from dataflex_pipeline.pipeline.output import shown
 from dataflex_pipeline.reports.catalogue import RunTable, rounds_of
 from dataflex_pipeline.reports.numbers import effective_size, histogram, reasons, spread
 from dataflex_pipeline.reports.query import Queries, dictionaries, quoted
@@ -161,6 +163,8 @@ def _facts(table: RunTable) -> dict[str, Any]:
     facts |= {name: notes[name] for name in ("method", "round") if name in notes}
     if table.kind == "feature":
         facts["checkpoint"] = "of no round here" if table.round is None else f"of round {table.round}"
+        if is_base(ingredients.get("checkpoint")):
+            facts["checkpoint"] = "none: of the base model"
     if notes.get("notices"):
         facts["notices"] = notes["notices"].splitlines()
     facts |= {name: notes[name] for name in ("fingerprint", "version") if name in notes}
@@ -254,7 +258,7 @@ def overview(queries: Queries, run: RunFolder, tables: Sequence[RunTable]) -> di
                 "view": table.view,
                 "lines": table.n_rows,
                 "bytes": table.n_bytes,
-                "path": table.path.relative_to(run.folder).as_posix(),
+                "path": shown(table.path, run.folder),
             }
             for table in tables
         ],

@@ -127,6 +127,11 @@ class RunRecord:
         path = self.round(number).metrics
         return read_figures(path) if path.is_file() else []
 
+    def base_evaluated(self) -> list[Figure]:
+        """Return the figures of `dataflex evaluate --round base`, if there are any."""
+        path = self.run.base_metrics
+        return read_figures(path) if path.is_file() else []
+
     def selected(self, number: int) -> np.ndarray:
         """Return the different rows that a round trained on, sorted. [n] int64"""
         rows = read_whole(self.round(number).index, ["row"])["row"].to_numpy()

@@ -34,8 +34,8 @@ def disk_error(error: BaseException) -> DataflexError | None:
             return DataflexError(
                 f"A file could not be opened: {text.splitlines()[0]}",
                 "The folder is read-only, or belongs to another user.",
-                "Make it writable for this user, or choose another place with runs_dir=FOLDER, and run the "
-                "same command again: finished work is kept.",
+                "Make it writable for this user, or choose another place with runs_dir=FOLDER (for shared "
+                "features: features_dir=FOLDER), and run the same command again: finished work is kept.",
             )
         seen = seen.__cause__ or seen.__context__
     return None

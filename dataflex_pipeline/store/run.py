@@ -3,7 +3,7 @@
 runs/<name>/
   run.yaml              the resolved configuration, and how the run came about
   pool/  target/        prepared rows
-  features/             costly tables, shared by methods and rounds
+  features/             costly tables, shared by methods and rounds; with features_dir they lie there
   round-00/             index.parquet  checkpoint/           (the warm-up)
   round-01/             scores/  probabilities/  selection.parquet  index.parquet  checkpoint/
                         selections/<name>/  (others that were tried; nothing is trained on them)
@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import re
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from dataflex_pipeline.config.yaml_files import dump_yaml
 from dataflex_pipeline.errors import CorruptError, RunError
 from dataflex_pipeline.store.atomic import write_text
+from dataflex_pipeline.store.locks import InUseError, held
 from dataflex_pipeline.store.versions import installed_versions
 
 _ROUND = re.compile(r"round-(\d+)")
@@ -119,6 +118,16 @@ class RunFolder:
         matches = (_ROUND.fullmatch(path.name) for path in self.folder.glob("round-*"))
         return sorted(int(match[1]) for match in matches if match is not None)
 
+    @property
+    def base_metrics(self) -> Path:
+        """Path of the table of `dataflex evaluate --round base`: the figures of the base model."""
+        return self.folder / "base" / "evaluation" / "metrics.parquet"
+
+    def feature_folders(self) -> list[Path]:
+        """Return where the run's features may lie: its own folder, and the cache that run.yaml names."""
+        shared = self.read()[0].get("features_dir") if self.exists() else None
+        return [self.features, *([] if shared is None else [Path(shared).expanduser()])]
+
     def exists(self) -> bool:
         """Whether the run was ever started."""
         return self.settings.is_file()
@@ -157,26 +166,16 @@ class RunFolder:
         Raises:
             RunError: another process owns it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        owner = self.folder / ".lock-owner"
-        lock = FileLock(self.folder / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            who = owner.read_text().strip() if owner.is_file() else "unknown"
-            raise RunError(
-                f"The run {self.folder} is in use by another process ({who}).",
-                "Two processes writing to one run would mix their results.",
-                "Wait until it is done, or use another run with --run NAME.",
-            ) from error
-        try:
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(held(self.folder / ".lock"))
+            except InUseError as error:
+                raise RunError(
+                    f"The run {self.folder} is in use by another process ({error.who}).",
+                    "Two processes writing to one run would mix their results.",
+                    "Wait until it is done, or use another run with --run NAME.",
+                ) from error
             yield
-        finally:
-            # Nobody reads it once the lock is free; a folder that became read-only has an error of its own.
-            with contextlib.suppress(OSError):
-                owner.unlink(missing_ok=True)
-            lock.release()
 
     def note(self, **entry: Any) -> None:
         """Append one line to the history: what was done, when, and how long it took."""

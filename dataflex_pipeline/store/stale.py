@@ -11,7 +11,7 @@ from typing import Any
 from dataflex_pipeline.errors import CorruptError, StaleError
 from dataflex_pipeline.store.atomic import read_json, set_aside
 from dataflex_pipeline.store.fingerprint import INGREDIENTS_KEY, changes, digest
-from dataflex_pipeline.store.parquet import check_fingerprint, corrupt, read_footer
+from dataflex_pipeline.store.parquet import check_fingerprint, corrupt, read_blocks, read_footer
 from dataflex_pipeline.store.parts import MANIFEST, PartedTable
 
 MARKER = "COMPLETE.json"
@@ -177,11 +177,24 @@ def check_parts(folder: Path, fingerprint: str) -> None:
 
 
 def set_aside_damaged(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Set a parted table, finished or not, aside if a part or the manifest is not of this table."""
+    """Set a parted table, finished or not, aside if a part or the manifest is not of this table.
+
+    Every page is read: one that was changed shows in no footer.
+    """
+    if is_damaged(folder, wanted):
+        set_aside(folder)
+
+
+def is_damaged(folder: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a part of a table, a page of it, or the manifest is not what was written."""
     try:
         check_parts(folder, digest(wanted))
+        for part in sorted(folder.glob("part-*.parquet")):
+            for _ in read_blocks(part):
+                pass
     except CorruptError:
-        set_aside(folder)
+        return True
+    return False
 
 
 def stale(output: Path, what: str, changed: list[str]) -> StaleError:

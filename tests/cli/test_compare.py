@@ -210,10 +210,28 @@ def test_evaluated_figures_stand_beside_those_of_training(runs, tmp_path):
     assert said in " ".join(ran.err.split())
 
 
+def test_the_base_model_has_a_row_where_it_was_evaluated(runs, tmp_path):
+    for name in ("random-1", "loss-1"):
+        shutil.copytree(runs / name, tmp_path / name)
+        done("evaluate", "--run", name, f"runs_dir={tmp_path}")
+    both = ("random-1", "loss-1", f"runs_dir={tmp_path}")
+    assert "base model:  not evaluated; `dataflex evaluate RUN --round base`" in done("compare", *both)
+    assert json.loads(done("compare", *both, "--json"))["base_model"] == {}
+    text = done("evaluate", "--run", "loss-1", f"runs_dir={tmp_path}", "--round", "base", "--json")
+    loss, *_ = json.loads(text)["figures"]
+    found = json.loads(done("compare", *both, "--json"))
+    assert found["base_model"]["base model"]["evaluated target loss"] == loss["value"]
+    assert found["methods"] == ["random", "loss"]
+    lines = [line.split("\t") for line in done("compare", *both).splitlines()]
+    assert ["evaluated target loss", "base model", f"{loss['value']:.4g}", "not trained", "", ""] in lines
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["random-1"], "1 run was given"),
+        (["random-1", "--baseline", "random"], "--baseline or --allow-different was given for 1 run"),
+        (["random-1", "loss-1", "--top", 3], "--top was given for 2 run"),
+        (["nowhere"], "There is no run at"),
         (["random-1", "nowhere"], "There is no run at"),
         (["random-1", "random-1"], "are both of random, seed 1"),
         (["random-1", "loss-1", "--baseline", "less"], "--baseline is less"),

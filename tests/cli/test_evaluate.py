@@ -152,6 +152,64 @@ def test_a_second_call_computes_nothing_and_adds_to_the_table(run):
     assert figures["target", "loss"]["settings"] is None
 
 
+def test_the_base_model_is_evaluated_as_transformers_does(run, tiny_demo):
+    """Mean loss over all response tokens of the target, in a plain loop; nothing of the run is trained."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    _, trained = evaluated(run)
+    number, figures = evaluated(run, "--round", "base")
+    assert number == "base"
+    model = AutoModelForCausalLM.from_pretrained(tiny_demo.model).eval()
+    total, tokens = 0.0, 0
+    target = pandas.read_parquet(run / "target")
+    for ids, labels in zip(target["input_ids"], target["labels"], strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids.tolist()])).logits[0, :-1]
+        wanted = torch.tensor(labels.tolist())[1:]
+        kept = wanted != -100
+        total += float(torch.nn.functional.cross_entropy(logits[kept], wanted[kept], reduction="sum"))
+        tokens += int(kept.sum())
+    assert figures["target", "loss"]["value"] == pytest.approx(total / tokens, rel=1e-5)
+    assert figures["target", "loss"]["value"] != trained["target", "loss"]["value"]
+    table = run / "base" / "evaluation" / "metrics.parquet"
+    assert {f.metric: f.value for f in read_figures(table)}["loss"] == figures["target", "loss"]["value"]
+
+
+def test_the_base_models_row_stands_beside_a_rounds(run):
+    where = ("--run", run.name, f"runs_dir={run.parent}")
+    assert "base model:  not evaluated; `dataflex evaluate " in done("evaluate", *where)
+    done("evaluate", *where, "--round", "base")
+    before = [path.stat().st_mtime_ns for path in sorted(run.glob("features/*/*"))]
+    done("evaluate", *where, "--round", "base")
+    assert [path.stat().st_mtime_ns for path in sorted(run.glob("features/*/*"))] == before
+    lines = [line.split("\t")[:3] for line in done("evaluate", *where).splitlines()]
+    assert ["target", "loss", "base model"] in lines
+    content = json.loads(done("evaluate", *where, "--json"))
+    assert [figure["metric"] for figure in content["base_model"]] == ["loss", "perplexity"]
+    views = json.loads(done("inspect", run, "--json"))["tables"]
+    assert "losses_target_of_base" in {each["view"] for each in views}
+
+
+def test_base_models_that_share_features_are_told_apart(run, tiny_demo, tmp_path):
+    """The same tokenizer and rows with other weights; a copy of the model elsewhere is the same one."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    models = [tmp_path / name for name in ("copy", "changed")]
+    for folder in models:
+        shutil.copytree(tiny_demo.model, folder)
+    weights = {name: 1.1 * tensor for name, tensor in load_file(models[1] / "model.safetensors").items()}
+    save_file(weights, models[1] / "model.safetensors", metadata={"format": "pt"})
+    cache, found = tmp_path / "cache", []
+    for model in (tiny_demo.model, *models):
+        given = (f"features_dir={cache}", f"model_name_or_path={model}", "--round", "base")
+        found.append(evaluated(run, *given)[1]["target", "loss"]["value"])
+    assert found[0] == found[1] != found[2]
+    assert len(list(cache.glob("losses-target-*"))) == 2
+
+
 @pytest.mark.slow
 def test_a_local_benchmark_task(run, tiny_demo, tmp_path):
     """Two documents whose right choice is the likelier one by construction of the metric: counted by hand."""
@@ -186,6 +244,7 @@ def test_a_local_benchmark_task(run, tiny_demo, tmp_path):
     [
         (["--round", 3], "Round 3 was asked for, and it has no finished checkpoint"),
         (["--round", 9], "Round 9 was asked for"),
+        (["--round", "basis"], "--round is 'basis'"),
         (["--metric", "exactmatch"], "exact_match"),
         (["--task", "no_such_task_at_all"], "no task or group of that name"),
         (["--task", "arc_easy", "--include-path", "no/such/folder"], "there is no such folder"),

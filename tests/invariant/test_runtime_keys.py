@@ -45,6 +45,7 @@ CHANGED = {
     "rows_per_part": "7",
     "runs_dir": "moved",
     "output_dir": "runs/base",
+    "features_dir": "cache",
     "export_dir": "out",
     "export_size": "2",
     "export_device": "auto",
