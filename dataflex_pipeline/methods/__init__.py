@@ -1,8 +1,8 @@
 """The selection methods: one file each; file name = method name = configuration name.
 
-Three files are no method that is chosen by name: ``gradient_similarity``, the base of less and nice, ``focus``,
-which loss and perplexity share, and ``imported``, which stands in for a method whose probabilities come from a
-file.
+Three files are no method that is chosen by name: ``gradient_similarity``, the base of less and nice,
+``focus``, which loss and perplexity share, and ``imported``, which stands in for a method whose probabilities
+come from a file.
 
 A method of the user's own lives in any Python file; an entry of components.yaml names it with
 ``file:`` (a path, relative to that YAML file) or ``module:`` (an importable module).

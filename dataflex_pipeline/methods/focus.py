@@ -61,6 +61,6 @@ class Focus:
         smaller = np.searchsorted(self.rising, losses, side="left")
         not_larger = np.searchsorted(self.rising, losses, side="right")
         last = len(self.rising) - 1
-        # Twice the place less the last one is a whole number, so rows as far on either side are equal exactly.
+        # Twice the place less the last one is a whole number: rows as far on either side are equal exactly.
         from_middle = np.abs(smaller + not_larger - 1 - last) / max(2 * last, 1)
         return np.where(np.isnan(losses), np.nan, 0.0 - from_middle)

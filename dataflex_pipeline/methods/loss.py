@@ -9,8 +9,8 @@ band ``focus_weight``, and is drawn with probability
 Where the powers would leave the range of a float (a temperature T near 0), w + eps is divided by the largest
 that occurs first, which p does not notice.
 
-The score follows the focus, for a strategy that takes the best rows: l_i for high, -l_i for low, and for medium
--|rank_i - 1/2| with rank_i the place of l_i among all losses (methods/focus.py).
+The score follows the focus, for a strategy that takes the best rows: l_i for high, -l_i for low, and for
+medium -|rank_i - 1/2| with rank_i the place of l_i among all losses (methods/focus.py).
 
 Source: DataFlex (OpenDCAI), guide of the Loss Selector, section 1.
 """

@@ -8,8 +8,8 @@ the mean of their places (methods/focus.py),
     focus: middle    score = -|rank_i - 1/2|
 
 so that the highest score is always what was asked for. l_i is the mean negative log-likelihood (nats) of the
-T_i response tokens (``loss: per_token``), which ranks rows as their perplexity exp(l_i) does, or the sum T_i l_i
-(``loss: total``), at whose upper end are the long responses.
+T_i response tokens (``loss: per_token``), which ranks rows as their perplexity exp(l_i) does, or the sum
+T_i l_i (``loss: total``), at whose upper end are the long responses.
 
 ``strategy: sample`` draws by exp(score / (largest |score| x temperature)), as for every method whose own
 strategy is top_k.
