@@ -155,6 +155,7 @@ class ScoreFile:
     def __init__(self, path: Path, column: str | None = None, by: By | None = None) -> None:
         self.path = existing(path)
         names = self._names()
+        self._alone = len(names) == 1
         self.column = self._chosen(column, names)
         self.by: By = by or _key(names)
         if self.by != "line" and self.by not in names:
@@ -266,7 +267,7 @@ class ScoreFile:
                 return list(pq.read_schema(self.path).names)
             if self.path.suffix == ".jsonl":
                 return _json_names(self.path)
-            with self._csv(None) as reader:
+            with self._csv() as reader:
                 return list(reader.schema.names)
 
     def _chosen(self, column: str | None, names: Sequence[str]) -> str:
@@ -302,19 +303,21 @@ class ScoreFile:
         elif self.path.suffix == ".jsonl":
             yield from _json_batches(self.path, names)
         else:
-            with self._csv(names) as reader:
+            # Beside no other column, an empty line is a row without a score.
+            with self._csv(names, ignore_empty_lines=not self._alone) as reader:
                 yield from reader
 
-    def _csv(self, names: list[str] | None) -> Any:
+    def _csv(self, names: Sequence[str] = (), **more: bool) -> Any:
+        """Open it; columns that are named are read as text, and no others."""
         from pyarrow import csv
 
-        tabs = self.path.suffix == ".tsv"
+        tab = self.path.suffix == ".tsv"
         return csv.open_csv(
             self.path,
-            parse_options=csv.ParseOptions(delimiter="\t" if tabs else ",", newlines_in_values=True),
+            parse_options=csv.ParseOptions(delimiter="\t" if tab else ",", newlines_in_values=True, **more),
             convert_options=csv.ConvertOptions(
-                include_columns=names,
-                column_types=dict.fromkeys(names or [], pa.string()),
+                include_columns=list(names),
+                column_types=dict.fromkeys(names, pa.string()),
                 null_values=[""],
                 strings_can_be_null=True,
             ),
@@ -376,8 +379,8 @@ def _json_batches(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     with _json_query(
         f"from read_json(?, format = 'newline_delimited', columns = {{{columns}}})", path
     ) as answer:
-        # DuckDB 1.4 gave the reader another name.
-        yield from (getattr(answer, "to_arrow_reader", None) or answer.fetch_record_batch)(READ_ROWS)
+        # What it is called now, and what it was called in older DuckDB.
+        yield from (getattr(answer, "to_arrow_reader", None) or answer.fetch_arrow_reader)(READ_ROWS)
 
 
 @contextlib.contextmanager
@@ -392,6 +395,6 @@ def _json_query(sql: str, path: Path) -> Iterator[Any]:
     try:
         with duckdb.connect(":memory:") as connection:
             connection.execute("set preserve_insertion_order = true")
-            yield connection.execute(sql, [str(path)])
+            yield connection.sql(sql, params=[str(path)])
     except duckdb.Error as error:
         raise ValueError(str(error)) from error
