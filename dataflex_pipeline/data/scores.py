@@ -2,7 +2,8 @@
 
 A Parquet, CSV (``.tsv``: tabs) or JSONL file names its columns; an ``.npy`` file holds one array. Lines are
 joined by ``row_id`` (content hash), by ``row`` (position in the pool), or as they stand: line i for row i.
-Nothing is ever unpickled. Numbers may be written as text.
+Every key is there once; lines of one ``row_id``, which rows of the same content share, may repeat the same
+score. Nothing is ever unpickled. Numbers may be written as text.
 
 In memory are 9 bytes per line, and for its key 8 (``row``) or 32 (``row_id``) more; twice that while the keys
 are sorted. The file itself is read in pieces.
@@ -108,6 +109,12 @@ class Joined:
     values: np.ndarray
     kind: np.ndarray
     keys: np.ndarray | None
+
+    def alike(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Return whether lines hold the same. one, other: places of lines. [n] each"""
+        equal = (self.values[one] == self.values[other]) | (self.kind[one] != FOUND)
+        same: np.ndarray = equal & (self.kind[one] == self.kind[other])
+        return same
 
     def of(self, rows: pa.Array, row_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Return the scores of some rows and what there is for them, as `numbers_of` does. [n] each"""
@@ -216,19 +223,23 @@ class ScoreFile:
             )
 
     def _by_key(self, found: Joined, keys: np.ndarray) -> Joined:
+        """Return the lines sorted by their keys, each of which is there once."""
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
+        ordered = Joined(self.by, found.values[order], found.kind[order], keys)
         twice = np.flatnonzero(keys[1:] == keys[:-1])
+        if self.by == "row_id":  # rows of the same content may have a line each
+            twice = twice[~ordered.alike(twice, twice + 1)]
         if len(twice):
-            first, second = order[twice[0]], order[twice[0] + 1]
-            same, by_id = keys[twice[0]], self.by == "row_id"
+            first, second, same = order[twice[0]], order[twice[0] + 1], keys[twice[0]]
+            by_id = self.by == "row_id"
             raise self._unusable(
-                f"The {self.by} {same.decode() if by_id else same} is on line {first} and on line "
-                f"{second}, counted from 0.",
+                f"The {self.by} {same.decode() if by_id else same} is on line {first} and on line {second}, "
+                f"counted from 0{', with another score' if by_id else ''}.",
                 "Keep one line of each."
                 + (" Rows of the same content have one row_id: join those by row." if by_id else ""),
             )
-        return Joined(self.by, found.values[order], found.kind[order], keys)
+        return ordered
 
     def _rows(self, column: pa.Array, start: int) -> np.ndarray:
         """Return row numbers, checked. [n] int64"""

@@ -149,8 +149,8 @@ def test_keys_that_cannot_be_used(tmp_path):
 
     ids = identities(N)
     assert "The row 3 is on line 0 and on line 2" in refused(read("csv", row=[3, 1, 3]))
-    said = refused(read("jsonl", row_id=[ids[1], ids[5], ids[5]]))
-    assert f"The row_id {ids[5]} is on line 1 and on line 2" in said
+    said = refused(read("jsonl", row_id=[ids[1], ids[5], ids[5]], score=[1, 2, 3]))
+    assert f"The row_id {ids[5]} is on line 1 and on line 2, counted from 0, with another score" in said
     assert "join those by row" in said
     assert "It has the row 7, and the pool has the rows 0 to 6" in refused(read("parquet", row=[1, 7]))
     for wrong, shown in ((-1, "-1"), (1.5, "1.5"), (None, "None")):
@@ -158,6 +158,12 @@ def test_keys_that_cannot_be_used(tmp_path):
     assert "has the row_id 'sample-1'" in refused(read("csv", row_id=[ids[0], "sample-1"]))
     assert "has the row_id '12'" in refused(read("parquet", row_id=[12, 13]))
     assert "has the row_id None" in refused(read("parquet", row_id=[ids[0], None]))
+
+
+def test_rows_of_the_same_content_may_have_a_line_each(tmp_path):
+    ids = identities(N)
+    columns = {"row_id": [ids[3], ids[0], ids[3], ids[6], ids[0]], "score": ["1", None, "1.0", "4", None]}
+    assert found(ScoreFile(write(tmp_path, "csv", columns))) == [None, None, None, 1, None, None, 4]
 
 
 def test_columns_that_are_not_there(tmp_path):
