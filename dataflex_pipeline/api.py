@@ -208,7 +208,8 @@ class Method(ABC):
         Params: its parameters.
         version: raised when the numbers change for the same input.
         columns: its own score columns, after the common ones.
-        pool_columns: columns of the prepared pool that ``score`` reads.
+        pool_columns: columns of the prepared pool that ``score`` reads; of the instance where parameters
+            decide it.
         default_strategy: how ``select`` draws when nothing else is set.
         compares_rounds: whether it tells rows apart only once rounds were trained.
     """
@@ -218,7 +219,7 @@ class Method(ABC):
     Params: ClassVar[type[Params]] = Params
     version: ClassVar[int] = 1
     columns: ClassVar[tuple[pa.Field, ...]] = ()
-    pool_columns: ClassVar[tuple[str, ...]] = ()
+    pool_columns: tuple[str, ...] = ()
     default_strategy: ClassVar[Strategy] = "sample"
     compares_rounds: ClassVar[bool] = False
 
@@ -233,7 +234,8 @@ class Method(ABC):
     def score(self, block: Block, state: Any) -> Mapping[str, np.ndarray]:
         """Return ``score`` (higher is better, float64) and the own columns for one block. [rows] each.
 
-        Rows that are not valid in the pool or in a feature get null whatever is returned for them.
+        Rows that are not valid in the pool or in a feature get null whatever is returned for them, and so
+        do rows whose score is not finite. An entry ``reason`` may say why of each of those, None elsewhere.
         """
 
     @abstractmethod

@@ -9,6 +9,9 @@ band ``focus_weight``, and is drawn with probability
 Where the powers would leave the range of a float (a temperature T near 0), w + eps is divided by the largest
 that occurs first, which p does not notice.
 
+The score follows the focus, for a strategy that takes the best rows: l_i for high, -l_i for low, and for
+medium -|rank_i - 1/2| with rank_i the place of l_i among all losses (methods/focus.py).
+
 Source: DataFlex (OpenDCAI), guide of the Loss Selector, section 1.
 """
 
@@ -17,13 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
 from dataflex_pipeline import api
+from dataflex_pipeline.methods.focus import Focus
 from dataflex_pipeline.schemas import column
 from dataflex_pipeline.store.ranks import Values, column_values, quantiles
 
@@ -56,6 +60,7 @@ class Loss(api.Method):
 
     summary = "sample more often from the low, medium or high band of the losses"
     source = "DataFlex (OpenDCAI), Loss Selector"
+    version = 2
     columns = (
         column("loss", pa.float64(), "mean negative log-likelihood of the response, nats per token"),
         column("n_tokens", pa.int32(), "response tokens that the mean is over"),
@@ -90,14 +95,20 @@ class Loss(api.Method):
         """Ask for the losses at the checkpoint of the round before."""
         return {"now": api.Need("losses", checkpoint=selection.round - 1)}
 
-    def score(self, block: api.Block, state: Any) -> Mapping[str, np.ndarray]:
-        """Return the loss as the score."""
+    def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> Focus:
+        """Read the losses where their places count."""
+        blocks = tables["now"].blocks(["loss"])
+        losses = (block.column("loss").to_numpy(zero_copy_only=False) for block in blocks)
+        return Focus.over("middle" if self.params.focus == "medium" else self.params.focus, losses)
+
+    def score(self, block: api.Block, state: Focus) -> Mapping[str, np.ndarray]:
+        """Return the score that the focus gives, and the loss."""
         loss = block.column("now", "loss")
-        return {"score": loss, "loss": loss, "n_tokens": block.column("now", "n_tokens")}
+        return {"score": state.scores(loss), "loss": loss, "n_tokens": block.column("now", "n_tokens")}
 
     def fit(self, scores: api.BlockTable, selection: api.Selection) -> Bands:
         """Return the two thresholds, and the largest weight where powers of it need one."""
-        values = column_values(scores, "score")
+        values = column_values(scores, "loss")
         low, high = quantiles(values, self.params.quantiles)
         selection.say(f"loss bands (nats per token): low <= {low:.4f} < medium <= {high:.4f} < high")
         bands = Bands((low, high), 1.0)
@@ -118,7 +129,7 @@ class Loss(api.Method):
 
     def weigh(self, block: pa.RecordBatch, fitted: Bands) -> np.ndarray:
         """Return ((w + eps) / unit)^(1/T)."""
-        loss = block.column("score").to_numpy(zero_copy_only=False)
+        loss = block.column("loss").to_numpy(zero_copy_only=False)
         weight = np.where(fitted.of(loss) == BANDS.index(self.params.focus), self.params.focus_weight, 1.0)
         with np.errstate(over="ignore", under="ignore"):  # over: of rows that are not valid
             flattened: np.ndarray = np.power((weight + EPSILON) / fitted.unit, 1.0 / self.params.temperature)

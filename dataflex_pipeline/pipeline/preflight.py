@@ -12,9 +12,11 @@ from dataflex_pipeline.features.plan import method_needs, with_upstream
 from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.prepare import Source, splits_of
+from dataflex_pipeline.pipeline.score import check_pool_columns
 from dataflex_pipeline.pipeline.select import draw_settings, positions
 from dataflex_pipeline.sampling.exported import check_export
 from dataflex_pipeline.sampling.quotas import check_quotas
+from dataflex_pipeline.schemas import PREPARED
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.training.finished import has_trained
 
@@ -75,6 +77,8 @@ def check_method(
             "Choose another method, such as loss or perplexity, or set update_step and update_times.",
         )
     n_rows = {split: source.scan.n_rows for split, source in sources.items()}
+    originals = [each.field.name for each in sources["pool"].scan.columns]
+    check_pool_columns(name, method, [*PREPARED.names, *originals])
     method.check_pool(n_rows["pool"])
     if method.probabilities_to is not None and not run.overwrite:
         check_export(method.probabilities_to, n_rows["pool"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 
 from dataflex_pipeline import api
 from dataflex_pipeline.config.components import ComponentEntry
-from dataflex_pipeline.errors import DataError, RunError
+from dataflex_pipeline.data.columns import PREFIX
+from dataflex_pipeline.errors import ConfigError, DataError, RunError, did_you_mean
 from dataflex_pipeline.features.build import FeaturePlan, build_feature, method_needs, plan_feature
 from dataflex_pipeline.pipeline.base_model import is_given
 from dataflex_pipeline.pipeline.checkpoints import checkpoint_of, checkpoints_before
@@ -84,6 +85,7 @@ def plan_scoring(run: OpenRun, number: int, name: str) -> Scoring:
         number, run.given.last_round, seed, say, rate, before is not None, several, shared_seed=shared
     )
     pool = open_split(run, "pool")
+    check_pool_columns(name, method, pool.schema.names)
     method.check_pool(pool.n_rows)
     part = rows_per_part(run, entry)
     needs = {
@@ -152,6 +154,25 @@ def check_scored_round(run: OpenRun, number: int) -> None:
             "A round is scored with the model of the round before it.",
             f"Run `{command}` first"
             + (", or set warmup_step=0 to score with the model as it is." if number == 1 else "."),
+        )
+
+
+def check_pool_columns(name: str, method: api.Method, there: Collection[str]) -> None:
+    """Check that the pool has the columns that a method reads of it.
+
+    Args:
+        name: of the method. method: itself. there: the pool's columns.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    own = [each.removeprefix(PREFIX) for each in there if each.startswith(PREFIX)]
+    for missing in (each for each in method.pool_columns if each not in there):
+        wanted = missing.removeprefix(PREFIX)
+        raise ConfigError(
+            f"The method {name} reads the column '{wanted}' of the pool.{did_you_mean(wanted, own)}",
+            f"The data set has no such column; it has {', '.join(own) or 'none but the conversation'}.",
+            "Correct the name, or give data that has it.",
         )
 
 
@@ -283,8 +304,8 @@ def _write_scores(run: OpenRun, scoring: Scoring) -> None:
         if n_valid == 0:
             raise DataError(
                 f"The method {scoring.name} gave no row a score.",
-                "Every row is invalid, so nothing can be selected.",
-                f"The feature tables in {run.features} give every row's reason.",
+                f"Every row is invalid, so nothing can be selected: {unscored.examples}.",
+                "Correct what the reasons name; the run's tables in pool/ and features/ give every row's.",
             )
         unscored.say(scoring.selection.say)
         notes["notices"] = "\n".join(scoring.lines)
@@ -343,17 +364,22 @@ class _Unscored:
             few = table.select(["row", "reason"]).filter(lost).slice(0, ROWS_SHOWN - len(self._shown))
             self._shown += [f"row {line['row']} ({line['reason']})" for line in few.to_pylist()]
 
+    @property
+    def examples(self) -> str:
+        """The first of them with their reasons."""
+        more = ", ..." if self._count > len(self._shown) else ""
+        return ", ".join(self._shown) + more if self._shown else "no row of the pool can be used"
+
     def say(self, say: Callable[[str], None]) -> None:
         if self._count:
-            more = ", ..." if self._count > len(self._shown) else ""
-            say(f"{self._count} rows of the pool could not be scored: {', '.join(self._shown)}{more}")
+            say(f"{self._count} rows of the pool could not be scored: {self.examples}")
 
 
 def score_block(method: api.Method, block: api.Block, state: Any, schema: pa.Schema) -> pa.Table:
     """Score one block: the method's columns, with nulls and the reason where a row cannot be scored."""
     columns = dict(method.score(block, state))
     score_values = np.asarray(columns.pop("score"), dtype=np.float64)
-    valid, reason = _validity(block, score_values)
+    valid, reason = _validity(block, score_values, columns.pop("reason", None))
     arrays: dict[str, Any] = {
         "row": block.pool.column("row"),
         "row_id": block.pool.column("row_id"),
@@ -368,8 +394,10 @@ def score_block(method: api.Method, block: api.Block, state: Any, schema: pa.Sch
     return pa.table([arrays[name] for name in schema.names], schema=schema)
 
 
-def _validity(block: api.Block, scores: np.ndarray) -> tuple[np.ndarray, list[str | None]]:
-    """Return which rows have a score, and the first reason of those that have none."""
+def _validity(
+    block: api.Block, scores: np.ndarray, own: np.ndarray | None
+) -> tuple[np.ndarray, list[str | None]]:
+    """Return which rows have a score, and the first reason of those that have none; ``own``: the method's."""
     valid = np.isfinite(scores)
     for batch in [block.pool, *block.features.values()]:
         valid &= batch.column("valid").to_numpy(zero_copy_only=False)
@@ -377,6 +405,6 @@ def _validity(block: api.Block, scores: np.ndarray) -> tuple[np.ndarray, list[st
     for position in np.flatnonzero(~valid):
         reasons = [
             batch.column("reason")[int(position)].as_py() for batch in [block.pool, *block.features.values()]
-        ]
+        ] + ([] if own is None else [own[position]])
         reason[position] = next((text for text in reasons if text), "the score is not finite")
     return valid, reason

@@ -22,6 +22,7 @@ DIGESTS = {
     "before": "the scores of the round before",
     "checkpoint": "the checkpoint that it is computed from",
     "digest": "the content of the data set",
+    "file_content": "the content of the file of scores",
     "index": "the index of the round",
     "model": "the files of model_name_or_path",
     "pool": "the prepared pool",

@@ -75,7 +75,7 @@ def prepared_rows(n_rows: int, split: str) -> pa.Table:
     ]
     columns: dict[str, Any] = {
         "row": np.arange(n_rows),
-        "row_id": [f"{zlib.crc32(split.encode()):08x}{row:08x}" for row in range(n_rows)],
+        "row_id": [f"{zlib.crc32(split.encode()):016x}{row:016x}" for row in range(n_rows)],
         "source": ["made up"] * n_rows,
         "messages": turns,
         "input_ids": ids,

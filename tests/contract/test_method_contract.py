@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import ClassVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from neighbour_tables import clustered, tsds_tables, unit
 
@@ -22,6 +24,39 @@ class TestRandom(MethodContract):
 class TestLoss(MethodContract):
     method = method_class("loss")
     params: ClassVar = {"focus": "medium", "temperature": 0.5}
+
+
+class TestPerplexity(MethodContract):
+    method = method_class("perplexity")
+    params: ClassVar = {"focus": "middle", "loss": "total"}
+
+
+class TestPerplexityLow(MethodContract):
+    method = method_class("perplexity")
+    params: ClassVar = {"focus": "low"}
+
+
+class TestColumn(MethodContract):
+    method = method_class("column")
+    params: ClassVar = {"column": "quality", "descending": False}
+
+    def rows(self, split):
+        rows = super().rows(split)
+        return rows.append_column("original_quality", pa.array(random_numbers("quality").random(len(rows))))
+
+
+class TestColumnOfAFile(MethodContract):
+    method = method_class("column")
+
+    @pytest.fixture(autouse=True, params=["row", "row_id", "line"])
+    def _written(self, request, tmp_path):
+        """A score for every row, in another order where lines are joined by a key."""
+        rows, rng = self.rows("pool").select(["row", "row_id"]), random_numbers("file")
+        rows = rows.append_column("score", pa.array(rng.random(len(rows))))
+        if request.param != "line":
+            rows = rows.take(rng.permutation(len(rows)))
+        pq.write_table(rows, tmp_path / "scores.parquet")
+        self.params = {"file": tmp_path / "scores.parquet", "by": request.param}
 
 
 class TestDeltaLoss(MethodContract):

@@ -107,7 +107,9 @@ def test_every_method_scores_the_same_on_one_two_and_four_processes(alone, minil
     embedder = {"embed_model": minilm, "embed_method": "sentence-transformers"}
     answers = {"generator": "transformers", "mc_samples": 2, "max_new_tokens": 4, "proj_dim": 64}
     judge = {"reward_model_backend": "metric", "reward_backend_params.metric.name": "chrf"}
-    own = {"nice": answers | judge, "tsds": embedder, "near": embedder}
+    (tmp_path / "given.jsonl").write_text("".join(f'{{"score": {row * 7 % 200}}}\n' for row in range(200)))
+    given = {"file": tmp_path / "given.jsonl"}
+    own = {"nice": answers | judge, "tsds": embedder, "near": embedder, "column": given}
     commands = [
         score(1, method, *(f"{method}.{key}={value}" for key, value in own.get(method, {}).items()))
         for method in shipped_methods()

@@ -26,6 +26,7 @@ class Scores:
                 "row": list(range(len(values))),
                 "row_id": [str(row) for row in range(len(values))],
                 "score": pa.array(values, pa.float64()),
+                "loss": pa.array(values, pa.float64()),
                 "valid": valid,
                 "reason": pa.array([None if ok else "bad" for ok in valid], pa.string()),
             }
@@ -128,6 +129,18 @@ class TestLoss:
     def test_weights_are_finite(self, name, key, value):
         with pytest.raises(ConfigError, match="finite"):
             build_method(name, method_class(name), {key: value}, "a test")
+
+    @pytest.mark.parametrize("focus", ["low", "medium", "high"])
+    def test_the_bands_are_of_the_losses_whatever_the_score_is(self, focus):
+        values = [1.0, 2.0, None, 3.0, 4.0, 2.0]
+        method = build_method("loss", method_class("loss"), {"focus": focus}, "a test")
+        plain, scored = Scores(values), Scores(values)
+        scored.table = scored.table.set_column(2, "score", pa.array([9.0, -1.0, None, 0.0, 5.0, 2.0]))
+        drawn = []
+        for table in (plain, scored):
+            fitted = method.fit(table, selection()[0])
+            drawn.append(np.concatenate([method.weigh(block, fitted) for block in table.blocks()]).tobytes())
+        assert drawn[0] == drawn[1]
 
     def test_defaults_are_the_guides(self):
         params = method_class("loss").Params()
@@ -269,9 +282,9 @@ class TestErrors:
 
 
 class TestSoftmax:
-    """The draw of less, nice and near: exp(score / (largest |score| x temperature))."""
+    """The draw of methods that rank by default: exp(score / (largest |score| x temperature))."""
 
-    @pytest.mark.parametrize("name", ["less", "near", "nice"])
+    @pytest.mark.parametrize("name", ["column", "less", "near", "nice", "perplexity"])
     @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-17, 0.1, 1.0, 1e300, math.inf])
     @pytest.mark.parametrize("scale", [0.0, 1e-300, 1.0, 1e300])
     def test_extreme_temperatures_and_scores(self, name, temperature, scale):
