@@ -120,6 +120,14 @@ class Config(BaseModel):
     update_times: int = key(
         5, "rounds after the warm-up; the horizon of the learning-rate schedule", "run", "rounds", ge=1
     )
+    num_train_epochs: float | None = key(
+        None,
+        "passes over the pool in place of update_step: so many steps, shared out over the rounds once the "
+        "pool is counted",
+        "run",
+        "rounds",
+        gt=0.0,
+    )
     component_name: str = key(
         "loss", "the method that scores the pool: dataflex methods lists them", "selection", "rounds"
     )

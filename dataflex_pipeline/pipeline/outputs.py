@@ -8,6 +8,7 @@ from dataclasses import replace
 from dataflex_pipeline.api import Split
 from dataflex_pipeline.errors import CorruptError, StaleError
 from dataflex_pipeline.pipeline.damage import check_outputs, last_finished
+from dataflex_pipeline.pipeline.epochs import settle_epochs
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Outcome, Output, State
 from dataflex_pipeline.pipeline.preflight import check_method, check_model, check_target
@@ -102,6 +103,7 @@ def check_before_start(run: OpenRun, last: int) -> dict[Split, Source]:
         if not run.is_demo(split):  # mistakes in one's own data show before the demo model is made
             read_sources(run, split)
     sources = {split: look(run, split) for split in splits}
+    settle_epochs(run)
     check_planned(run, last, sources)
     check_method(run, sources, last)
     check_model(run)
