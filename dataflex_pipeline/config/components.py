@@ -23,6 +23,20 @@ COMMON = ("seed", "save_interval", "cache_dir")
 """Parameters that every method takes, next to its own."""
 _ENTRY_KEYS = ("name", "params", "file", "module")
 _SECTION = "selectors"
+PASSED_OVER_SECTIONS = {
+    "mixers": "source_quotas sets fixed shares of the data sets",
+    "weighters": "weights sets what a selected row weighs",
+    "reorders": "disable_shuffling keeps the order of selection",
+    "reorderers": "disable_shuffling keeps the order of selection",
+    "pipelines": "a method is one component here",
+}
+"""Sections of the peer's newer components.yaml that hold no methods; what there is here instead."""
+PASSED_OVER_PARAMETERS = {
+    "score_batch_size": "score_batch_tokens is how much is scored at a time, for all methods",
+    "score_num_workers": "scoring reads prepared rows and has no loader processes",
+}
+"""Parameters of the peer's newer selectors that only say how fast they score."""
+_NEAR_INDICES = "near finds the neighbours itself; strategy: round_robin takes them in turns"
 _SHIPPED_LABEL = "configs/components.yaml"
 
 
@@ -101,6 +115,26 @@ def check_method_names(config: Config, config_dir: Path | None) -> None:
         _checked_entry(name, known[name])
 
 
+def sections_passed_over(config: Config, config_dir: Path | None) -> list[str]:
+    """Return a line for every section of the user's components file that holds no methods."""
+    own = components_file(config, config_dir)
+    if own is None:
+        return []
+    layer = read_yaml(*own)
+    return [
+        f"{name} ({layer.place(name)}) is passed over: its components select no rows, and "
+        f"{PASSED_OVER_SECTIONS[name]}"
+        for name, value in layer.values.items()
+        if _is_passed_over(name, value)
+    ]
+
+
+def _is_passed_over(name: str, value: Any) -> bool:
+    """Whether a key of a components file is a section without methods; an entry of that name is a method."""
+    entry = isinstance(value, dict) and value and set(value) <= set(_ENTRY_KEYS)
+    return name in PASSED_OVER_SECTIONS and not entry
+
+
 def components_file(
     config: Config, config_dir: Path | None, place: str = "configuration"
 ) -> tuple[Path, str] | None:
@@ -169,7 +203,11 @@ def _entries_of(path: Path, label: str) -> dict[str, _Spot]:
             "It takes one entry per method.",
             "Write 'NAME: {name: NAME, params: {...}}' below it.",
         )
-    top = {k: _Spot(v, layer, (k,), path.parent) for k, v in layer.values.items() if k != _SECTION}
+    top = {
+        k: _Spot(v, layer, (k,), path.parent)
+        for k, v in layer.values.items()
+        if k != _SECTION and not _is_passed_over(k, v)
+    }
     inner = {str(k): _Spot(v, layer, (_SECTION, str(k)), path.parent) for k, v in section.items()}
     both = sorted(set(top) & set(inner))
     if both:
@@ -209,10 +247,12 @@ def _entry(
     if params.pop("cache_dir", None) is not None:
         notices.append(f"cache_dir of {name} ({places['cache_dir']}): kept in the run's folder instead")
     places.pop("cache_dir", None)
-    file = entry.get("file")
+    file, kind = entry.get("file"), entry.get("name") or name
+    if file is None and entry.get("module") is None:
+        notices += _without_peers_own(name, kind, params, places)
     return ComponentEntry(
         name=name,
-        kind=entry.get("name") or name,
+        kind=kind,
         params=params,
         file=str(folder / file) if file else None,
         module=entry.get("module"),
@@ -221,6 +261,15 @@ def _entry(
         places=places,
         notices=tuple(notices),
     )
+
+
+def _without_peers_own(name: str, kind: str, params: dict[str, Any], places: dict[str, str]) -> list[str]:
+    """Take out parameters that only the peer's implementation of a shipped method has; return what to say."""
+    passed = PASSED_OVER_PARAMETERS | ({"indices_path": _NEAR_INDICES} if kind == "near" else {})
+    found = [key for key in passed if key in params]
+    for key in found:
+        del params[key]
+    return [f"{key} of {name} ({places.pop(key)}) has no effect: {passed[key]}" for key in found]
 
 
 def _whole_number(

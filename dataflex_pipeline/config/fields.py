@@ -132,6 +132,14 @@ class Config(BaseModel):
         "rounds",
         ge=0,
     )
+    num_train_epochs: float | None = key(
+        None,
+        "passes over the pool in place of update_step: so many steps, shared out over the rounds once the "
+        "pool is counted",
+        "run",
+        "rounds",
+        gt=0.0,
+    )
     component_name: str = key(
         "loss", "the method that scores the pool: dataflex methods lists them", "selection", "rounds"
     )

@@ -15,9 +15,16 @@ from typing import Any
 
 from dataflex_pipeline.config import checks
 from dataflex_pipeline.config.aliases import data_of_method
-from dataflex_pipeline.config.components import check_method_names, components_file, find_file, merged
+from dataflex_pipeline.config.components import (
+    check_method_names,
+    components_file,
+    find_file,
+    merged,
+    sections_passed_over,
+)
 from dataflex_pipeline.config.fields import DEMO, SECRETS, Config
 from dataflex_pipeline.config.overrides import COMMAND_LINE, override_layers
+from dataflex_pipeline.config.llama_factory import PASSED_OVER, REFUSED, RENAMED
 from dataflex_pipeline.config.peer import FIXED, HINTS, IGNORED, shipped_in_place_of, translate
 from dataflex_pipeline.config.redaction import without_secrets
 from dataflex_pipeline.config.shipped import shipped_configs
@@ -66,19 +73,26 @@ class _Settings:
     places: dict[str, str] = field(default_factory=dict)
     emptied: dict[str, str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    split_off: str | None = None  # where val_size asks for rows of the pool to evaluate on
 
     def place(self, name: str) -> str:
         return self.places.get(name, "default")
+
+    def drop(self, name: str) -> None:
+        """Take a key back to its default."""
+        for table in (self.values, self.sources, self.places):
+            table.pop(name, None)
 
     def lay(self, layer: Layer) -> None:
         """Lay one layer over the present values."""
         kept, said = translate(layer)
         self.notices += said
+        if layer.values.get("val_size"):
+            self.split_off = layer.place("val_size")
         _check_names(kept, layer)
         for name, value in kept.items():
             if value is None:
-                for table in (self.values, self.sources, self.places):
-                    table.pop(name, None)
+                self.drop(name)
                 self.emptied[name] = layer.place(name)
             else:
                 under = self.values.get(name) if layer.merge or name == "methods" else None
@@ -114,11 +128,14 @@ def load_config(path: Path | None, overrides: Sequence[str], base: Mapping[str, 
         settings.lay(layer)
     config_dir = path.parent if path is not None else None
     _imply_swanlab(settings)
+    _steps_or_epochs(settings, str(path) if recorded else RUN_FILE if base is not None else None)
+    _without_split(settings)
     config = validated(settings.values, settings.place)
     config = _resolve_files(config, settings, config_dir)
     config = _data_of_method(config, settings, config_dir)
     checks.check(config, settings.place)
     check_method_names(config, config_dir)
+    settings.notices += sections_passed_over(config, config_dir)
     settings.notices += checks.notices(config) + _demo_notices(config, settings)
     sources = {name: settings.sources.get(name, "default") for name in Config.model_fields}
     folder = config_dir.resolve() if config_dir is not None and recorded else None
@@ -144,6 +161,13 @@ def _files(path: Path | None, base: Mapping[str, Any] | None) -> tuple[list[Laye
         if record is not None and not isinstance(record, dict):
             layer.values[_RECORD] = record
         recorded = path.name == RUN_FILE and isinstance(record, dict)
+        if not layer.values:
+            raise ConfigError(
+                f"{path} was given as the configuration.",
+                "It holds no settings, so the run would be the embedded demo's.",
+                "Write at least model_name_or_path and dataset into it (`dataflex init` writes a file with "
+                "every key), or leave --config out for the demo.",
+            )
         layers.append(layer)
     return layers, recorded
 
@@ -153,7 +177,7 @@ def _check_names(values: Mapping[str, Any], layer: Layer) -> None:
     if not unknown:
         return
     name = unknown[0]
-    known = [*Config.model_fields, *FIXED, *IGNORED]
+    known = [*Config.model_fields, *FIXED, *IGNORED, *PASSED_OVER, *REFUSED, *RENAMED]
     if name in HINTS:
         fix = HINTS[name]
     elif "." in name:
@@ -180,6 +204,49 @@ def _imply_swanlab(settings: _Settings) -> None:
         settings.sources["report_to"] = settings.sources["use_swanlab"]
         settings.places["report_to"] = f"use_swanlab, {settings.place('use_swanlab')}"
         settings.notices.append("use_swanlab: true: the training log goes to swanlab")
+
+
+def _steps_or_epochs(settings: _Settings, recorded: str | None) -> None:
+    """Keep one of ``update_step`` and ``num_train_epochs`` where both are set.
+
+    The steps win, and it is said; a run's own record holds both, the steps as the epochs came to.
+
+    Args:
+        settings: all layers.
+        recorded: label of the layer that a run recorded; None for none.
+    """
+    sources = settings.sources
+    if not {"update_step", "num_train_epochs"} <= set(sources):
+        return
+    if sources["update_step"] == recorded:
+        if sources["num_train_epochs"] != recorded:
+            settings.drop("update_step")  # asked anew: counted anew
+        return
+    epochs, steps = settings.values["num_train_epochs"], settings.values["update_step"]
+    if epochs != 1 and sources["num_train_epochs"] != recorded:
+        settings.notices.append(
+            f"num_train_epochs: {epochs} ({settings.place('num_train_epochs')}) is not used: update_step: "
+            f"{steps} ({settings.place('update_step')}) says how long a round is, and the run has "
+            "warmup_step + update_step x update_times steps"
+        )
+    settings.drop("num_train_epochs")
+
+
+_EVALUATING = ("eval_strategy", "load_best_model_at_end", "early_stopping_steps")
+
+
+def _without_split(settings: _Settings) -> None:
+    """Leave evaluation out where the only rows for it were those that ``val_size`` would split off."""
+    values = settings.values
+    if settings.split_off is None or "eval_dataset" in values or values.get("eval_strategy", "no") == "no":
+        return
+    found = [name for name in _EVALUATING if values.get(name)]
+    for name in found:
+        settings.drop(name)
+    settings.notices.append(
+        f"{', '.join(found)} {'has' if len(found) == 1 else 'have'} no effect: the rows to evaluate on were "
+        f"to come from val_size ({settings.split_off}); set eval_dataset"
+    )
 
 
 def _resolve_files(config: Config, settings: _Settings, config_dir: Path | None) -> Config:

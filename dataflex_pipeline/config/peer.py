@@ -1,15 +1,19 @@
 """Keys of the peer's configurations (DataFlex on LLaMA-Factory) that are no keys here.
 
 Those that can only have one meaning here are accepted with that value and dropped; with another value they
-are an error that says why and what to do instead. Every other key of the peer's guides is a field of Config.
+are an error that says why and what to do instead. Every other key of the peer's guides is a field of Config;
+what else LLaMA-Factory's own files for fine-tuning hold is in `llama_factory`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataflex_pipeline.config.llama_factory import ATTENTION, PASSED_OVER, REFUSED, RENAMED
+from dataflex_pipeline.config.values import show
 from dataflex_pipeline.config.yaml_files import Layer
 from dataflex_pipeline.errors import ConfigError
 
@@ -40,11 +44,6 @@ FIXED: dict[str, Fixed] = {
         "Write train_type: dynamic_select. For plain training take component_name: random; for fixed shares "
         "of sources set source_quotas; for weighted rows set weights.",
     ),
-    "num_train_epochs": Fixed(
-        1,
-        "A run's length is warmup_step + update_step x update_times optimizer steps, not epochs.",
-        "Leave num_train_epochs out and set warmup_step, update_step and update_times.",
-    ),
     "save_only_model": Fixed(
         False,
         "A round goes on from the optimizer's states, and some methods score with them: "
@@ -63,30 +62,35 @@ IGNORED: dict[str, str] = {
     "overwrite_cache": "a configuration never deletes anything here; --overwrite does a step again",
 }
 
-RENAMED: dict[str, str] = {"moe_aux_loss_coef": "router_aux_loss_coef"}
-"""Keys of LLaMA-Factory that mean the same as one of another name here."""
-
 # Keys of LLaMA-Factory and transformers that people bring along, where the nearest word would mislead.
 HINTS: dict[str, str] = {
-    "warmup_steps": "The learning rate's rise is warmup_ratio here; warmup_step is the length of round 0.",
+    "warmup_steps": "The learning rate's rise is warmup_ratio here, a share of all steps; warmup_step is the "
+    "length of round 0.",
     "max_steps": "The length of a run is warmup_step + update_step x update_times.",
-    "val_size": "Give the target its own data: eval_dataset.",
-    "flash_attn": "Set attn_implementation.",
-    "fp16": "Set bf16; half precision without a loss scale is not offered.",
-    "pure_bf16": "Set bf16.",
-    "evaluation_strategy": "Set eval_strategy.",
-    "do_eval": "Set eval_strategy.",
-    "packing": "Leave it out: rows are weighted one by one, so they are never packed.",
-    "neat_packing": "Leave it out: rows are weighted one by one, so they are never packed.",
-    "resume_from_checkpoint": "Leave it out: the same command goes on where the run stopped.",
     "early_stopping_patience": "Set early_stopping_steps.",
-    "save_strategy": "Leave it out: a round's end is always saved; save_steps adds checkpoints inside it.",
-    "quantization_bit": "Leave it out: models are trained in bf16 or fp32.",
-    "streaming": "Leave it out: data is always streamed.",
     "text_column": "Set data_columns.",
+    "component_overrides": "Write it beside component_name, or as methods: {NAME: {...}}.",
+    "resume_from_checkpoint": "Leave it out: the same command goes on where the run stopped. To start from an "
+    "adapter set adapter_name_or_path.",
 }
 
 _DEEPSPEED_NAMES = ("ds_z0", "ds_z2", "ds_z2_offload", "ds_z3", "ds_z3_offload")
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A layer in the words of this program: the keys that are left, and what has to be said."""
+
+    kept: dict[str, Any]
+    notices: list[str]
+
+    def take(self, key: str, value: Any, said: str) -> None:
+        """Set a key in place of the peer's, unless the layer has the key itself; say so."""
+        if key in self.kept:
+            said = said.partition(" is taken as ")[0] + f" is not used: {key} is set beside it"
+        elif value is not None:
+            self.kept[key] = value
+        self.notices.append(said)
 
 
 def translate(layer: Layer) -> tuple[dict[str, Any], list[str]]:
@@ -98,24 +102,117 @@ def translate(layer: Layer) -> tuple[dict[str, Any], list[str]]:
     Raises:
         ConfigError: a key that is fixed here has another value.
     """
-    kept: dict[str, Any] = {}
-    notices: list[str] = []
+    found = Translated({}, [])
+    foreign: list[str] = []
     for name, value in layer.values.items():
         if name in FIXED:
             _check_fixed(name, value, layer)
         elif name in IGNORED:
-            notices += _ignored(name, value, layer)
-        elif name in RENAMED:
-            kept[RENAMED[name]] = value
-            notices.append(f"{name} ({layer.place(name)}) is taken as {RENAMED[name]}")
+            found.notices.extend(_ignored(name, value, layer))
+        elif name in PASSED_OVER:
+            found.notices.extend(_passed_over(name, value, layer))
+        elif name in REFUSED:
+            _refuse(name, value, layer)
+        elif name in RENAMED or name in _TAKEN:
+            foreign.append(name)
         elif name == "ddp_timeout" and value is False:
-            kept[name] = None
-            notices.append(f"ddp_timeout: false ({layer.place(name)}) is taken as the default")
-        elif name == "eval_strategy" and value is False:
-            kept[name] = "no"  # YAML 1.1 reads a bare no as false
+            found.kept[name] = None
+            found.notices.append(f"ddp_timeout: false ({layer.place(name)}) is taken as the default")
         else:
-            kept[name] = value
-    return kept, notices
+            found.kept[name] = _word(name, value)
+    for name in foreign:  # once it is known which keys of ours stand beside them
+        _TAKEN.get(name, _renamed)(name, layer.values[name], layer, found)
+    return found.kept, found.notices
+
+
+def _word(name: str, value: Any) -> Any:
+    """Return a value as it is meant: YAML 1.1 reads a bare no as false."""
+    return "no" if name == "eval_strategy" and value is False else value
+
+
+def _renamed(name: str, value: Any, layer: Layer, found: Translated) -> None:
+    ours = RENAMED[name]
+    found.take(ours, _word(ours, value), f"{name} ({layer.place(name)}) is taken as {ours}")
+
+
+def _attention(name: str, value: Any, layer: Layer, found: Translated) -> None:
+    """Take ``flash_attn`` as ``attn_implementation``."""
+    if value is None:
+        return
+    if not isinstance(value, bool | str) or value not in ATTENTION:
+        raise ConfigError(
+            f"{name}: {show(name, value)} ({layer.place(name)}) is not known.",
+            f"It takes {', '.join(key for key in ATTENTION if isinstance(key, str))}.",
+            "Choose one of them, or set attn_implementation.",
+        )
+    chosen = ATTENTION[value]
+    meaning = "transformers' own choice" if chosen is None else f"attn_implementation: {chosen}"
+    said = f"{name}: {_plain(value)} ({layer.place(name)}) is taken as {meaning}"
+    found.take("attn_implementation", chosen, said)
+
+
+def _pure_bf16(name: str, value: Any, layer: Layer, found: Translated) -> None:
+    if value is True:
+        found.kept.pop("bf16", None)
+        found.take("bf16", value, f"{name}: true ({layer.place(name)}) is taken as bf16: true")
+
+
+def _no_checkpointing(name: str, value: Any, layer: Layer, found: Translated) -> None:
+    if isinstance(value, bool):
+        said = f"{name}: {_plain(value)} ({layer.place(name)}) is taken as gradient_checkpointing: "
+        found.take("gradient_checkpointing", not value, said + _plain(not value))
+
+
+def _warmup_steps(name: str, value: Any, layer: Layer, found: Translated) -> None:
+    """Take a share of all steps as ``warmup_ratio``, as transformers does; refuse a number of steps."""
+    if value is None or (value == 0 and not isinstance(value, bool)):
+        return
+    if isinstance(value, float) and 0 < value < 1:
+        said = f"{name}: {value} ({layer.place(name)}) is taken as warmup_ratio: {value}"
+        found.take("warmup_ratio", value, said)
+        return
+    found.kept[name] = value  # no key of ours: refused with its hint
+
+
+def _max_steps(name: str, value: Any, layer: Layer, found: Translated) -> None:
+    """Drop a number that is not positive, which means no limit; refuse any other."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value <= 0):
+        return
+    found.kept[name] = value
+
+
+def _resume(name: str, value: Any, layer: Layer, found: Translated) -> None:
+    if value is True:
+        said = f"{name}: true ({layer.place(name)}) has no effect: the same command always goes on"
+        found.notices.append(f"{said} where the run stopped")
+    elif value not in (None, False, ""):
+        found.kept[name] = value  # no key of ours: refused with its hint
+
+
+def _overrides(name: str, value: Any, layer: Layer, found: Translated) -> None:
+    """Take parameters of the method that the layer names as ``methods``."""
+    method = found.kept.get("component_name")
+    if not value:
+        return
+    if not isinstance(method, str) or not isinstance(value, dict):
+        found.kept[name] = value  # no key of ours: refused with its hint
+        return
+    said = f"{name} ({layer.place(name)}) is taken as parameters of {method}"
+    found.take("methods", {method: value}, said)
+
+
+_Take = Callable[[str, Any, Layer, Translated], None]
+_TAKEN: dict[str, _Take] = {
+    "flash_attn": _attention,
+    "attn": _attention,
+    "pure_bf16": _pure_bf16,
+    "disable_gradient_checkpointing": _no_checkpointing,
+    "warmup_steps": _warmup_steps,
+    "max_steps": _max_steps,
+    "resume_from_checkpoint": _resume,
+    "component_overrides": _overrides,
+}
+"""Keys whose value decides what becomes of them."""
 
 
 def _check_fixed(name: str, value: Any, layer: Layer) -> None:
@@ -123,8 +220,9 @@ def _check_fixed(name: str, value: Any, layer: Layer) -> None:
     same_type = isinstance(value, bool) == isinstance(rule.value, bool)
     if value is None or (same_type and value == rule.value):
         return
-    text = str(value).lower() if isinstance(value, bool) else value
-    raise ConfigError(f"{name}: {text} ({layer.place(name)}) cannot be used here.", rule.why, rule.fix)
+    raise ConfigError(
+        f"{name}: {_plain(value)} ({layer.place(name)}) cannot be used here.", rule.why, rule.fix
+    )
 
 
 def _ignored(name: str, value: Any, layer: Layer) -> list[str]:
@@ -137,6 +235,26 @@ def _ignored(name: str, value: Any, layer: Layer) -> list[str]:
             "Leave it out: " + IGNORED[name] + ".",
         )
     return [f"{name}: true ({layer.place(name)}) has no effect: {IGNORED[name]}"]
+
+
+def _passed_over(name: str, value: Any, layer: Layer) -> list[str]:
+    rule = PASSED_OVER[name]
+    if value is None or rule.is_off(value):
+        return []
+    said = name if name.endswith("_token") else f"{name}: {show(name, value)}"  # a token is never shown
+    return [f"{said} ({layer.place(name)}) has no effect: {rule.why}"]
+
+
+def _refuse(name: str, value: Any, layer: Layer) -> None:
+    rule = REFUSED[name]
+    if value is not None and not rule.is_off(value):
+        raise ConfigError(
+            f"{name}: {show(name, value)} ({layer.place(name)}) cannot be used here.", rule.why, rule.fix
+        )
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def shipped_in_place_of(name: str, path: str) -> str | None:

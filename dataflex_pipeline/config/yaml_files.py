@@ -93,7 +93,7 @@ def read_yaml(path: Path, label: str | None = None) -> Layer:
     label = label or str(path)
     text = _read_text(path, label)
     root = _compose(text, label)
-    if root is None:
+    if root is None or (isinstance(root, yaml.ScalarNode) and not root.value):
         return Layer(label, {})
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(

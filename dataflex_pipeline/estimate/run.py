@@ -71,6 +71,7 @@ def predict(context: Run, budget: float = BUDGET) -> Estimate:
     from dataflex_pipeline.estimate.calibrate import calibrate
     from dataflex_pipeline.estimate.needs import needs_by_round
     from dataflex_pipeline.estimate.stages import run_stages
+    from dataflex_pipeline.pipeline.epochs import settle_epochs
     from dataflex_pipeline.pipeline.preflight import check_target
 
     if launch.world_size() > 1:
@@ -81,6 +82,7 @@ def predict(context: Run, budget: float = BUDGET) -> Estimate:
         )
     imports = import_seconds(LIBRARIES)
     check_target(context)
+    settle_epochs(context)
     name = context.given.component_name
     chosen, _ = context.method(name)
     doubts = _check_features(context, chosen)

@@ -10,6 +10,7 @@ from dataflex_pipeline.config.load import Loaded, load_config
 from dataflex_pipeline.config.overrides import COMMAND_LINE
 from dataflex_pipeline.errors import CorruptError, UserError
 from dataflex_pipeline.methods import check_methods
+from dataflex_pipeline.pipeline.epochs import as_counted
 from dataflex_pipeline.store.run import RunFolder
 
 NAMING_KEYS = ("runs_dir", "output_dir", "dataset", "component_name")
@@ -47,8 +48,8 @@ def locate(options: Options) -> tuple[RunFolder, Loaded]:
         ConfigError: the configuration cannot be used. CorruptError: rounds of a run without its run.yaml.
     """
     if options.config is not None:
-        loaded = load_config(options.config, options.settings)
-        run = RunFolder(run_folder(loaded, options))
+        run = RunFolder(run_folder(load_config(options.config, options.settings), options))
+        loaded = load_for(run, options)
     else:
         # Where the run is comes first: its own settings are what the other overrides lie over.
         naming = [text for text in options.settings if text.partition("=")[0].strip() in NAMING_KEYS]
@@ -68,9 +69,11 @@ def load_for(run: RunFolder, options: Options) -> Loaded:
         ConfigError: the configuration cannot be used. CorruptError: rounds of a run without its run.yaml.
     """
     if options.config is not None:
-        return load_config(options.config, options.settings)
+        loaded = load_config(options.config, options.settings)
+        return loaded if options.overwrite else as_counted(loaded, run)
     base = run.read()[0] if run.exists() else None
     loaded = load_config(None, options.settings, base=base)
+    loaded = loaded if options.overwrite else as_counted(loaded, run)
     if base is None and run.round(0).folder.exists() and loaded.sources.get("dataset") != COMMAND_LINE:
         raise CorruptError(
             f"{run.settings} is not there, and {run.folder} holds rounds of a run.",

@@ -64,13 +64,26 @@ class OpenRun:
         if not self.reads_only:
             return ensure_demo(root, self.progress.say)
         found = find_demo(root)
-        if found is None:
+        if found is not None:
+            return found
+        if not self.store.exists():
             raise DataError(
-                f"The embedded demo is not in {root} any more.",
-                "This run was made with it, and a command that only reads does not make it again.",
-                "The next `dataflex round` makes it; it is the same every time.",
+                f"The embedded demo is not in {root} yet.",
+                "The first round makes it, and a command that only reads makes nothing.",
+                "Run `dataflex warmup` (or `dataflex round N`) first, or set dataset and model_name_or_path.",
             )
-        return found
+        raise DataError(
+            f"The embedded demo is not in {root} any more.",
+            "This run was made with it, and a command that only reads does not make it again.",
+            "The next `dataflex round` makes it; it is the same every time.",
+        )
+
+    @property
+    def lacks_demo(self) -> bool:
+        """Whether the embedded demo is not there, and is not made now either."""
+        from dataflex_pipeline.demo import find_demo
+
+        return self.reads_only and find_demo(Path(self.given.runs_dir)) is None
 
     @cached_property
     def config(self) -> Config:

@@ -10,6 +10,7 @@ from typing import Any
 from dataflex_pipeline.api import Split
 from dataflex_pipeline.errors import CorruptError, StaleError
 from dataflex_pipeline.pipeline.damage import check_outputs, last_finished
+from dataflex_pipeline.pipeline.epochs import settle_epochs
 from dataflex_pipeline.pipeline.index import Index, WarmupIndex
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Outcome, Output, State
@@ -129,6 +130,7 @@ def check_before_start(
         if not run.is_demo(split):  # mistakes in one's own data show before the demo model is made
             read_sources(run, split)
     sources = {split: look(run, split) for split in splits}
+    settle_epochs(run)
     if method is None:
         check_planned(run, last, sources)
     check_method(run, sources, last, method, draws=draws)

@@ -9,6 +9,7 @@ from typing import Any
 from dataflex_pipeline import launch
 from dataflex_pipeline.config.fields import Config, role_of
 from dataflex_pipeline.config.load import dump_config
+from dataflex_pipeline.pipeline.epochs import settle_epochs
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.store.stale import stale
 from dataflex_pipeline.training.finished import has_trained
@@ -19,6 +20,8 @@ JUDGED_BY_CONTENT = frozenset(
 """Keys that say where something is: a moved file is the same file, its content is what counts."""
 JUDGED_BY_TRAINING = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps"})
 """Their product is frozen in run.yaml: see `_changed_batch`."""
+JUDGED_BY_STEPS = frozenset({"num_train_epochs"})
+"""What it comes to is in update_step and warmup_step."""
 
 
 def check_settings(run: OpenRun) -> None:
@@ -31,6 +34,7 @@ def check_settings(run: OpenRun) -> None:
     """
     if run.overwrite or not has_trained(run.store):
         return
+    settle_epochs(run)
     old, new = run.store.read()[0], dump_config(run.given)
     changed = [
         f"{name}: {_plain(old[name])} -> {_plain(new[name])}"
@@ -67,7 +71,7 @@ def _evaluates_by_logging(settings: Mapping[str, Any]) -> bool:
 
 
 def _decides(name: str) -> bool:
-    return role_of(name) == "run" and name not in JUDGED_BY_CONTENT | JUDGED_BY_TRAINING
+    return role_of(name) == "run" and name not in JUDGED_BY_CONTENT | JUDGED_BY_TRAINING | JUDGED_BY_STEPS
 
 
 def _plain(value: Any) -> str:

@@ -75,6 +75,66 @@ def test_the_guides_file_of_less_runs_without_its_deepspeed_line(here, tiny_demo
     assert sorted(chosen) == sorted(best[:10])  # steps x one row, the best of all
 
 
+PLAIN = """
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 2
+lora_target: all
+flash_attn: auto
+packing: false
+cutoff_len: 256
+max_samples: 60
+overwrite_cache: true
+preprocessing_num_workers: 2
+output_dir: saves/sft
+logging_steps: 10
+save_steps: 500
+plot_loss: false
+save_only_model: false
+report_to: none
+per_device_train_batch_size: 4
+gradient_accumulation_steps: 2
+learning_rate: 1.0e-4
+num_train_epochs: 2.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+gradient_checkpointing: true
+ddp_timeout: 180000000
+resume_from_checkpoint: null
+val_size: 0.1
+per_device_eval_batch_size: 1
+eval_strategy: steps
+eval_steps: 500
+components_cfg_file: components.yaml
+"""
+
+
+def test_a_plain_file_for_fine_tuning_runs_as_a_selection(here, tiny_demo):
+    """With the keys of LLaMA-Factory's files, and components with the sections of DataFlex 1.1.0."""
+    own = f"model_name_or_path: {tiny_demo.model}\ndataset: {tiny_demo.pool}\n"
+    Path("sft.yaml").write_text(own + PLAIN)
+    Path("components.yaml").write_text(
+        "selectors:\n  loss: {name: loss, params: {focus: low, score_batch_size: 8}}\n"
+        "mixers:\n  static: {name: static, params: {proportions: [0.5, 0.5]}}\n"
+        "pipelines:\n  one: {name: one, params: {stages: [{family: selector, component: loss}]}}\n"
+    )
+    text = " ".join(done("round", 1, "--config", "sft.yaml").split())
+    # 60 rows, 8 a step: 8 steps an epoch, 16 in all; 16 // 6 of them the warm-up, (16 - 2) // 5 each round
+    assert "they are 16; warmup_step=2, then update_step=2 in each of 5 rounds" in text
+    for said in ("val_size: 0.1 (", "eval_strategy has no effect", "flash_attn: auto (", "score_batch_size of loss"):
+        assert text.count(said) == 1
+    assert text.count("is passed over: ") == 2
+    index = pq.read_table("saves/sft/round-01/index.parquet")
+    assert index.num_rows == 2 * 8
+    assert Path("saves/sft/adapter_model.safetensors").is_file()
+    listed = done("methods", "--config", "sft.yaml")
+    assert "less: " in listed
+    assert "mixers" not in listed.replace("mixers (", "")
+    assert "low" in done("methods", "loss", "--config", "saves/sft/run.yaml")
+
+
 JUDGE = ("nice.reward_model_backend=metric", "nice.reward_backend_params.metric.name=chrf")
 
 

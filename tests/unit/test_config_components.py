@@ -9,7 +9,7 @@ from dataflex_pipeline.config.components import known_methods, method_parameters
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import load_config
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.methods import check_methods, shipped_methods
+from dataflex_pipeline.methods import check_methods, configured_method, shipped_methods
 
 GUIDES = Path(__file__).resolve().parents[1] / "guides"
 LOSS = {
@@ -157,6 +157,85 @@ def test_the_guides_entries(name):
         assert entry.params["reward_backend_params"]["local_vllm"]["vllm_max_model_len"] is None
     if name == "tsds":
         assert entry.params["probs_path"].endswith("tsds_probs.npy")
+
+
+NEWER = """
+selectors:
+  loss: {name: loss, params: {cache_dir: ../saves/loss, focus: medium, score_batch_size: 4, score_num_workers: 1}}
+  delta_loss: {name: delta_loss, params: {cache_dir: ../saves/delta, window_size: 0.3, score_batch_size: 4}}
+  near: {name: near, params: {indices_path: ./near.npy, cache_dir: ../saves/near}}
+  icons: {name: icons, params: {cache_dir: ../saves/icons, proj_dim: 64, task_boundaries: null}}
+  cluster_less: {name: cluster_less, params: {cluster_size: 8, embedding_model_name_or_path: null}}
+  coincide: {name: coincide, params: {seed: 1, num_clusters: 10, temperature: 0.5}}
+  custom: {name: custom, params: {cache_dir: ../saves/custom}}
+mixers:
+  random: {name: random, params: {seed: 1}}
+  static: {name: static, params: {proportions: [0.25, 0.75]}}
+weighters:
+  loss: {name: loss, params: {strategy: uniform, delta: 2.0}}
+reorders:
+  sorting:
+    name: sorting
+    params: {kind: static, pattern: sorting, score_params: {score_field: quality}}
+pipelines:
+  two_steps:
+    name: two_steps
+    params:
+      score_batch_size: 4
+      stages:
+        - {family: selector, component: loss, mode: filter, keep_ratio: 0.25}
+        - {family: weighter, component: loss}
+"""
+"""The sections and parameters of DataFlex 1.1.0's components.yaml."""
+
+
+def test_the_newer_components_of_the_peer(own):
+    config = own(NEWER)
+    entry = method_parameters(config, "loss", None)
+    assert entry.params == {"focus": "medium"}
+    assert [line.partition(" (")[0] for line in entry.notices] == [
+        "cache_dir of loss",
+        "score_batch_size of loss",
+        "score_num_workers of loss",
+    ]
+    assert "components/mine.yaml, line 3) has no effect: score_batch_tokens" in entry.notices[1]
+    assert method_parameters(config, "near", None).params == {}
+    assert set(known_methods(config, None)) == {
+        *shipped_methods(), "icons", "cluster_less", "coincide", "custom"
+    }  # fmt: skip
+    for name in shipped_methods():
+        configured_method(config, name, None)
+
+
+def test_sections_without_methods_are_said(own):
+    config = own(NEWER)
+    loaded = load_config(None, [f"components_cfg_file={config.components_cfg_file}"], {})
+    assert [line.partition(" is passed over")[0] for line in loaded.notices] == [
+        "mixers (components/mine.yaml, line 10)",
+        "weighters (components/mine.yaml, line 13)",
+        "reorders (components/mine.yaml, line 15)",
+        "pipelines (components/mine.yaml, line 19)",
+    ]
+    empty = own("mixers:\nreorderers: {}\nloss: {name: loss}\n")
+    assert len(load_config(None, [f"components_cfg_file={empty.components_cfg_file}"], {}).notices) == 2
+
+
+def test_a_method_may_be_called_as_a_section_is(own):
+    config = own("mixers: {name: loss, params: {focus: low}}\n")
+    assert method_parameters(config, "mixers", None).params == {"focus": "low"}
+    assert load_config(None, [f"components_cfg_file={config.components_cfg_file}"], {}).notices == ()
+
+
+def test_a_method_of_ones_own_keeps_parameters_of_those_names(own):
+    config = own("x: {file: x.py, params: {score_batch_size: 3, indices_path: a.npy}}\n")
+    entry = method_parameters(config, "x", None)
+    assert (entry.params, entry.notices) == ({"score_batch_size": 3, "indices_path": "a.npy"}, ())
+
+
+def test_a_parameter_of_the_command_line_is_passed_over_too():
+    config = load_config(None, ["loss.score_batch_size=3"], {}).config
+    (said,) = method_parameters(config, "loss", None).notices
+    assert said.startswith("score_batch_size of loss (loss.score_batch_size of the configuration)")
 
 
 def test_methods_that_do_not_exist_matter_only_when_used(own):

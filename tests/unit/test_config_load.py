@@ -64,8 +64,12 @@ def test_an_empty_model_or_data_set_is_said_unless_given_later(write):
     assert load_config(path, ["model_name_or_path=m", "dataset=d.json"]).notices == ()
 
 
-def test_an_empty_file_means_defaults(write):
-    assert load_config(write("# nothing\n"), []).config == Config()
+@pytest.mark.parametrize("text", ["", "\n\n", "# nothing\n", "---\n", "{}\n"])
+def test_a_file_without_settings_is_not_the_demo(write, text):
+    error = refused(write(text), ["seed=3"])
+    assert error.what == "run.yaml was given as the configuration."
+    assert error.why == "It holds no settings, so the run would be the embedded demo's."
+    assert "dataflex init" in error.fix
 
 
 def test_run_yaml_loads_as_a_configuration(write):
