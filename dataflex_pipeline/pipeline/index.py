@@ -68,7 +68,7 @@ class Index(Output):
         super().__init__(
             selection.run,
             f"round {self.number} index",
-            f"lay out, round {self.number}",
+            f"index, round {self.number}",
             f"The index of round {self.number}",
             selection.where.index,
             selection.made_from,

@@ -129,7 +129,7 @@ def test_the_second_run_changes_nothing_and_never_loads_torch(here, tiny_demo):
     before = snapshot(here)
     text = done("round", 2, *ON)
     states = [line.split("\t")[1] for line in text.splitlines() if "\t" in line][1:]
-    assert states == ["up to date"] * 10
+    assert states == ["up to date"] * 12
     assert snapshot(here) == before
     code = (
         "import sys; from dataflex_pipeline.stages.cli import main\n"
@@ -156,7 +156,7 @@ def test_round_3_after_round_2_only_adds_round_3(here, tiny_demo):
     added = {path for path in after if path not in before}
     assert all(re.match(r"runs/base/(round-03/|features/losses-pool-)", path) for path in added)
     assert "runs/base/round-03/checkpoint/COMPLETE.json" in added
-    assert text.count("up to date") == 10
+    assert text.count("up to date") == 12
     assert "go on:" not in text  # that was the horizon
 
 
@@ -264,7 +264,7 @@ def test_methods_shows_every_parameter_with_its_default(here):
 def test_the_lock_of_a_refused_command_is_free_again(here, tiny_demo):
     copied(tiny_demo, here / "runs")
     refused(here, "round", 2, *ON, "lora_rank=8")
-    assert done("round", 2, *ON).count("up to date") == 10
+    assert done("round", 2, *ON).count("up to date") == 12
 
 
 def test_run_yaml_keeps_no_secret_and_history_tells_what_was_done(tiny_demo):

@@ -31,6 +31,7 @@ def test_status_of_a_run_on_its_way(here, tiny_demo):
     found = states(text)
     assert {output for output, (state, _) in found.items() if state == "missing"} == {
         "round 3 scores",
+        "round 3 selection",
         "round 3 index",
         "round 3 checkpoint",
     }

@@ -49,7 +49,7 @@ def test_a_round_on_vectors_of_ones_own(here, tiny_demo, vectors, method):
     p = probability("a", method)
     assert p.sum() == pytest.approx(1, abs=1e-12)
     again = done("round", 1, "--run", "a")
-    assert again.count("up to date") == 7
+    assert again.count("up to date") == 8
 
 
 def test_vectors_that_do_not_fit_are_found_before_the_warm_up(here, tiny_demo, vectors):
@@ -92,7 +92,7 @@ def test_candidate_path_and_query_path_are_the_data(here, tiny_demo, vectors):
     done("round", 1, *given, *named, *vectors("tsds"), "--run", "a")
     done("round", 1, *settings(tiny_demo, "tsds"), *vectors("tsds"), "--run", "b")
     assert np.array_equal(probability("a"), probability("b"))
-    assert done("round", 1, "--run", "a").count("up to date") == 7
+    assert done("round", 1, "--run", "a").count("up to date") == 8
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -118,7 +118,7 @@ def test_the_first_rows_of_the_pool_are_the_target(here, tiny_demo, vectors, man
         pq.read_table(f"runs/a/{split}")["row_id"].to_pylist() for split in ("pool", "target")
     )
     assert target_rows == pool_rows[:100]
-    assert done("round", 1, "--run", "a").count("up to date") == 7
+    assert done("round", 1, "--run", "a").count("up to date") == 8
 
 
 def test_a_pool_of_fewer_rows_is_its_own_target(here, tiny_demo):
@@ -170,7 +170,7 @@ def test_the_saved_file_is_what_the_peers_trainer_reads(saved):
 def test_it_is_written_again_when_it_is_gone_and_left_alone_when_it_is_there(saved):
     before = saved.read_bytes()
     state = saved.stat().st_mtime_ns
-    assert done("round", 1, "--run", "a").count("up to date") == 7
+    assert done("round", 1, "--run", "a").count("up to date") == 8
     assert saved.stat().st_mtime_ns == state
     saved.unlink()
     done("select", "--round", 1, "--run", "a")
@@ -231,7 +231,7 @@ def test_imported_probabilities_need_no_embeddings_and_no_target(saved, tiny_dem
 def test_an_imported_file_counts_by_its_content(saved, tiny_demo):
     done("round", 1, *settings(tiny_demo, "tsds"), "tsds.probs_path=out/p.npy", "--run", "b")
     saved.rename("moved.npy")
-    assert done("round", 1, "--run", "b", "tsds.probs_path=moved.npy").count("up to date") == 7
+    assert done("round", 1, "--run", "b", "tsds.probs_path=moved.npy").count("up to date") == 8
     np.save("moved.npy", np.full(200, 1 / 200))
     text = refused(Path(), "round", 1, "--run", "b", "tsds.probs_path=moved.npy")
     assert "settings changed" in text

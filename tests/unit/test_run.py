@@ -99,12 +99,15 @@ def test_a_score_table_as_an_object(finished):
 
 def test_the_rows_of_a_selection_as_a_file(finished, tmp_path):
     file = finished.export(tmp_path / "selected.jsonl")
-    index = pq.read_table(finished.store.round(1).index)
+    selection = pq.read_table(finished.store.round(1).selection)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["row_id"] for line in lines] == list(dict.fromkeys(index.column("row_id").to_pylist()))
-    assert len(lines) == 20  # a tenth of 200
-    assert {line["round"] for line in lines} == {1}
+    assert [line["_row_id"] for line in lines] == selection.column("row_id").to_pylist()
+    assert [line["_rank"] for line in lines] == list(range(20))  # a tenth of 200
+    assert {line["_round"] for line in lines} == {1}
     assert list(tmp_path.iterdir()) == [file]
+    assert finished.export(file) == file
+    assert not finished.outcomes[0].done
+    file.write_text("mine")
     with pytest.raises(UserError, match="exists"):
         finished.export(file)
 
@@ -254,4 +257,4 @@ def test_a_folder_of_an_export_is_that_of_one_call(finished):
     first = finished.export(finished.folder.parent / "one", what="data")
     second = finished.export(what="data")
     assert (first.name, second) == ("one", finished.folder / "export")
-    assert finished.outcomes[0].found.startswith("data")
+    assert finished.outcomes[0].found == "the rows selected for round 1"
