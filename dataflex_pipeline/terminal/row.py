@@ -66,6 +66,8 @@ def _facts(story: RowStory) -> list[str]:
     if story.path is not None:
         lines.append(f"{clipped(story.path, 1000)}:{story.line}")
     lines.append(f"row_id {story.row_id}")
+    if story.same:
+        lines.append(f"the same conversation: row {', '.join(map(str, story.same))}")
     lines.append(f"{story.n_tokens:,} tokens, {story.n_response_tokens:,} of them labelled")
     if not story.valid:
         lines.append(f"not valid: {clipped(story.reason or '', 500)}")
