@@ -113,7 +113,7 @@ def _wrapped(text: str, width: int) -> list[str]:
     lines = []
     for own in text.strip("\n").splitlines():
         clean = "".join(c if c.isprintable() else " " for c in own)
-        lines += textwrap.wrap(clean, width, drop_whitespace=False, break_on_hyphens=False) or [""]
+        lines += textwrap.wrap(clean, width, break_on_hyphens=False) or [""]
     return lines
 
 
