@@ -20,7 +20,7 @@ from dataflex_pipeline.gradients.similarity import PREFIX
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.prepare import data_settings
 from dataflex_pipeline.pipeline.row_likeness import Likeness, likenesses
-from dataflex_pipeline.pipeline.row_search import open_pool, row_number
+from dataflex_pipeline.pipeline.row_search import open_pool, row_number, same_conversation
 from dataflex_pipeline.schemas import IGNORED, SCORES
 from dataflex_pipeline.store.parquet import read_line
 from dataflex_pipeline.store.run import RoundFolder
@@ -122,6 +122,7 @@ class RowStory:
         scores: of every round and method.
         embeddings, gradients: the target rows that it is most like.
         selections: of every round that has one.
+        same: other rows of the same conversation, the first ten at most.
         notices: what could not be told.
     """
 
@@ -143,6 +144,7 @@ class RowStory:
     embeddings: tuple[Likeness, ...]
     gradients: tuple[Likeness, ...]
     selections: tuple[Chosen, ...]
+    same: tuple[int, ...]
     notices: tuple[str, ...]
 
 
@@ -176,6 +178,7 @@ def row_story(run: OpenRun, asked: int | str) -> RowStory:
         embeddings=tuple(each for each in like if each.kind == "embeddings"),
         gradients=tuple(each for each in like if each.kind == "gradients"),
         selections=tuple(each for n in run.store.rounds() for each in _selection(run.store.round(n), number)),
+        same=same_conversation(pool, number, found["row_id"]),
         notices=tuple(dict.fromkeys(notices)),
     )
 

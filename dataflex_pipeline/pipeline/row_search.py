@@ -18,6 +18,8 @@ LISTED = 10
 """Rows that are listed of many."""
 BEGINNING = 200
 """Characters of a row's text that are shown of it beside others."""
+ID_DIGITS = 32
+"""Digits of a row_id."""
 SEARCHED_ROWS = 4096
 """Rows that are searched at a time."""
 
@@ -102,13 +104,19 @@ def _of_id(pool: PartedTable, prefix: str) -> int:
     raise UserError(
         f"{len(rows):,} rows have a row_id that begins with '{prefix}': {listed}{more}.",
         "Rows of the same conversation share their row_id; others differ in a later digit.",
-        "Give more digits, or the row's number (--row).",
+        "Give the row's number (--row)" + (", or more digits." if len(prefix) < ID_DIGITS else "."),
     )
 
 
 def _ids_that_begin(pool: PartedTable, prefix: str) -> Iterator[np.ndarray]:
     for block in pool.blocks(["row", "row_id"]):
         yield _where(block, pc.starts_with(block.column("row_id"), prefix))
+
+
+def same_conversation(pool: PartedTable, row: int, row_id: str) -> tuple[int, ...]:
+    """Return the other rows that have a row's id, the first `LISTED` at most."""
+    rows = np.concatenate(list(_ids_that_begin(pool, row_id)))
+    return tuple(rows[rows != row][:LISTED].tolist())
 
 
 def _ids(pool: PartedTable, rows: np.ndarray) -> list[str]:

@@ -66,6 +66,8 @@ def _facts(story: RowStory) -> list[str]:
     if story.path is not None:
         lines.append(f"{clipped(story.path, 1000)}:{story.line}")
     lines.append(f"row_id {story.row_id}")
+    if story.same:
+        lines.append(f"the same conversation: row {', '.join(map(str, story.same))}")
     lines.append(f"{story.n_tokens:,} tokens, {story.n_response_tokens:,} of them labelled")
     if not story.valid:
         lines.append(f"not valid: {clipped(story.reason or '', 500)}")
@@ -111,7 +113,7 @@ def _wrapped(text: str, width: int) -> list[str]:
     lines = []
     for own in text.strip("\n").splitlines():
         clean = "".join(c if c.isprintable() else " " for c in own)
-        lines += textwrap.wrap(clean, width, drop_whitespace=False, break_on_hyphens=False) or [""]
+        lines += textwrap.wrap(clean, width, break_on_hyphens=False) or [""]
     return lines
 
 
