@@ -34,6 +34,10 @@ MethodOption = Annotated[
         autocompletion=complete_method,
     ),
 ]
+TrainerOption = Annotated[
+    Literal["original", "messages", "trl", "axolotl", "llama-factory", "ms-swift"],
+    typer.Option("--for", help="Rows in the form of a trainer; else in the format that they came in."),
+]
 RoundOption = Annotated[int, typer.Option("--round", "-r", help="The round, from 1.")]
 RunArguments = Annotated[
     list[str] | None,

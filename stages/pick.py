@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .completion import complete_method
-from .options import EXAMPLES, ConfigOption, OverwriteOption, RunOption
+from .options import EXAMPLES, ConfigOption, OverwriteOption, RunOption, TrainerOption
 from .words import parse_assignments
 
 commands = typer.Typer()
@@ -31,6 +31,7 @@ def pick(
     to: Annotated[
         Path | None, typer.Option(help="The file to write (.jsonl); by default selected.jsonl in the run.")
     ] = None,
+    trainer: TrainerOption = "original",
     config: ConfigOption = None,
     run: RunOption = None,
     overwrite: OverwriteOption = False,
@@ -51,6 +52,6 @@ def pick(
     given = parse_assignments(settings or [])
     words = [*(f"{key}={value}" for key, value in NOTHING_TRAINED.items()), *given]
     opened = open_run(Options(config, tuple(words), run, method, overwrite))
-    picked = opened.pick(to=to)
+    picked = opened.pick(to=to, trainer=trainer)
     report(opened.folder, opened.outcomes, after_pick(opened))
     draw_chosen(chosen(open_split(opened, "pool"), picked.path))

@@ -103,7 +103,9 @@ PASSED_OVER: dict[str, Foreign] = {
         "the chat template decides it: choose template, or give a row chat_template_kwargs", off=())),
 }  # fmt: skip
 
-_OTHER_TRAINING = "Rows are scored with the states of plain AdamW training, of a LoRA adapter or of all weights."
+_OTHER_TRAINING = (
+    "Rows are scored with the states of plain AdamW training, of a LoRA adapter or of all weights."
+)
 _OTHER_LORA = Foreign(_OTHER_TRAINING, "Leave it out: LoRA adapters are trained in the standard form.")
 _OTHER_LOSS = Foreign(
     "The loss of training is the mean negative log-likelihood of response tokens, weighted by rows.",

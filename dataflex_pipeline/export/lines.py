@@ -36,13 +36,8 @@ def write_lines(
     Raises:
         UserError: there is no such folder, another file is there, or a trainer has no form for the rows.
     """
+    check_folder(file)
     place = file.absolute().parent
-    if not place.is_dir():
-        raise UserError(
-            f"{file} was named.",
-            f"There is no folder {file.parent}.",
-            "Make it first, or name a file in a folder that is there.",
-        )
     with tempfile.TemporaryDirectory(dir=place, prefix=".dataflex-export-") as scratch:
         made = Path(scratch)
         pool = PartedTable.open(choice.run.pool)
@@ -73,12 +68,31 @@ def _is_there(source: Path, final: Path, overwrite: bool) -> bool:
     if final.is_file() and filecmp.cmp(source, final, shallow=False):
         return True
     if not overwrite or not final.is_file():
-        raise UserError(
-            f"{final} exists, and holds something else.",
-            "What is there is never written over.",
-            "Name another file, or use --overwrite (Python: overwrite=True), which keeps the old one beside it.",
-        )
+        raise in_the_way(final)
     return False
+
+
+def check_folder(file: Path) -> None:
+    """Refuse a file in a folder that is not there.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not file.absolute().parent.is_dir():
+        raise UserError(
+            f"{file} was named.",
+            f"There is no folder {file.parent}.",
+            "Make it first, or name a file in a folder that is there.",
+        )
+
+
+def in_the_way(final: Path) -> UserError:
+    """Return the error for a file that is there with another content."""
+    return UserError(
+        f"{final} exists, and holds something else.",
+        "What is there is never written over.",
+        "Name another file, or use --overwrite (Python: overwrite=True), which keeps the old one beside it.",
+    )
 
 
 def _say_how(written: Written, place: Path, trainer: Trainer, say: Say) -> None:

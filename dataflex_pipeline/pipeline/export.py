@@ -20,17 +20,18 @@ from dataflex_pipeline.errors import (
 from dataflex_pipeline.export.bundle import Bundle, Part, describe, write_bundle
 from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.export.formats import several_formats
-from dataflex_pipeline.export.lines import write_lines
+from dataflex_pipeline.export.lines import check_folder, in_the_way, write_lines
 from dataflex_pipeline.export.origin import Origin, origin_of_adapter, origin_of_run
 from dataflex_pipeline.export.selected import Choice, last_selected
 from dataflex_pipeline.models.source import model_digest, tokenizer_digest
 from dataflex_pipeline.pipeline.damage import check_outputs
 from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
 from dataflex_pipeline.pipeline.output import Outcome
+from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.store.atomic import read_json
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.run import RunFolder
-from dataflex_pipeline.store.stale import named_changes
+from dataflex_pipeline.store.stale import is_complete, named_changes
 
 What = Literal["all", "model", "adapter", "data"]
 PARTS: dict[What, tuple[Part, ...]] = {
@@ -135,6 +136,32 @@ def export_rows(run: OpenRun, file: Path, asked: Asked) -> list[Outcome]:
         Outcome("export", path, done, seconds, f"{count:,} lines: {choice.words}")
         for path, count, done in files
     ]
+
+
+def check_place(file: Path, selection: Selection | None) -> None:
+    """Find what would stop the export of rows that are not selected yet.
+
+    Args:
+        file: where to.
+        selection: whose rows; None where a file that is there is to be set aside.
+
+    Raises:
+        UserError: it is no file of JSON lines, its folder is not there, or it holds other rows.
+    """
+    if file.suffix.lower() != ".jsonl":
+        raise UserError(
+            f"{file} was named.", "Rows are written as JSON lines.", "Name a file that ends in .jsonl."
+        )
+    check_folder(file)
+    if file.exists() and selection is not None and not _is_made(selection):
+        raise in_the_way(file)
+
+
+def _is_made(selection: Selection) -> bool:
+    try:
+        return is_complete(selection.run.store.pool) and selection.is_current()
+    except StaleError:
+        return False
 
 
 def _check_asked(asked: Asked) -> None:

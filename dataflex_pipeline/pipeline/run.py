@@ -32,7 +32,7 @@ from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.methods import check_methods, shipped_methods
 from dataflex_pipeline.pipeline.damage import check_outputs, set_aside_damaged_tables
 from dataflex_pipeline.pipeline.evaluate import Wanted, evaluate
-from dataflex_pipeline.pipeline.export import Asked, What, export, export_rows
+from dataflex_pipeline.pipeline.export import Asked, What, check_place, export, export_rows
 from dataflex_pipeline.pipeline.index import Index
 from dataflex_pipeline.pipeline.locate import Options, load_for, locate
 from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
@@ -238,7 +238,14 @@ class Run(OpenRun):
             self._make(number, [selection, *([Index(selection)] if laid_out else [])], keeps=name is None)
             return Table(selection.path, selection.describe(), by="score")
 
-    def pick(self, method: str | None = None, to: str | Path | None = None, **settings: Any) -> Table:
+    def pick(
+        self,
+        method: str | None = None,
+        to: str | Path | None = None,
+        *,
+        trainer: Trainer = "original",
+        **settings: Any,
+    ) -> Table:
         """Choose the best rows and write them to a file: prepare, score, select and export round 1.
 
         Nothing is trained, unless ``warmup_step`` or ``update_times`` is given for it. Another selection than
@@ -247,6 +254,7 @@ class Run(OpenRun):
         Args:
             method: the method's name; by default the configured one.
             to: the file, which ends in .jsonl; by default selected.jsonl in the run.
+            trainer: the form of the rows, as for `export`.
             settings: keys of the configuration, such as ``fraction``, from now on.
 
         Returns:
@@ -262,6 +270,9 @@ class Run(OpenRun):
             name = method or self.given.component_name
             check_settings(self)
             check_how_many(self, name)
+            selection = Selection(Scores(self, 1, name), replace=True)
+            place = self.folder / "selected.jsonl" if to is None else Path(to).expanduser()
+            check_place(place, None if self.overwrite else selection)
             sources = check_before_start(self, 1, name)
             say_versions(self)
             check_outputs(self, 1)
@@ -269,10 +280,9 @@ class Run(OpenRun):
                 if self.overwrite:
                     set_aside_damaged_tables(self, 1)
                 done = make_up_to(self, 0, sources)
-                selection = Selection(Scores(self, 1, name), replace=True)
                 done += [selection.scores.make(), selection.make()]
                 self.save_settings()
-        self.export(self.folder / "selected.jsonl" if to is None else to, round=1)
+        self.export(place, round=1, trainer=trainer)
         self.outcomes = [*done, *self.outcomes]
         return Table(selection.path, selection.describe(), by="score")
 
@@ -427,7 +437,7 @@ class Run(OpenRun):
 
         Rows are prepared here where the run begins with the model as it is given.
         """
-        last = outputs[-1]
+        first, last = outputs[0], outputs[-1]
         begins = not self.given.warmup_step and not has_trained(self.store)
         if not begins:
             require_run(self)
@@ -438,8 +448,8 @@ class Run(OpenRun):
         check_settings(self)
         sources = None
         if begins:
-            method = last.method if isinstance(last, Scores | Selection) else None
-            sources = check_before_start(self, number, method, draws=not isinstance(last, Scores))
+            method = first.method if isinstance(first, Scores | Selection) else None
+            sources = check_before_start(self, number, method, draws=not isinstance(first, Scores))
         say_versions(self)
         check_outputs(self, number - 1 if self.overwrite else number)
         with self.writing():
