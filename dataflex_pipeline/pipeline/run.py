@@ -272,7 +272,8 @@ class Run(OpenRun):
             check_how_many(self, name)
             selection = Selection(Scores(self, 1, name), replace=True)
             place = self.folder / "selected.jsonl" if to is None else Path(to).expanduser()
-            check_place(place, None if self.overwrite else selection)
+            if to is not None:
+                check_place(place, None if self.overwrite else selection)
             sources = check_before_start(self, 1, name)
             say_versions(self)
             check_outputs(self, 1)
@@ -281,6 +282,8 @@ class Run(OpenRun):
                     set_aside_damaged_tables(self, 1)
                 done = make_up_to(self, 0, sources)
                 done += [selection.scores.make(), selection.make()]
+                if to is None and done[-1].done:
+                    place.unlink(missing_ok=True)  # the rows of the selection before, in the run itself
                 self.save_settings()
         self.export(place, round=1, trainer=trainer)
         self.outcomes = [*done, *self.outcomes]
