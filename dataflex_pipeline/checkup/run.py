@@ -130,12 +130,12 @@ def _leaks(context: Run) -> list[Finding]:
     if head is not None:
         found = f"the target is the first {head:,} rows of the pool, as eval_dataset says"
         return [Finding("target in pool", "ok", found, "", "configuration")]
-    found = _overlap(context)
-    whole = f"{found.n_target:,} target rows are in the pool"
-    less = f" (its first {COMPARED:,} rows)" if found.n_pool == COMPARED else ""
-    said = f"{len(found.exact):,} of {whole}{less} word for word, {len(found.near):,} more but for case, "
+    shared = _overlap(context)
+    whole = f"{shared.n_target:,} target rows are in the pool"
+    less = f" (its first {COMPARED:,} rows)" if shared.n_pool == COMPARED else ""
+    said = f"{len(shared.exact):,} of {whole}{less} word for word, {len(shared.near):,} more but for case, "
     said += "punctuation and white space"
-    pairs = [*found.exact.items(), *found.near.items()]
+    pairs = [*shared.exact.items(), *shared.near.items()]
     if not pairs:
         return [Finding("target in pool", "ok", said, "", "configuration")]
     shown = ", ".join(f"target row {row} = pool row {other}" for row, other in pairs[:LEAKS_SHOWN])

@@ -23,8 +23,8 @@ from dataflex_pipeline.config.components import (
     sections_passed_over,
 )
 from dataflex_pipeline.config.fields import DEMO, SECRETS, Config
-from dataflex_pipeline.config.overrides import COMMAND_LINE, override_layers
 from dataflex_pipeline.config.llama_factory import PASSED_OVER, REFUSED, RENAMED
+from dataflex_pipeline.config.overrides import COMMAND_LINE, override_layers
 from dataflex_pipeline.config.peer import FIXED, HINTS, IGNORED, shipped_in_place_of, translate
 from dataflex_pipeline.config.redaction import without_secrets
 from dataflex_pipeline.config.shipped import shipped_configs

@@ -30,7 +30,7 @@ class Overlap:
     Attributes:
         n_target: rows of the target that were looked at. n_pool: rows of the pool that were.
         exact: target row -> the first pool row that is the same word for word.
-        near: target row -> the first pool row that is a near-duplicate; of target rows that are not in `exact`.
+        near: target row -> the first pool row that is a near-duplicate; of rows that are not in `exact`.
     """
 
     n_target: int = 0

@@ -230,8 +230,8 @@ def test_rows_of_the_target_that_are_in_the_pool(own, here):
     found = findings(*own)["target in pool"]
     assert found["state"] == "warning"
     assert found["found"] == (
-        "1 of 16 target rows are in the pool word for word, 1 more but for case, punctuation and white space: "
-        "target row 5 = pool row 200, target row 2 = pool row 201"
+        "1 of 16 target rows are in the pool word for word, 1 more but for case, punctuation and white "
+        "space: target row 5 = pool row 200, target row 2 = pool row 201"
     )
     found = findings("dataset=target.jsonl", *own[1:])["target in pool"]
     assert found["state"] == "warning"

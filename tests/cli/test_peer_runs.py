@@ -123,7 +123,12 @@ def test_a_plain_file_for_fine_tuning_runs_as_a_selection(here, tiny_demo):
     text = " ".join(done("round", 1, "--config", "sft.yaml").split())
     # 60 rows, 8 a step: 8 steps an epoch, 16 in all; 16 // 6 of them the warm-up, (16 - 2) // 5 each round
     assert "they are 16; warmup_step=2, then update_step=2 in each of 5 rounds" in text
-    for said in ("val_size: 0.1 (", "eval_strategy has no effect", "flash_attn: auto (", "score_batch_size of loss"):
+    for said in (
+        "val_size: 0.1 (",
+        "eval_strategy has no effect",
+        "flash_attn: auto (",
+        "score_batch_size of loss",
+    ):
         assert text.count(said) == 1
     assert text.count("is passed over: ") == 2
     index = pq.read_table("saves/sft/round-01/index.parquet")

@@ -61,7 +61,14 @@ def test_a_plain_file_for_fine_tuning(write):
         Config().update_times,
     )
     said = {line.partition(" ")[0].rstrip(":") for line in loaded.notices}
-    assert said == {"flash_attn", "overwrite_cache", "overwrite_output_dir", "val_size", "eval_strategy", "eval_steps"}
+    assert said == {
+        "flash_attn",
+        "overwrite_cache",
+        "overwrite_output_dir",
+        "val_size",
+        "eval_strategy",
+        "eval_steps",
+    }
     assert len(loaded.notices) == 6  # one line each
     (split,) = [line for line in loaded.notices if line.startswith("val_size")]
     assert "sft.yaml, line 35" in split
@@ -82,7 +89,11 @@ def test_evaluation_stays_where_there_are_rows_for_it(write):
 
 
 def test_every_foreign_key_has_one_meaning():
-    tables = [*map(set, (PASSED_OVER, REFUSED, RENAMED, FIXED, IGNORED)), set(_TAKEN), set(Config.model_fields)]
+    tables = [
+        *map(set, (PASSED_OVER, REFUSED, RENAMED, FIXED, IGNORED)),
+        set(_TAKEN),
+        set(Config.model_fields),
+    ]
     for number, table in enumerate(tables):
         for other in tables[number + 1 :]:
             assert not table & other
@@ -160,6 +171,7 @@ def test_what_asks_for_nothing_is_taken_without_a_word(text):
         ("disable_gradient_checkpointing=true", "gradient_checkpointing", False),
         ("warmup_steps=0.25", "warmup_ratio", 0.25),
         ("moe_aux_loss_coef=0.01", "router_aux_loss_coef", 0.01),
+        ("early_stopping_threshold=0.0", "early_stopping_min_delta", 0.0),
         ("resume_from_checkpoint=true", "seed", 42),
     ],
 )

@@ -1,4 +1,4 @@
-"""Rows that cannot be used, in a report: one line per reason, whatever the number of tables made from them."""
+"""Rows that cannot be used, in a report: one line per reason, however many tables have them."""
 
 from dataflex_pipeline.data.rows import reasons_text, rows_said
 from dataflex_pipeline.reports.findings import not_usable
@@ -11,7 +11,7 @@ def reason(text, *first, rows=None):
 def test_a_bad_row_of_the_pool_is_named_once():
     bad = [reason("empty response", 3, 8), reason("no assistant turn", 5)]
     views = ["pool", "losses_pool_after_0", "losses_pool_after_1", "scores_1_loss", "scores_2_loss"]
-    found = not_usable({view: bad for view in views}, dict.fromkeys(views, "pool"))
+    found = not_usable(dict.fromkeys(views, bad), dict.fromkeys(views, "pool"))
     assert found == [
         "pool: 2 rows not usable: empty response (rows 3, 8)",
         "pool: 1 row not usable: no assistant turn (row 5)",
@@ -20,7 +20,12 @@ def test_a_bad_row_of_the_pool_is_named_once():
 
 def test_what_failed_later_is_said_of_the_tables_in_which_it_did():
     late = [reason("the loss is not finite", 1, 2, 4, rows=40)]
-    seen = {"pool": [], "target": [reason("empty prompt", 0)], "losses_pool_after_1": late, "scores_2_loss": late}
+    seen = {
+        "pool": [],
+        "target": [reason("empty prompt", 0)],
+        "losses_pool_after_1": late,
+        "scores_2_loss": late,
+    }
     splits = dict.fromkeys(seen, "pool") | {"target": "target"}
     assert not_usable(seen, splits) == [
         "target: 1 row not usable: empty prompt (row 0)",

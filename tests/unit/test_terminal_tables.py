@@ -10,8 +10,18 @@ from dataflex_pipeline.terminal import console
 COLUMNS = ("stage", "time", "result", "where")
 ROWS = [
     ("pool", "2.5 s", "3,600 rows, 3,600 valid", "pool"),
-    ("train, warm-up", "11.8 s", "2 steps, train loss 3.1055, mean lr 0.00387, target loss 1.8112", "round-00/checkpoint"),
-    ("score loss, round 1", "up to date", "3,600 of 3,600 rows scored: min 0.0004856, max 14.23", "round-01/scores/loss.parquet"),
+    (
+        "train, warm-up",
+        "11.8 s",
+        "2 steps, train loss 3.1055, mean lr 0.00387, target loss 1.8112",
+        "round-00/checkpoint",
+    ),
+    (
+        "score loss, round 1",
+        "up to date",
+        "3,600 of 3,600 rows scored: min 0.0004856, max 14.23",
+        "round-01/scores/loss.parquet",
+    ),
 ]
 
 
