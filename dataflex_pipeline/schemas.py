@@ -43,7 +43,12 @@ PREPARED = pa.schema(
         column(
             "labels", pa.list_(pa.int32()), "token ids that carry loss, -100 elsewhere; length of input_ids"
         ),
-        column("n_tokens", pa.int32(), "tokens in input_ids", nullable=False),
+        column(
+            "n_tokens",
+            pa.int32(),
+            "all tokens of the row, prompt and response: those in input_ids",
+            nullable=False,
+        ),
         column("n_response_tokens", pa.int32(), "tokens that carry loss", nullable=False),
         VALID,
         REASON,
@@ -116,7 +121,12 @@ LOSSES = pa.schema(
         ROW,
         ROW_ID,
         column("loss", pa.float64(), "mean negative log-likelihood of the response, nats per token"),
-        column("n_tokens", pa.int32(), "response tokens that the mean is over", nullable=False),
+        column(
+            "n_tokens",
+            pa.int32(),
+            "response tokens that the mean is over: n_response_tokens of the prepared row, not its n_tokens",
+            nullable=False,
+        ),
         VALID,
         REASON,
     ]

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from dataflex_pipeline.api import Feature, Need, Silent, Split
 from dataflex_pipeline.checkup.environment import deepspeed_ready
 from dataflex_pipeline.checkup.findings import Finding, checked, worst
+from dataflex_pipeline.config.fields import DEMO
+from dataflex_pipeline.data.leaks import LEAKS_SHOWN, Overlap
 from dataflex_pipeline.pipeline.run import Run
 from dataflex_pipeline.store.parts import PartedTable
 
+if TYPE_CHECKING:
+    from dataflex_pipeline.data.conversation import Conversation
+
 SAMPLE = 64
 """Rows of each data set that are looked at, from its start."""
+COMPARED = 100_000
+"""Rows of the pool that the target's rows are looked for in, from its start."""
+UNMADE = "is the embedded demo's, which the first round makes; nothing is looked at before"
 
 
 def check_configuration(context: Run) -> tuple[list[Finding], list[dict[str, Any]]]:
@@ -42,8 +52,14 @@ def check_configuration(context: Run) -> tuple[list[Finding], list[dict[str, Any
             shown.extend(stretches)
         return found
 
-    for split in splits_of(context):
+    splits = splits_of(context)
+    if context.lacks_demo and DEMO in (context.given.dataset, context.given.model_name_or_path):
+        named = "model" if context.given.dataset != DEMO else "pool"
+        return [*findings, Finding(named, "ok", f"it {UNMADE}", "", "configuration")], shown
+    for split in splits:
         findings += checked(split, lambda split=split: look(split))  # type: ignore[misc]
+    if "target" in splits and worst(findings) != "problem":
+        findings += checked("target in pool", lambda: _leaks(context))
     if pool and any(pool[0].column("valid").to_pylist()):
         findings += checked("model", lambda: _model(context, pool[0]))
     return findings, shown
@@ -122,3 +138,50 @@ def _model(context: Run, rows: pa.Table) -> list[Finding]:
     from dataflex_pipeline.checkup.batching import check_model
 
     return list(check_model(context.config, rows))
+
+
+def _leaks(context: Run) -> list[Finding]:
+    """Look for rows of the target in the pool."""
+    head = context.given.target_head
+    if head is not None:
+        found = f"the target is the first {head:,} rows of the pool, as eval_dataset says"
+        return [Finding("target in pool", "ok", found, "", "configuration")]
+    shared = _overlap(context)
+    whole = f"{shared.n_target:,} target rows are in the pool"
+    less = f" (its first {COMPARED:,} rows)" if shared.n_pool == COMPARED else ""
+    said = f"{len(shared.exact):,} of {whole}{less} word for word, {len(shared.near):,} more but for case, "
+    said += "punctuation and white space"
+    pairs = [*shared.exact.items(), *shared.near.items()]
+    if not pairs:
+        return [Finding("target in pool", "ok", said, "", "configuration")]
+    shown = ", ".join(f"target row {row} = pool row {other}" for row, other in pairs[:LEAKS_SHOWN])
+    more = ", ..." if len(pairs) > LEAKS_SHOWN else ""
+    advice = "Take them out of one of the two: selecting them is training on what is evaluated."
+    return [Finding("target in pool", "warning", f"{said}: {shown}{more}", advice, "configuration")]
+
+
+def _overlap(context: Run) -> Overlap:
+    """Read the target, and the pool as far as it is compared; nothing is tokenised."""
+    from dataflex_pipeline.data.leaks import overlap
+
+    pool = itertools.islice(_conversations(context, "pool"), COMPARED)
+    return overlap(_conversations(context, "target"), enumerate(pool))
+
+
+def _conversations(context: Run, split: Split) -> Iterator[Conversation | None]:
+    """Yield the conversations of a split in order; None for a row that cannot be used."""
+    from dataflex_pipeline.data.conversation import RowError
+    from dataflex_pipeline.data.formats import to_conversation
+    from dataflex_pipeline.data.scan import scan_sources
+    from dataflex_pipeline.data.sources import resolve_sources
+    from dataflex_pipeline.pipeline.prepare import data_settings
+
+    settings = data_settings(context, split)
+    few = dataclasses.replace(settings, max_samples=min(SAMPLE, settings.max_samples or SAMPLE))
+    layouts = [each.layout for each in scan_sources(few, Silent()).sources]
+    for source, layout in zip(resolve_sources(settings), layouts, strict=True):
+        for row in source.rows():
+            try:
+                yield to_conversation(row, layout.of(row), source.columnar)
+            except RowError:
+                yield None

@@ -303,7 +303,7 @@ class Config(BaseModel):
     )
     early_stopping_steps: int | None = key(
         None,
-        "evaluations without improvement after which the run ends, counted over rounds",
+        "evaluations (not steps) without improvement after which the run ends, counted over rounds",
         "run",
         "evaluation",
         ge=1,

@@ -1,6 +1,6 @@
 """Keys of LLaMA-Factory's and DataFlex's files that are no keys here, and what becomes of each.
 
-    PASSED_OVER   does not change which rows are scored, selected or trained, or is done by other means here: said
+    PASSED_OVER   changes no score, selection or training, or is done by other means here: said
     REFUSED       would change the result, and is not offered: an error, unless it is off
     RENAMED       the same thing under another name here: taken as that
     ATTENTION     values of ``flash_attn``
@@ -53,7 +53,8 @@ _KERNEL = Foreign(
 _PACKED = Foreign("rows are not packed here: each is scored and weighted by itself")
 
 PASSED_OVER: dict[str, Foreign] = {
-    "val_size": Foreign("no rows are split off here: name the rows to evaluate on and select towards, eval_dataset"),
+    "val_size": Foreign(
+        "no rows are split off here: eval_dataset names those to evaluate on and to select towards"),
     **_same("packing neat_packing", _PACKED),
     "streaming": Foreign("data is always read as a stream"),
     "buffer_size": Foreign("data is always read as a stream, and rows are drawn from all of it", off=()),
@@ -63,7 +64,7 @@ PASSED_OVER: dict[str, Foreign] = {
     "save_strategy": Foreign(
         "a round's end is always saved, and save_steps adds checkpoints inside it", off=("steps",)
     ),
-    "save_total_limit": Foreign("the newest checkpoint of a round is kept, or all (keep_checkpoints)", off=()),
+    "save_total_limit": Foreign("a round keeps its newest checkpoint, or all (keep_checkpoints)", off=()),
     "save_safetensors": Foreign("weights are always safetensors", off=(True,)),
     "tokenized_path": Foreign("prepared rows are kept in the run's own folder", off=("",)),
     **_same("preprocessing_batch_size ignore_pad_token_for_loss cache_dir offload_folder", Foreign(
@@ -74,7 +75,7 @@ PASSED_OVER: dict[str, Foreign] = {
         off=("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"),
     ),
     **_same("enable_liger_kernel use_unsloth use_v1_kernels use_kt", _KERNEL),
-    **_same("use_unsloth_gc", Foreign("gradient_checkpointing: true saves memory with transformers' own code")),
+    "use_unsloth_gc": Foreign("gradient_checkpointing: true saves memory with transformers' own code"),
     **_same("use_reentrant_gc gradient_checkpointing_kwargs low_cpu_mem_usage use_fast_tokenizer", Foreign(
         _SPEED.why, off=(False, True, ""))),
     **_same("torch_compile torch_compile_backend torch_compile_mode tf32 group_by_length", _SPEED),
@@ -132,7 +133,8 @@ REFUSED: dict[str, Foreign] = {
     **_same("use_galore use_apollo use_badam use_adam_mini use_muon use_llama_pro", _OTHER_LORA),
     **_same("shift_attn mixture_of_depths rope_scaling train_from_scratch freeze_gate", Foreign(
         "The model is taken as it was given.", "Leave it out, or change the model's own files.")),
-    **_same("use_dft_loss use_asft_loss use_eaft_loss neftune_noise_alpha label_smoothing_factor", _OTHER_LOSS),
+    **_same("use_dft_loss use_asft_loss use_eaft_loss", _OTHER_LOSS),
+    **_same("neftune_noise_alpha label_smoothing_factor", _OTHER_LOSS),
     "train_on_prompt": Foreign(
         "Losses, gradients and scores are those of the responses.", "Leave it out; mask_history narrows it."),
     **_same("resize_vocab add_tokens add_special_tokens new_special_tokens_config", _TOKENS),
@@ -149,9 +151,11 @@ REFUSED: dict[str, Foreign] = {
 
 RENAMED: dict[str, str] = {
     "moe_aux_loss_coef": "router_aux_loss_coef",
+    "early_stopping_patience": "early_stopping_steps",
+    "early_stopping_threshold": "early_stopping_min_delta",
     "evaluation_strategy": "eval_strategy",
 }
-"""Keys of LLaMA-Factory that mean the same as one of another name here."""
+"""Keys of LLaMA-Factory and transformers that mean the same as one of another name here."""
 
 ATTENTION: dict[Any, str | None] = {
     "auto": None,

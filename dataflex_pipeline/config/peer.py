@@ -67,11 +67,10 @@ HINTS: dict[str, str] = {
     "warmup_steps": "The learning rate's rise is warmup_ratio here, a share of all steps; warmup_step is the "
     "length of round 0.",
     "max_steps": "The length of a run is warmup_step + update_step x update_times.",
-    "early_stopping_patience": "Set early_stopping_steps.",
     "text_column": "Set data_columns.",
     "component_overrides": "Write it beside component_name, or as methods: {NAME: {...}}.",
-    "resume_from_checkpoint": "Leave it out: the same command goes on where the run stopped. To start from an "
-    "adapter set adapter_name_or_path.",
+    "resume_from_checkpoint": "Leave it out: the same command goes on where the run stopped. "
+    "To start from an adapter set adapter_name_or_path.",
 }
 
 _DEEPSPEED_NAMES = ("ds_z0", "ds_z2", "ds_z2_offload", "ds_z3", "ds_z3_offload")
@@ -132,6 +131,8 @@ def _word(name: str, value: Any) -> Any:
 
 def _renamed(name: str, value: Any, layer: Layer, found: Translated) -> None:
     ours = RENAMED[name]
+    if value is None:
+        return
     found.take(ours, _word(ours, value), f"{name} ({layer.place(name)}) is taken as {ours}")
 
 

@@ -149,7 +149,7 @@ def part_count(scan: Scan) -> int:
 def _nothing_valid(settings: DataSettings, tally: Tally) -> DataError:
     return DataError(
         f"None of the {sum(tally.rows.values())} rows of {', '.join(settings.datasets)} can be used.",
-        f"Reasons: {reasons_text(tally.reasons)}.",
+        f"Reasons: {reasons_text(tally.reasons, tally.first)}.",
         "Correct the data or the settings that the reasons name (columns, tags, template, cutoff_len).",
     )
 
@@ -158,7 +158,7 @@ def _tell(progress: Progress, split: Split, settings: DataSettings, tally: Tally
     counts = tally.summary()
     line = f"{split}: {counts['valid']} of {counts['rows']} rows valid, {counts['tokens']} tokens"
     if counts["invalid"]:
-        line += f"; not valid: {reasons_text(tally.reasons)}"
+        line += f"; not valid: {reasons_text(tally.reasons, tally.first)}"
     if counts["at_cutoff"]:
         line += f"; {counts['at_cutoff']} rows reach cutoff_len {settings.cutoff_len}"
     progress.say(line)

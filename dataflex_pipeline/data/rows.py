@@ -21,6 +21,8 @@ from dataflex_pipeline.schemas import GROUP, IGNORED, PLACE, PREPARED
 
 NOTE_SEPARATOR = "; "
 """Between the notes of a row; no note has it in its text."""
+ROWS_NAMED = 3
+"""Rows that are named for a reason."""
 
 
 def prepared_schema(scan: Scan, split: Split) -> pa.Schema:
@@ -155,6 +157,7 @@ class Tally:
 
     Attributes:
         rows, valid: per source. reasons: of rows that are not valid. notes: of rows that are.
+        first: the first rows of each reason.
         tokens, response_tokens, at_cutoff: over valid rows.
         longest: tokens of the longest valid row. largest_token: largest token id in valid rows, -1 for none.
     """
@@ -163,13 +166,14 @@ class Tally:
     valid: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    first: dict[str, list[int]] = field(default_factory=dict)
     tokens: int = 0
     response_tokens: int = 0
     at_cutoff: int = 0
     longest: int = 0
     largest_token: int = -1
 
-    COUNTED = ("source", "valid", "reason", "note", "n_tokens", "n_response_tokens")
+    COUNTED = ("row", "source", "valid", "reason", "note", "n_tokens", "n_response_tokens")
     COLUMNS = (*COUNTED, "input_ids")
 
     def add(self, table: pa.Table, cutoff_len: int) -> None:
@@ -181,13 +185,18 @@ class Tally:
             self.rows[row["source"]] += 1
             self.valid[row["source"]] += row["valid"]
             if not row["valid"]:
-                self.reasons[row["reason"]] += 1
+                self._count_reason(row["reason"], row["row"])
                 continue
             self.tokens += row["n_tokens"]
             self.response_tokens += row["n_response_tokens"]
             self.at_cutoff += row["n_tokens"] >= cutoff_len
             self.longest = max(self.longest, row["n_tokens"])
             self.notes.update(row["note"].split(NOTE_SEPARATOR) if row["note"] else ())
+
+    def _count_reason(self, reason: str, row: int) -> None:
+        self.reasons[reason] += 1
+        first = self.first.get(reason, [])
+        self.first[reason] = sorted([*first, row])[:ROWS_NAMED]  # parts that were there are counted first
 
     @property
     def n_valid(self) -> int:
@@ -212,8 +221,20 @@ class Tally:
         }
 
 
-def reasons_text(reasons: Mapping[str, int], most: int = 5) -> str:
-    """Return the most frequent reasons with their counts, in one line."""
+def reasons_text(reasons: Mapping[str, int], first: Mapping[str, Sequence[int]], most: int = 5) -> str:
+    """Return the most frequent reasons with their counts and first rows, in one line.
+
+    Args:
+        reasons: reason -> rows.
+        first: reason -> the first of them.
+        most: reasons that are named.
+    """
     ranked = sorted(reasons.items(), key=lambda item: -item[1])
-    shown = "; ".join(f"{count} x {reason}" for reason, count in ranked[:most])
+    shown = "; ".join(f"{count} x {why} ({rows_said(first[why], count)})" for why, count in ranked[:most])
     return shown + (f"; and {len(ranked) - most} other reasons" if len(ranked) > most else "")
+
+
+def rows_said(first: Sequence[int], count: int) -> str:
+    """Return rows by number: "row 3", "rows 3, 8" or, of more than are named, "rows 3, 8, 11, ..."."""
+    numbers = ", ".join(map(str, first))
+    return f"row{'s' * (count != 1)} {numbers}{', ...' * (count > len(first))}"

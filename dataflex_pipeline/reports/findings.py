@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dataflex_pipeline.data.rows import rows_said
 from dataflex_pipeline.reports.catalogue import RunTable, tables_of
 from dataflex_pipeline.reports.likeness import alike
 from dataflex_pipeline.reports.look import Wanted, look, shared_rows
@@ -55,7 +56,7 @@ def findings(record: RunRecord) -> dict[str, Any]:
             "evaluations": [asdict(f) | {"round": n} for n in record.markers for f in record.evaluated(n)],
             "alike": alike(queries, scores, looks),
             "repeated": _repeated(queries, indexes),
-            "warnings": _warnings(record, looks),
+            "warnings": _warnings(record, looks, {table.view: table.split for table in tables}),
             "settings": record.settings,
             "provenance": record.record,
         }
@@ -170,15 +171,50 @@ def _repeated(queries: Queries, indexes: Sequence[RunTable]) -> list[dict[str, A
     return found
 
 
-def _warnings(record: RunRecord, looks: Mapping[str, Any]) -> list[str]:
-    """Return what the tables noted and what was left out, in words."""
+def _warnings(record: RunRecord, looks: Mapping[str, Any], splits: Mapping[str, str]) -> list[str]:
+    """Return what the tables noted and what was left out, in words.
+
+    Args:
+        record: of the run.
+        looks: view -> what is to be said about the table.
+        splits: view -> whose rows it has lines for.
+    """
     rounds = {number: marker.versions for number, marker in record.markers.items()}
     found = changes_between_rounds(record.record.get("versions", {}), rounds)
     for view, seen in looks.items():
         found += [f"{view}: {line}" for line in seen["facts"].get("notices", [])]
-        found += [
-            f"{view}: {each['rows']:,} rows not usable: {each['reason']}" for each in seen.get("reasons", [])
-        ]
+    found += not_usable({view: seen.get("reasons", []) for view, seen in looks.items()}, splits)
     if record.last < int(record.settings["update_times"]):
         found.append(f"the run is at round {record.last} of {record.settings['update_times']}")
     return found
+
+
+VIEWS_NAMED = 3
+
+
+def not_usable(found: Mapping[str, Sequence[Mapping[str, Any]]], splits: Mapping[str, str]) -> list[str]:
+    """Return a line for every reason that rows are not usable for, with their number and the first of them.
+
+    A row that is not valid in the pool is not valid in any table made from it: it is named once.
+
+    Args:
+        found: view -> its reasons: reason, rows, first.
+        splits: view -> whose rows it has lines for.
+    """
+    views: dict[tuple[Any, ...], list[str]] = {}
+    for view, reasons in found.items():
+        for each in reasons:
+            key = (splits[view], each["reason"], each["rows"], tuple(each["first"]))
+            views.setdefault(key, []).append(view)
+    return [
+        f"{_views_said(split, named)}: {rows:,} row{'s' * (rows != 1)} not usable: {reason} "
+        f"({rows_said(first, rows)})"
+        for (split, reason, rows, first), named in views.items()
+    ]
+
+
+def _views_said(split: str, named: Sequence[str]) -> str:
+    if split in named:
+        return split
+    more = f" and {len(named) - VIEWS_NAMED} more tables" if len(named) > VIEWS_NAMED else ""
+    return ", ".join(named[:VIEWS_NAMED]) + more

@@ -152,7 +152,11 @@ def effective_size(relation: DuckDBPyRelation, column: str) -> float:
     return float(total) ** 2 / float(squares) if squares else 0.0
 
 
+REASON_ROWS = 3
+"""Rows that are named for a reason."""
+
+
 def reasons(relation: DuckDBPyRelation) -> list[dict[str, Any]]:
-    """Return why rows are not valid, most frequent first: reason, rows."""
-    counted = relation.filter("not valid").aggregate("reason, count(*) as rows", "reason")
-    return dictionaries(counted.order("rows desc, reason"))
+    """Return why rows are not valid, most frequent first: reason, rows, and the first of them."""
+    found = f"reason, count(*) as rows, min(row, {REASON_ROWS}) as first"
+    return dictionaries(relation.filter("not valid").aggregate(found, "reason").order("rows desc, reason"))

@@ -21,6 +21,8 @@ GAP = 3
 """Columns of the terminal that rich puts around each column of a table."""
 LEAST = 8
 """What is left at least of the column that gives way; with less room a table is not drawn as one."""
+MOST_LINES = 3
+"""A cell of the column that gives way takes so many lines at most; with less room it stands below its row."""
 
 
 @contextlib.contextmanager
@@ -55,8 +57,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
     Args:
         title: above it; may be empty. columns: their names. rows: of plain text.
-        wraps: the column that gives way on a narrow terminal; the others (paths, names) stay whole, and where
-            they do not fit, cells stand below each other.
+        wraps: the column that gives way on a narrow terminal: it is wrapped, or stands on a line of its own
+            below each row; the others (paths, names) stay whole, and where they do not fit, cells stand
+            below each other.
     """
     if not out.is_terminal:
         lines = [*([title] if title else []), *("\t".join(row) for row in [columns, *rows])]
@@ -64,6 +67,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         return
     if not fits(columns, rows, wraps):
         _print_stacked(title, columns, rows)
+        return
+    if wraps in columns and _most_lines(columns, rows, wraps) > MOST_LINES:
+        _print_below(title, columns, rows, wraps)
         return
     from rich import box
     from rich.table import Table
@@ -91,13 +97,45 @@ def fits(columns: Sequence[str], rows: Sequence[Sequence[str]], wraps: str = "")
     """
     if not out.is_terminal:
         return True
-    from rich.cells import cell_len
-
-    widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
     needed = sum(
-        min(width, LEAST) if name == wraps else width for name, width in zip(columns, widths, strict=True)
+        min(width, LEAST) if name == wraps else width
+        for name, width in zip(columns, _widths(columns, rows), strict=True)
     )
     return needed + GAP * len(columns) <= out.width
+
+
+def _most_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], wraps: str) -> int:
+    """Return how many lines the longest cell of the column that gives way would take."""
+    place = list(columns).index(wraps)
+    others = sum(width for number, width in enumerate(_widths(columns, rows)) if number != place)
+    room = max(out.width - others - GAP * len(columns), 1)
+    return max((len(textwrap.wrap(row[place], room)) for row in rows), default=0)
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    from rich.cells import cell_len
+
+    return [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
+
+
+def _print_below(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], wraps: str) -> None:
+    """Print a table whose column ``wraps`` stands below each row, over the whole width."""
+    from rich.cells import set_cell_size
+
+    place = list(columns).index(wraps)
+    widths = _widths(columns, rows)
+
+    def beside(cells: Sequence[str]) -> str:
+        kept = [number for number in range(len(columns)) if number != place]
+        return "  " + "  ".join(set_cell_size(cells[number], widths[number]) for number in kept).rstrip()
+
+    if title:
+        line(title, style="bold")
+    line(beside(columns), style="bold")
+    for row in rows:
+        line(beside(row))
+        for text in textwrap.wrap(row[place], max(out.width - 6, 1), break_on_hyphens=False):
+            line(f"      {text}")
 
 
 def _print_stacked(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

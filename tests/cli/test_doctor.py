@@ -206,10 +206,47 @@ def test_weights_that_are_not_finite(own, here):
     assert findings(*own, code=2)["losses"]["state"] == "problem"
 
 
-def test_only_the_beginning_of_large_data_is_read(own, here):
+def test_only_the_beginning_of_large_data_is_read(own, here, monkeypatch):
+    monkeypatch.setattr("dataflex_pipeline.checkup.run.COMPARED", 64)
     lines = (here / "pool.jsonl").read_text().splitlines()
     (here / "pool.jsonl").write_text("\n".join([*lines[:64], "this is no JSON"]) + "\n")
     assert findings(*own)["pool rows"]["found"] == "64 of the first 64 rows can be used"
+
+
+def test_a_mistake_further_on_is_found_where_the_target_is_looked_for(own, here):
+    lines = (here / "pool.jsonl").read_text().splitlines()
+    (here / "pool.jsonl").write_text("\n".join([*lines[:64], "this is no JSON"]) + "\n")
+    assert findings(*own, code=2)["target in pool"]["state"] == "problem"
+
+
+def test_rows_of_the_target_that_are_in_the_pool(own, here):
+    found = findings(*own)["target in pool"]
+    assert found["state"] == "ok"
+    assert found["found"].startswith("0 of 16 target rows are in the pool word for word, 0 more but for case")
+    target = [json.loads(line) for line in (here / "target.jsonl").read_text().splitlines()]
+    changed = target[2] | {"instruction": target[2]["instruction"].upper() + " !"}
+    with (here / "pool.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in (target[5], changed))
+    found = findings(*own)["target in pool"]
+    assert found["state"] == "warning"
+    assert found["found"] == (
+        "1 of 16 target rows are in the pool word for word, 1 more but for case, punctuation and white "
+        "space: target row 5 = pool row 200, target row 2 = pool row 201"
+    )
+    found = findings("dataset=target.jsonl", *own[1:])["target in pool"]
+    assert found["state"] == "warning"
+    assert found["found"].startswith("16 of 16 target rows are in the pool word for word, 0 more")
+    found = findings(own[0], "eval_dataset=first_5", *own[2:])["target in pool"]
+    assert (found["state"], "first 5 rows" in found["found"]) == ("ok", True)
+
+
+def test_the_demo_is_not_missed_before_the_first_round(here):
+    found = findings("component_name=loss")
+    assert found["pool"]["state"] == "ok"
+    assert "which the first round makes" in found["pool"]["found"]
+    assert list(here.iterdir()) == []
+    ran = dataflex("estimate")
+    assert "any more" not in ran.out + ran.err
 
 
 def test_the_example_shows_what_carries_loss(own, here, tiny_demo):

@@ -161,7 +161,7 @@ def test_the_guides_entries(name):
 
 NEWER = """
 selectors:
-  loss: {name: loss, params: {cache_dir: ../saves/loss, focus: medium, score_batch_size: 4, score_num_workers: 1}}
+  loss: {name: loss, params: {cache_dir: ../l, focus: medium, score_batch_size: 4, score_num_workers: 1}}
   delta_loss: {name: delta_loss, params: {cache_dir: ../saves/delta, window_size: 0.3, score_batch_size: 4}}
   near: {name: near, params: {indices_path: ./near.npy, cache_dir: ../saves/near}}
   icons: {name: icons, params: {cache_dir: ../saves/icons, proj_dim: 64, task_boundaries: null}}

@@ -171,6 +171,7 @@ def test_what_asks_for_nothing_is_taken_without_a_word(text):
         ("disable_gradient_checkpointing=true", "gradient_checkpointing", False),
         ("warmup_steps=0.25", "warmup_ratio", 0.25),
         ("moe_aux_loss_coef=0.01", "router_aux_loss_coef", 0.01),
+        ("early_stopping_threshold=0.0", "early_stopping_min_delta", 0.0),
         ("resume_from_checkpoint=true", "seed", 42),
     ],
 )

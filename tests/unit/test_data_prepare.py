@@ -100,7 +100,8 @@ def test_cutoff_keeps_the_first_tokens_and_tells_rows_without_labels(tmp_path, t
     assert second["reason"] == "no response tokens left after cutoff_len 25"
     assert table.summary["at_cutoff"] == 1
     assert progress.said[-1] == (
-        "pool: 1 of 2 rows valid, 25 tokens; not valid: 1 x no response tokens left after cutoff_len 25; "
+        "pool: 1 of 2 rows valid, 25 tokens; not valid: 1 x no response tokens left after cutoff_len 25 "
+        "(row 1); "
         "1 rows reach cutoff_len 25"
     )
 
@@ -155,7 +156,7 @@ def test_no_valid_rows_is_an_error_and_leaves_nothing(tmp_path, tokenizer_folder
     write_jsonl(tmp_path / "a.jsonl", [silent, silent, unasked])
     with pytest.raises(DataError, match="None of the 3 rows of a can be used") as caught:
         run(tmp_path, tokenizer_folder, wanted(tmp_path))
-    assert "2 x empty response; 1 x empty prompt" in caught.value.why
+    assert "2 x empty response (rows 0, 1); 1 x empty prompt (row 2)" in caught.value.why
     assert not (tmp_path / "out").exists()
 
 
