@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataflex_pipeline.api import Checkpoint, Method, Need, Selection, Silent
+from collections.abc import Sequence
+from typing import Any, cast
+
+from dataflex_pipeline.api import Checkpoint, FeatureInput, Method, Need, Selection, Silent
 from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.features.plan import method_needs, plain_need, with_upstream
+from dataflex_pipeline.features.plan import method_needs, plain_need, plan_feature, with_upstream
+from dataflex_pipeline.pipeline.checkpoints import checkpoint_of
+from dataflex_pipeline.pipeline.open_run import OpenRun
+from dataflex_pipeline.pipeline.prepare import look
+from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.fingerprint import digest
+from dataflex_pipeline.store.parts import PartedTable
+from dataflex_pipeline.store.stale import is_complete
 
 
 def needs_by_round(method: Method, config: Config) -> list[list[Need]]:
@@ -20,7 +29,7 @@ def needs_by_round(method: Method, config: Config) -> list[list[Need]]:
         fresh = []
         for need in method_needs(method, _selection(method, config, number)).values():
             for each, _ in with_upstream(need, config):
-                key = digest(plain_need(each))
+                key = need_key(each)
                 if key not in seen:
                     seen.add(key)
                     fresh.append(each)
@@ -28,10 +37,48 @@ def needs_by_round(method: Method, config: Config) -> list[list[Need]]:
     return rounds
 
 
+def tables_there(run: OpenRun, rounds: Sequence[Sequence[Need]]) -> set[str]:
+    """Return which feature tables are finished already, in the run or in the folder that runs share.
+
+    Args:
+        run: need not exist; nothing is written. rounds: its feature tables by round.
+
+    Returns:
+        The `need_key` of each.
+    """
+    if not run.features.is_dir():
+        return set()
+    needs = [need for of_round in rounds for need in of_round]
+    return {need_key(need) for need in needs if _is_there(run, need)}
+
+
+def need_key(need: Need) -> str:
+    """Return what tells needs of one run apart."""
+    return digest(plain_need(need))
+
+
+def _is_there(run: OpenRun, need: Need) -> bool:
+    number = need.checkpoint
+    if isinstance(number, int) and not is_complete(run.store.round(number).checkpoint):
+        return False
+
+    def given(each: Need) -> FeatureInput:
+        """Return the fingerprints alone: the rows may not be prepared yet, and none of them is read."""
+        folder = run.store.split(each.split)
+        prepared = PartedTable.is_complete(folder)
+        rows = PartedTable.open(folder).fingerprint if prepared else digest(look(run, each.split).wanted)
+        checkpoint, fingerprint = checkpoint_of(run, each)
+        return FeatureInput(cast(Any, None), rows, checkpoint, fingerprint)
+
+    plan = plan_feature(need, run.config, given, run.given.rows_per_part)
+    return PartedTable.is_complete(plan.folder(run.features))
+
+
 def _selection(method: Method, config: Config, number: int) -> Selection:
     rate, several = config.learning_rate, _checkpoints(method, config, number)
     adds = method.accumulates and number > 1
-    return Selection(number, config.last_round, 0, Silent().say, rate, adds, several, shared_seed=number)
+    shared = derive_seed(config.seed, "features", number)
+    return Selection(number, config.last_round, 0, Silent().say, rate, adds, several, shared_seed=shared)
 
 
 def _checkpoints(method: Method, config: Config, number: int) -> tuple[Checkpoint, ...]:

@@ -69,7 +69,7 @@ def predict(context: Run, budget: float = BUDGET) -> Estimate:
         UserError: several processes were started, or the configuration cannot work.
     """
     from dataflex_pipeline.estimate.calibrate import calibrate
-    from dataflex_pipeline.estimate.needs import needs_by_round
+    from dataflex_pipeline.estimate.needs import needs_by_round, tables_there
     from dataflex_pipeline.estimate.stages import run_stages
     from dataflex_pipeline.pipeline.epochs import settle_epochs
     from dataflex_pipeline.pipeline.preflight import check_target
@@ -104,7 +104,13 @@ def predict(context: Run, budget: float = BUDGET) -> Estimate:
             context.progress.say,
         )
         stages = run_stages(
-            measured, samples, [count for _, count in made], chosen, rounds, context.global_batch
+            measured,
+            samples,
+            [count for _, count in made],
+            chosen,
+            rounds,
+            context.global_batch,
+            tables_there(context, rounds),
         )
     return Estimate(stages, measured, context.global_batch, [*doubts, *_warnings(context, measured)])
 

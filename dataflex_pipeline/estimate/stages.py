@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pyarrow as pa
 from dataflex_pipeline.api import Method, Need
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.estimate.costs import ID_BYTES, INDEX_BYTES, loss_flops, row_bytes, training_flops
+from dataflex_pipeline.estimate.needs import need_key
 from dataflex_pipeline.estimate.predict import feature_stage
 from dataflex_pipeline.estimate.records import Measured, StageCost
 from dataflex_pipeline.estimate.sample import Sample
@@ -30,22 +31,39 @@ def run_stages(
     method: Method,
     rounds: Sequence[Sequence[Need]],
     batch: int,
+    there: Collection[str] = (),
 ) -> list[StageCost]:
     """Return the stages of a run in order.
 
     Args:
         found: the calibration. samples: of the splits. workers: processes that prepare each of them.
         method: the one that scores. rounds: its feature tables by round. batch: rows per optimizer step.
+        there: `need_key` of feature tables that are finished.
     """
     stages = [_start(found)]
     stages += [_prepare(sample, count) for sample, count in zip(samples, workers, strict=True)]
     stages += [_select(found, method, 0, batch), training_stage(found, 0, batch)]
     groups = max((len(set(_groups(sample))) for sample in samples), default=1)
     for number, needs in enumerate(rounds, 1):
-        stages += [feature_stage(found, need, number) for need in needs]
+        for need in needs:
+            stage = feature_stage(found, need, number)
+            stages.append(_found(stage) if need_key(need) in there else stage)
         stages.append(_score(found, method, number, groups))
         stages += [_select(found, method, number, batch), training_stage(found, number, batch)]
     return stages
+
+
+def _found(stage: StageCost) -> StageCost:
+    """Return the cost of a feature table that is there already."""
+    return StageCost(
+        stage.stage,
+        stage.round,
+        stage.rows,
+        seconds=0.0,
+        disk_bytes=0.0,
+        basis="counted",
+        note="there already",
+    )
 
 
 def _groups(sample: Sample) -> list[str]:

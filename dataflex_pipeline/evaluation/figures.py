@@ -111,7 +111,7 @@ def write_figures(path: Path, figures: Iterable[Figure], made_from: Mapping[str,
         old = (f for f in read_figures(path) if rows.get(f.task, f.rows) == f.rows)
         kept = {(f.task, f.metric): f for f in old}
     kept |= {(f.task, f.metric): f for f in figures}
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [asdict(figure) for figure in kept.values()]
     with table_writer(path, METRICS, made_from, {}) as write:
         write(pa.Table.from_pylist(lines, schema=METRICS))
