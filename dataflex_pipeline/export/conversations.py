@@ -3,7 +3,7 @@
 - ``messages``: OpenAI's form, as TRL and axolotl read it: role and content, ``tool_calls``,
   ``reasoning_content``, definitions of tools as JSON text in ``tools``, ``chat_template_kwargs``. A turn that
   is not to be trained on has ``train: false``. Read by our own reader it gives the same labels.
-- ``ms-swift``: its own roles for calls and their results; a row's weight is the ``loss_scale`` of each answer.
+- ``ms-swift``: its own roles for calls and their results; a row's weight is each answer's ``loss_scale``.
 - ``llama-factory``: the sharegpt form, for rows that LLaMA-Factory cannot read as they came.
 
 What a trainer has no form for is refused by its name, or said where nothing of the text is lost.
