@@ -100,12 +100,17 @@ def test_the_rows_of_a_selection_as_a_file(finished, tmp_path):
     file = finished.export(tmp_path / "selected.jsonl")
     index = pq.read_table(finished.store.round(1).index)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["row_id"] for line in lines] == list(dict.fromkeys(index.column("row_id").to_pylist()))
+    assert {line["_row_id"] for line in lines} == set(index.column("row_id").to_pylist())
     assert len(lines) == 20  # a tenth of 200
-    assert {line["round"] for line in lines} == {1}
+    assert {line["_round"] for line in lines} == {1}
+    assert [line["_rank"] for line in lines] == list(range(20))
     assert list(tmp_path.iterdir()) == [file]
-    with pytest.raises(UserError, match="exists"):
+    finished.export(file)
+    assert [outcome.done for outcome in finished.outcomes] == [False]  # it is there already
+    file.write_text("mine\n")
+    with pytest.raises(UserError, match="exists, and holds something else"):
         finished.export(file)
+    assert file.read_text() == "mine\n"
 
 
 def test_mistakes_are_exceptions_and_write_nothing(tiny_demo, tmp_path, monkeypatch):
