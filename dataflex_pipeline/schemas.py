@@ -94,7 +94,7 @@ PROBABILITIES = pa.schema(
 
 SELECTION = pa.schema(
     [
-        column("rank", pa.int64(), "place in the selection, from 0, first selected first", nullable=False),
+        column("rank", pa.int64(), "place in the selection, from 1, first selected first", nullable=False),
         ROW,
         ROW_ID,
         column("source", pa.string(), "name of the data set that the row came from"),

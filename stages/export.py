@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import EXAMPLES, ConfigOption, MethodOption, OverwriteOption, RunArguments, RunOption
+from .options import (
+    EXAMPLES,
+    ConfigOption,
+    MethodOption,
+    OverwriteOption,
+    RunArguments,
+    RunOption,
+    TrainerOption,
+)
 from .subject import run_options
 
 commands = typer.Typer()
@@ -48,10 +56,7 @@ def export(
     warm_up: Annotated[
         bool, typer.Option("--warm-up", help="Add the warm-up's rows, which have no scores.")
     ] = False,
-    trainer: Annotated[
-        Literal["original", "messages", "trl", "axolotl", "llama-factory", "ms-swift"],
-        typer.Option("--for", help="Rows in the form of a trainer; else in the format that they came in."),
-    ] = "original",
+    trainer: TrainerOption = "original",
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="NAME", help="Upload it to this repository, privately.")
     ] = None,

@@ -3,7 +3,7 @@
 - ``messages``: OpenAI's form, as TRL and axolotl read it: role and content, ``tool_calls``,
   ``reasoning_content``, definitions of tools as JSON text in ``tools``, ``chat_template_kwargs``. A turn that
   is not to be trained on has ``train: false``. Read by our own reader it gives the same labels.
-- ``ms-swift``: its own roles for calls and their results; a row's weight is the ``loss_scale`` of each answer.
+- ``ms-swift``: its own roles for calls and their results; a row's weight is each answer's ``loss_scale``.
 - ``llama-factory``: the sharegpt form, for rows that LLaMA-Factory cannot read as they came.
 
 What a trainer has no form for is refused by its name, or said where nothing of the text is lost.
@@ -11,6 +11,7 @@ What a trainer has no form for is refused by its name, or said where nothing of 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,7 +99,7 @@ def _tools(conversation: Conversation) -> str:
 def in_swift(conversation: Conversation, row_id: str, weight: float, told: Told) -> dict[str, Any]:
     """Return a row in the form of ms-swift; a weight of 1 needs no mark."""
     turns: list[dict[str, Any]] = []
-    for message in conversation.messages:
+    for message in _in_order_of_calls(conversation.messages):
         if message.role == "assistant":
             turns += _swift_answer(message, weight, row_id, told)
         else:
@@ -106,6 +107,17 @@ def in_swift(conversation: Conversation, row_id: str, weight: float, told: Told)
             turns.append({"role": role, "content": message.content})
     _say_left_out(conversation, "ms-swift", told)
     return {"messages": turns, "tools": _tools(conversation)}
+
+
+def _in_order_of_calls(messages: Sequence[Message]) -> list[Message]:
+    """Return turns with the results of tools in the order of the calls: nothing else tells which is whose."""
+    ordered: list[Message] = []
+    for is_result, run in itertools.groupby(messages, lambda message: message.role == "tool"):
+        turns = list(run)
+        if is_result and all(turn.answers is not None for turn in turns):
+            turns.sort(key=lambda turn: turn.answers or 0)
+        ordered += turns
+    return ordered
 
 
 def _swift_answer(message: Message, weight: float, row_id: str, told: Told) -> list[dict[str, Any]]:

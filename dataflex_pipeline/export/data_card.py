@@ -233,7 +233,7 @@ def _columns() -> str:
     lines = [
         "## Columns",
         "",
-        "Those of the rows themselves, and beside them (after `selected`, where a row has such a name itself):",
+        "Those of the rows themselves, and beside them (after `selected`, where rows have such a name):",
         "",
     ]
     return "\n".join([*lines, *(f"- `{name}`: {meaning}" for name, meaning in _COLUMNS.items())])

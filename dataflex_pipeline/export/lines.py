@@ -91,7 +91,7 @@ def in_the_way(final: Path) -> UserError:
     return UserError(
         f"{final} exists, and holds something else.",
         "What is there is never written over.",
-        "Name another file, or use --overwrite (Python: overwrite=True), which keeps the old one beside it.",
+        "Name another file, or use --overwrite (overwrite=True), which keeps the old one beside it.",
     )
 
 
@@ -108,9 +108,7 @@ def _say_how(written: Written, place: Path, trainer: Trainer, say: Say) -> None:
         return
     for stem in written.untold:
         entry = json.dumps({stem: written.entries.get(stem)})
-        say(
-            f"{stem}.jsonl is read by the columns that were set for its data. An entry of {INFO_FILE}: {entry}"
-        )
+        say(f"{stem}.jsonl is read by the columns set for its data. An entry of {INFO_FILE}: {entry}")
 
 
 def _has(info: Path, entries: Mapping[str, Any]) -> bool:

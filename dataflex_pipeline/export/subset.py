@@ -115,8 +115,9 @@ def write_subset(
     entries: dict[str, Any] = {}
     untold: list[str] = []
     as_text: dict[str, str] = {}
+    ours = _names(parts, say)
     for part, name in zip(parts, stems([each.label for each in parts], stem), strict=True):
-        as_text |= _files(part, folder / name, say, parquet)
+        as_text |= _files(part, ours, folder / name, say, parquet)
         files[f"{name}.jsonl"] = part.rows.num_rows
         entry = part.entry(f"{name}.jsonl")
         entries |= {} if entry is None else {name: entry}
@@ -153,9 +154,9 @@ def _part(rows: pa.Table, added: pa.Table, layouts: Layouts, form: Format, group
     return part.with_columns(here, filled_columns(here))
 
 
-def _names(rows: pa.Table, say: Say) -> dict[str, str]:
+def _names(parts: Sequence[Rows], say: Say) -> dict[str, str]:
     """Return how the added columns are called, so that none has the name of one of the data."""
-    own = {name.removeprefix(PREFIX) for name in rows.column_names}
+    own = {name.removeprefix(PREFIX) for part in parts for name in part.rows.column_names}
     names = {}
     for name in ADDED:
         new = f"_{name}"
@@ -168,10 +169,9 @@ def _names(rows: pa.Table, say: Say) -> dict[str, str]:
     return names
 
 
-def _files(part: Rows, stem: Path, say: Say, parquet: bool) -> dict[str, str]:
+def _files(part: Rows, added: Mapping[str, str], stem: Path, say: Say, parquet: bool) -> dict[str, str]:
     """Write one pair of files; return the columns that became text, and what they held."""
     names = {name: name.removeprefix(PREFIX) for name in part.rows.column_names if name.startswith(PREFIX)}
-    added = _names(part.rows, say)
     rows = part.rows.select(list(names))
     _write_lines(part, rows, names, added, stem, say)
     if parquet:
@@ -201,7 +201,7 @@ def _write_lines(
     late = [column for column, place in first.items() if place > FIRST_BLOCK]
     if late:
         say(
-            f"{', '.join(late)} of {stem.name}.jsonl is empty in its first {FIRST_BLOCK >> 20} MB, and by these "
+            f"{', '.join(late)} of {stem.name}.jsonl is empty in its first {FIRST_BLOCK >> 20} MB, by which "
             "datasets.load_dataset('json') tells types: load the Parquet file, or give it features"
         )
 

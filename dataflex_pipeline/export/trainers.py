@@ -81,9 +81,15 @@ class Rows:
 
     def entry(self, file: str) -> dict[str, Any] | None:
         """Return the entry of dataset_info.json; None where there is none."""
+        made = None if self.form is None else self.form.entry(file)
         if self.own_entry is not None:
-            return {"file_name": file, **self.own_entry}
-        return None if self.form is None else self.form.entry(file)
+            made = {"file_name": file, **self.own_entry}
+        if made is not None:  # others' readers ask for every column that is named
+            columns = {
+                r: name for r, name in made["columns"].items() if PREFIX + name in self.rows.column_names
+            }
+            made["columns"] = columns
+        return made
 
     def conversations(self) -> Iterator[tuple[Row, Layout, Conversation]]:
         """Yield each row as it was, how it is read, and the conversation that it is."""

@@ -166,7 +166,7 @@ def _lay_out(
     order = interleave([len(chosen.rows) for chosen in selections])
     whole = _Laid.of(selections, order, settings)
     selection = whole.table(np.arange(len(whole.rows)), pool, scores)
-    selection = selection.append_column("rank", pa.array(np.arange(len(whole.rows))))
+    selection = selection.append_column("rank", pa.array(np.arange(1, len(whole.rows) + 1)))
     selection = selection.append_column("source", gather(pool, whole.rows, "source"))
     notices = [*notices, *_length_notice(len(whole.rows), settings)]
     trained = whole

@@ -6,10 +6,10 @@ import socket
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli_runs import copied, data, dataflex, done, finished, refused, small, snapshot
+from selections import row_ids, selected_lines
 
 from dataflex_pipeline.api import Silent
 from dataflex_pipeline.config.fields import Config
@@ -17,7 +17,7 @@ from dataflex_pipeline.data.prepare import prepare
 from dataflex_pipeline.data.scan import scan_sources
 from dataflex_pipeline.data.settings import DataSettings
 from dataflex_pipeline.export.card import Facts, RoundLine, model_card, public_name, public_settings
-from dataflex_pipeline.export.subset import write_subset
+from dataflex_pipeline.export.subset import ADDED, write_subset
 
 GUIDES = Path(__file__).resolve().parents[1] / "guides"
 ON = ("--run", "base", "runs_dir=runs")
@@ -98,7 +98,9 @@ def test_the_best_checkpoint_is_taken_where_it_was_kept(here, tiny_demo):
     (run / "run.yaml").write_text(text.replace("eval_strategy: 'no'", "eval_strategy: epoch"))
     assert "the best checkpoint, of round 0" in done("export", "base", "export_dir=out")
     assert_same(reloaded(here / "out"), with_adapter(tiny_demo.model, run / "best"))
-    assert set(pd.read_parquet(here / "out/data/selected.parquet")["round"]) == {0}  # what it was trained on
+    assert not (here / "out" / "data").exists()  # it was trained on the warm-up's rows alone
+    done("export", "base", "export_dir=more", "--warm-up")
+    assert set(pd.read_parquet(here / "more/data/selected.parquet")["_round"]) == {0}
 
 
 def test_all_weights(here, tiny_demo):
@@ -185,30 +187,24 @@ def test_generation_settings_that_contradict_themselves_can_be_saved(here, tiny_
 def test_the_selected_rows_are_those_of_the_indexes(exported):
     run, out, _ = exported
     rows = pd.read_parquet(out / "data" / "selected.parquet")
-    for number in range(3):
-        index = pd.read_parquet(run / f"round-{number:02d}" / "index.parquet")
-        ours = rows[rows["round"] == number].reset_index(drop=True)
-        grouped = index.groupby("row_id", sort=False).agg(weight=("weight", "mean"), times=("row", "size"))
-        assert ours["row_id"].tolist() == grouped.index.tolist()  # in the order of training
-        assert ours["times"].tolist() == grouped["times"].tolist()
-        assert ours["weight"].tolist() == pytest.approx(grouped["weight"].tolist())
-        if number:
-            scores = pd.read_parquet(run / f"round-{number:02d}/scores/loss.parquet").set_index("row_id")[
-                "score"
-            ]
-            assert all(
-                value in scores.loc[[row_id]].tolist()
-                for row_id, value in zip(ours["row_id"], ours["score"], strict=True)
-            )
-        else:
-            assert ours["score"].isna().all()
+    assert rows["_round"].unique().tolist() == [1, 2]  # the warm-up's rows were not selected
+    for number in (1, 2):
+        ours = rows[rows["_round"] == number].reset_index(drop=True)
+        scores = pd.read_parquet(run / f"round-{number:02d}/scores/loss.parquet")["score"]
+        assert ours["_rank"].tolist() == list(range(len(ours)))
+        assert ours["_score"].tolist() == scores[ours["_row"]].tolist()
+        selection = run / f"round-{number:02d}" / "selection.parquet"
+        if selection.is_file():
+            table = pd.read_parquet(selection)
+            assert ours["_row_id"].tolist() == table["row_id"].tolist()
+            assert ours["_weight"].tolist() == table["weight"].tolist()
 
 
 def test_the_rows_are_in_their_original_format(exported, tiny_demo, tmp_path):
     _, out, _ = exported
     sources = [json.loads(line) for line in tiny_demo.pool.read_text().splitlines()]
     lines = [json.loads(line) for line in (out / "data" / "selected.jsonl").read_text().splitlines()]
-    added = {"row_id", "round", "score", "weight", "times"}
+    added = {f"_{name}" for name in ADDED}
     originals = [{name: value for name, value in line.items() if name not in added} for line in lines]
     assert all(each in sources for each in originals)
     frame = pd.read_parquet(out / "data" / "selected.parquet")
@@ -219,7 +215,7 @@ def test_the_rows_are_in_their_original_format(exported, tiny_demo, tmp_path):
     scan = scan_sources(settings, Silent())
     table = prepare(settings, scan, str(tiny_demo.model), "x", tmp_path / "again", "pool", Silent())
     again = [row_id for block in table.blocks(["row_id"]) for row_id in block.column("row_id").to_pylist()]
-    assert again == frame["row_id"].tolist()
+    assert again == frame["_row_id"].tolist()
 
 
 def test_one_rounds_rows(exported, here):
@@ -230,17 +226,19 @@ def test_one_rounds_rows(exported, here):
         "data",
         "dataflex_export.json",
     ]
-    assert set(pd.read_parquet(here / "out/data/selected.parquet")["round"]) == {1}
-    error = refused(here, "export", run, "--what", "data", "--round", 0, "--rows-of-round", 1, "export_dir=b")
+    assert set(pd.read_parquet(here / "out/data/selected.parquet")["_round"]) == {1}
+    error = refused(here, "export", run, "--what", "data", "--round", 2, "--rows-of-round", 1, "export_dir=b")
+    assert "--round 2 and --rows-of-round 1 were given" in error
+    error = refused(here, "export", run, "--round", 0, "--rows-of-round", 1, "export_dir=b")
     assert "checkpoint is of round 0" in error
 
 
 def test_nested_columns_and_columns_of_our_names(tmp_path, tiny_demo):
     turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     rows = [
-        {"conversations": turns, "score": 5, "mixed": 1},
-        {"conversations": turns[:2], "score": None, "mixed": ["x"]},
-        {"instruction": "q", "output": "r", "score": 7},
+        {"conversations": turns, "_score": 5, "mixed": 1},
+        {"conversations": turns[:2], "_score": None, "mixed": ["x"]},
+        {"instruction": "q", "output": "r", "_score": 7},
     ]
     (tmp_path / "one.jsonl").write_text("\n".join(json.dumps(row) for row in rows[:2]))
     (tmp_path / "two.jsonl").write_text(json.dumps(rows[2]))
@@ -248,40 +246,24 @@ def test_nested_columns_and_columns_of_our_names(tmp_path, tiny_demo):
     settings = DataSettings(names, "data", None, 2048, None)
     scan = scan_sources(settings, Silent())
     pool = prepare(settings, scan, str(tiny_demo.model), "x", tmp_path / "pool", "pool", Silent())
-    selected = pa.table(
-        {
-            "row": [2, 0, 1],
-            "row_id": ["c", "a", "b"],
-            "round": pa.array([0, 0, 1], pa.int32()),
-            "score": [None, None, 0.5],
-            "weight": [1.0, 1.0, 1.0],
-            "times": [1, 2, 1],
-        }
-    )
     said = []
-    assert write_subset(pool, selected, tmp_path, said.append) == {
-        "rows": 3,
-        "different_rows": 3,
-        "files": {"selected-sharegpt.jsonl": 2, "selected-alpaca.jsonl": 1},
-    }
+    written = write_subset(pool, selected_lines(pool, [2, 0, 1, 0]), tmp_path, said.append)
+    assert (written.rows, written.different_rows) == (4, 3)
+    assert written.files == {"selected-sharegpt.jsonl": 3, "selected-alpaca.jsonl": 1}
+    ids = row_ids(pool)
     (alpaca,) = [json.loads(line) for line in (tmp_path / "selected-alpaca.jsonl").read_text().splitlines()]
-    assert alpaca == {
-        **rows[2],
-        "row_id": "c",
-        "round": 0,
-        "selected_score": None,
-        "weight": 1.0,
-        "times": 1,
-    }
+    place = {"_file": alpaca["_file"], "_line": alpaca["_line"]}  # where the pool has them
+    ours = {"_row": 2, "_row_id": ids[2], "_source": "two", "selected_score": 0.0, "_rank": 0}
+    assert alpaca == {**rows[2], **ours, **place, "_weight": 1.0, "_round": 1}
     lines = [json.loads(line) for line in (tmp_path / "selected-sharegpt.jsonl").read_text().splitlines()]
-    assert [line["conversations"] for line in lines] == [turns, turns]
-    assert [line["mixed"] for line in lines] == [1, ["x"]]
-    assert [line.get("score") for line in lines] == [5, None]
-    assert "score" not in lines[1]
+    assert [line["conversations"] for line in lines] == [turns, turns, turns]
+    assert [line["mixed"] for line in lines] == [1, ["x"], 1]
+    assert [line["_score"] for line in lines] == [5, None, 5]  # its own column
+    assert [line["_rank"] for line in lines] == [1, 2, 3]  # a row that was drawn again is there again
     table = pq.read_table(tmp_path / "selected-sharegpt.parquet")
-    assert table.column("conversations").to_pylist() == [turns, turns]
-    assert table.column("mixed").to_pylist() == ["1", '["x"]']
-    assert any("score -> selected_score" in line for line in said)
+    assert table.column("conversations").to_pylist() == [turns, turns, turns]
+    assert table.column("mixed").to_pylist() == ["1", '["x"]', "1"]
+    assert any("_score -> selected_score" in line for line in said)
     assert any("mixed holds values of several kinds" in line for line in said)
 
 
@@ -316,7 +298,7 @@ def test_an_adapter_at_the_top_of_a_run_brings_its_rows(here, tiny_demo):
     text = done("export", "--config", GUIDES / "merge_less.yaml", *paths)
     assert "the adapter of round 1" in text
     assert "template is llama3 here, and the run was trained with None" in text
-    assert set(pd.read_parquet(here / "out/data/selected.parquet")["round"]) == {0, 1}
+    assert set(pd.read_parquet(here / "out/data/selected.parquet")["_round"]) == {1}
     assert "| 1 | loss (" in (here / "out" / "README.md").read_text()
 
 
@@ -375,6 +357,7 @@ def test_a_failure_half_way_leaves_nothing(here, tiny_demo, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dataflex_pipeline.export.bundle.model_card", fails)
+    monkeypatch.setattr("dataflex_pipeline.export.bundle.data_card", fails)
     assert dataflex("export", "base", "export_dir=new").code == 130
     assert dataflex("export", "base", "export_dir=out", "--overwrite").code == 130
     assert snapshot(here) == before
@@ -479,6 +462,12 @@ def test_another_base_model_is_refused(here, tiny_demo):
     [
         (("nowhere",), "There is no run at runs/nowhere"),
         (("base", "--round", 3), "no finished checkpoint of round 3"),
+        (("base", "--what", "data", "--round", 3), "Round 3 has no selection"),
+        (("base", "--what", "data", "--selection", "mine"), "has a selection mine"),
+        (("base", "--what", "all", "--selection", "mine"), "Add --what data"),
+        (("base", "--what", "model", "--for", "trl"), "--for is about rows"),
+        (("base", "--to", "a.csv"), "Rows are exported as JSON lines"),
+        (("base", "--to", "gone/a.jsonl"), "There is no folder gone"),
         (("base", "--run", "base"), "The run is given twice"),
         (("base", "export_legacy_format=true"), "cannot be used here"),
         (("base", "export_size=0"), "export_size"),

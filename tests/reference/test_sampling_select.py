@@ -219,7 +219,7 @@ def test_the_selection_is_exactly_what_was_asked_for_in_order_of_rank():
     usable = [(-(i % 37), i) for i in range(100) if i % 9]
     expected = [row for _, row in sorted(usable)][:12]
     assert table.column("row").to_pylist() == expected
-    assert table.column("rank").to_pylist() == list(range(12))
+    assert table.column("rank").to_pylist() == list(range(1, 13))
     assert table.column("source").to_pylist() == [sources[row] for row in expected]
     assert table.column("score").to_pylist() == [float(row % 37) for row in expected]
     assert table.column("probability").to_pylist() == [1 / 12] * 12

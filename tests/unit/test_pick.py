@@ -190,7 +190,7 @@ class TestWithoutAWarmUp:
         assert run.warmup().number == 0
         run.score(1, "less")
         chosen = run.select(1, "less", num_samples=5).to_arrow()
-        assert chosen["rank"].to_pylist() == [0, 1, 2, 3, 4]
+        assert chosen["rank"].to_pylist() == [1, 2, 3, 4, 5]
         assert not run.store.round(1).index.exists()
 
 

@@ -102,14 +102,15 @@ def test_the_rows_of_a_selection_as_a_file(finished, tmp_path):
     selection = pq.read_table(finished.store.round(1).selection)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["_row_id"] for line in lines] == selection.column("row_id").to_pylist()
-    assert [line["_rank"] for line in lines] == list(range(20))  # a tenth of 200
+    assert [line["_rank"] for line in lines] == list(range(1, 21))  # a tenth of 200
     assert {line["_round"] for line in lines} == {1}
     assert list(tmp_path.iterdir()) == [file]
     assert finished.export(file) == file
     assert not finished.outcomes[0].done
-    file.write_text("mine")
+    file.write_text("mine\n")
     with pytest.raises(UserError, match="exists"):
         finished.export(file)
+    assert file.read_text() == "mine\n"
 
 
 def test_mistakes_are_exceptions_and_write_nothing(tiny_demo, tmp_path, monkeypatch):
