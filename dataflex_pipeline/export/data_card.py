@@ -42,7 +42,7 @@ _COLUMNS = {
     "_source": "the data set that the row came from",
     "_file, _line": "its place there: the line of a text file, else the row; empty where that is not known",
     "_score": "the method's score, higher is better; empty where the method gives none",
-    "_rank": "place in the selection, from 0, best first",
+    "_rank": "place in the selection, from 1, best first",
     "_weight": "loss weight of the row; mean 1 over the selection",
     "_round": "round of training that it was selected for; 0 is the warm-up, drawn uniformly",
 }

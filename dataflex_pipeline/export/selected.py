@@ -22,7 +22,7 @@ LINES = pa.schema(
     [
         ROW,
         ROW_ID,
-        column("rank", pa.int64(), "place in the selection, from 0, best first", nullable=False),
+        column("rank", pa.int64(), "place in the selection, from 1, best first", nullable=False),
         column("round", pa.int32(), "round that it was selected for; 0 is the warm-up", nullable=False),
         column("score", pa.float64(), "score that it was selected by; null for the warm-up"),
         column("weight", pa.float32(), "loss weight", nullable=False),
@@ -145,7 +145,7 @@ def _of_index(table: TableFile) -> pa.Table:
     grouped = index.group_by("row").aggregate(measures).sort_by("position_min")
     return pa.table(
         {
-            "rank": pa.array(range(grouped.num_rows), pa.int64()),
+            "rank": pa.array(range(1, grouped.num_rows + 1), pa.int64()),
             "row": grouped.column("row"),
             "row_id": grouped.column("row_id_min"),
             "score": grouped.column("score_min").cast(pa.float64()),

@@ -3,7 +3,7 @@
 One line per line of the selection, best first: the columns of the source as they were, and beside them
 
 - ``_row``, ``_row_id``: which row of the pool; ``_source``, ``_file``, ``_line``: where it came from;
-- ``_score``: null for the warm-up, which draws uniformly; ``_rank``: from 0, best first;
+- ``_score``: null for the warm-up, which draws uniformly; ``_rank``: from 1, best first;
 - ``_weight``: its loss weight; ``_round``: that it was selected for, 0 for the warm-up.
 
 A file holds rows that are read alike (see `formats`); ``dataset_info.json`` beside the files says how each is

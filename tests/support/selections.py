@@ -27,7 +27,7 @@ def selected_lines(
         {
             "row": rows,
             "row_id": [ids[row] for row in rows],
-            "rank": list(range(len(rows))),
+            "rank": list(range(1, len(rows) + 1)),
             "round": [number] * len(rows),
             "score": [-float(rank) for rank in range(len(rows))],
             "weight": list(weights) if weights is not None else [1.0] * len(rows),
