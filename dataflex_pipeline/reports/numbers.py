@@ -158,5 +158,6 @@ REASON_ROWS = 3
 
 def reasons(relation: DuckDBPyRelation) -> list[dict[str, Any]]:
     """Return why rows are not valid, most frequent first: reason, rows, and the first of them."""
-    found = f"reason, count(*) as rows, min(row, {REASON_ROWS}) as first"
+    rows = f"min(row, {REASON_ROWS})" if "row" in relation.columns else "[]"
+    found = f"reason, count(*) as rows, {rows} as first"
     return dictionaries(relation.filter("not valid").aggregate(found, "reason").order("rows desc, reason"))

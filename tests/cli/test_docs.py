@@ -34,6 +34,9 @@ NOT_RUN = {
     "make test": "it is what is running",
     "make compare 'METHODS=random less' 'SEEDS=1 2 3'": "six runs of the whole demo",
     "dataflex evaluate my-run --task my_task --include-path tasks/": "a task: tests/cli/test_evaluate.py",
+    "dataflex round --config examples/train_lora/llama3_lora_sft.yaml eval_dataset=target.json": (
+        "a plain file: tests/cli/test_peer_runs.py runs one"
+    ),
     "dataflex export --config merge.yaml": "a merge file: tests/cli/test_export.py runs those of the guides",
     "xdg-open runs/quickstart-loss/report.html": "a browser on somebody's screen",
     "export OMP_NUM_THREADS=8": "a line of the Slurm script; no Slurm here",

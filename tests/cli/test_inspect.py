@@ -157,7 +157,8 @@ def test_scores(mixed):
     assert (found["kind"], found["rows"], found["valid"]) == ("scores", 164, 161)
     assert found["facts"]["method"] == "loss"
     assert found["facts"]["params"]["focus_weight"] == 5.0
-    assert found["reasons"] == [{"reason": pool["reason"].dropna().iloc[0], "rows": 3}]
+    first = pool.loc[~pool["valid"], "row"].tolist()
+    assert found["reasons"] == [{"reason": pool["reason"].dropna().iloc[0], "rows": 3, "first": first}]
     numbers = {each["column"]: each for each in found["numbers"]}
     assert set(numbers) == {"score", "loss", "n_tokens"}
     for share in SHARES:
