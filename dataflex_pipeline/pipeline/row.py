@@ -28,7 +28,6 @@ from dataflex_pipeline.store.stale import is_complete
 from dataflex_pipeline.store.tables import TableFile
 
 ORIGINAL = "original_"
-SELECTION = "selection.parquet"
 LABELLED = "assistant"
 Decode = Callable[[list[int]], str]
 """From tokens to their text."""
@@ -94,6 +93,7 @@ class Chosen:
         weight: in the loss.
         probability: with which it was drawn.
         trained: whether the round is trained.
+        name: of a selection beside the round's own, on which nothing is trained; None for the round's.
     """
 
     round: int
@@ -105,6 +105,7 @@ class Chosen:
     weight: float | None
     probability: float | None
     trained: bool
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,11 @@ def row_story(run: OpenRun, asked: int | str) -> RowStory:
         scores=tuple(_scores(run, number, found["row_id"], notices)),
         embeddings=tuple(each for each in like if each.kind == "embeddings"),
         gradients=tuple(each for each in like if each.kind == "gradients"),
-        selections=tuple(each for n in run.store.rounds() for each in _selection(run.store.round(n), number)),
+        selections=tuple(
+            each
+            for where in map(run.store.round, run.store.rounds())
+            for each in (*_selection(where, number), *_named(where, number))
+        ),
         same=same_conversation(pool, number, found["row_id"]),
         notices=tuple(dict.fromkeys(notices)),
     )
@@ -327,8 +332,7 @@ def _ranked(table: TableFile, line: Mapping[str, Any], names: Sequence[str]) -> 
 
 def _selection(where: RoundFolder, row: int) -> Iterator[Chosen]:
     """Yield what a round's selection and index say of a row; nothing where it has neither."""
-    selection = where.folder / SELECTION
-    ranked = TableFile(selection) if selection.is_file() else None
+    ranked = TableFile(where.selection) if where.selection.is_file() else None
     index = TableFile(where.index) if where.index.is_file() else None
     table = ranked or index
     if table is None:
@@ -340,7 +344,7 @@ def _selection(where: RoundFolder, row: int) -> Iterator[Chosen]:
         where.number,
         table.metadata.get("method", "uniform"),
         bool(lines),
-        _from_one(ranked, taken) if ranked is not None and taken else None,
+        int(taken[0]["rank"]) if taken else None,
         table.n_rows,
         tuple(each["position"] for each in places),
         lines[0]["weight"] if lines else None,
@@ -349,10 +353,24 @@ def _selection(where: RoundFolder, row: int) -> Iterator[Chosen]:
     )
 
 
-def _from_one(ranked: TableFile, lines: Sequence[Mapping[str, Any]]) -> int:
-    """Return the rank of a line, from 1 whatever the table counts from."""
-    first = read_line(ranked.path, 0, ["rank"])
-    return int(lines[0]["rank"]) - int(first["rank"] if first is not None else 1) + 1
+def _named(where: RoundFolder, row: int) -> Iterator[Chosen]:
+    """Yield what the selections with a name say of a row."""
+    for path in where.named_selections():
+        table = TableFile(path)
+        lines = _lines(table, row)
+        first = lines[0] if lines else {"rank": None, "weight": None, "probability": None}
+        yield Chosen(
+            where.number,
+            table.metadata.get("method", "uniform"),
+            bool(lines),
+            first["rank"],
+            table.n_rows,
+            (),
+            first["weight"],
+            first["probability"],
+            False,
+            path.parent.name,
+        )
 
 
 def _lines(table: TableFile, row: int) -> list[dict[str, Any]]:

@@ -175,7 +175,7 @@ def _draw_selections(story: RowStory) -> None:
     rows = [
         [
             str(each.round),
-            each.method,
+            each.method + ("" if each.name is None else f" ({each.name})"),
             "yes" if each.selected else "no",
             "" if each.rank is None else f"{each.rank:,} of {each.of:,}",
             ", ".join(map(str, each.positions)),

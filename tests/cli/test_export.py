@@ -191,7 +191,7 @@ def test_the_selected_rows_are_those_of_the_indexes(exported):
     for number in (1, 2):
         ours = rows[rows["_round"] == number].reset_index(drop=True)
         scores = pd.read_parquet(run / f"round-{number:02d}/scores/loss.parquet")["score"]
-        assert ours["_rank"].tolist() == list(range(len(ours)))
+        assert ours["_rank"].tolist() == list(range(1, len(ours) + 1))
         assert ours["_score"].tolist() == scores[ours["_row"]].tolist()
         selection = run / f"round-{number:02d}" / "selection.parquet"
         if selection.is_file():
@@ -253,13 +253,13 @@ def test_nested_columns_and_columns_of_our_names(tmp_path, tiny_demo):
     ids = row_ids(pool)
     (alpaca,) = [json.loads(line) for line in (tmp_path / "selected-alpaca.jsonl").read_text().splitlines()]
     place = {"_file": alpaca["_file"], "_line": alpaca["_line"]}  # where the pool has them
-    ours = {"_row": 2, "_row_id": ids[2], "_source": "two", "selected_score": 0.0, "_rank": 0}
+    ours = {"_row": 2, "_row_id": ids[2], "_source": "two", "selected_score": 0.0, "_rank": 1}
     assert alpaca == {**rows[2], **ours, **place, "_weight": 1.0, "_round": 1}
     lines = [json.loads(line) for line in (tmp_path / "selected-sharegpt.jsonl").read_text().splitlines()]
     assert [line["conversations"] for line in lines] == [turns, turns, turns]
     assert [line["mixed"] for line in lines] == [1, ["x"], 1]
     assert [line["_score"] for line in lines] == [5, None, 5]  # its own column
-    assert [line["_rank"] for line in lines] == [1, 2, 3]  # a row that was drawn again is there again
+    assert [line["_rank"] for line in lines] == [2, 3, 4]  # a row that was drawn again is there again
     table = pq.read_table(tmp_path / "selected-sharegpt.parquet")
     assert table.column("conversations").to_pylist() == [turns, turns, turns]
     assert table.column("mixed").to_pylist() == ["1", '["x"]', "1"]

@@ -71,7 +71,7 @@ def test_the_last_selection_is_exported_though_nothing_is_trained_on_it(here, ru
     assert "7 lines: the rows selected for round 3" in " ".join(text.split())
     lines = lines_of(here / "rows.jsonl")
     assert [line["_row"] for line in lines] == [9, 3, 40, 9, 7, 8, 11]
-    assert [line["_rank"] for line in lines] == list(range(7))
+    assert [line["_rank"] for line in lines] == list(range(1, 8))
     assert [line["_score"] for line in lines] == [0, -1, -2, -3, -4, -5, -6]
     assert [line["_weight"] for line in lines] == pytest.approx([2, *[5 / 6] * 6])
     assert {line["_round"] for line in lines} == {3}

@@ -398,7 +398,7 @@ def test_scores_of_another_pool_and_gradients_that_are_gone_are_said(copy):
 
 
 def test_a_run_that_is_scored_and_not_trained_further(copy):
-    for name in ("index.parquet", "probabilities", "checkpoint"):
+    for name in ("selection.parquet", "index.parquet", "probabilities", "checkpoint"):
         path = copy / "round-02" / name
         path.unlink() if path.is_file() else shutil.rmtree(path)
     found = Run.open(copy).row(6)
