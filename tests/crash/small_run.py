@@ -23,6 +23,7 @@ SETTINGS = (
     "plot_loss=true",
     "preprocessing_num_workers=1",
 )
+UNTRAINED = ("warmup_step=0", "update_times=0", "save_steps=null", "eval_strategy=no", "fraction=0.2")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Recipe:
     def round(self, *options: str) -> list[tuple[str, ...]]:
         """Return the one command that does everything."""
         return [("round", "2", "--method", self.method, *self.settings, *options)]
+
+    def pick(self) -> list[tuple[str, ...]]:
+        """Return the one command that scores, selects and writes rows, and trains nothing."""
+        return [("pick", self.method, *self.settings, *UNTRAINED)]
 
     def stages(self, rounds: int = 2) -> list[tuple[str, ...]]:
         """Return the commands that do the same one by one."""

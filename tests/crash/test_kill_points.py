@@ -49,6 +49,7 @@ def recipes(tiny_demo):
         "loss": Recipe.of(tiny_demo),
         "delta_loss": Recipe.of(tiny_demo, "delta_loss", KEEP_BEST, "delta_loss.schedule=centered"),
         "less": Recipe.of(tiny_demo, "less", "less.proj_dim=64", *ALL_CHECKPOINTS),
+        "picked": Recipe.of(tiny_demo),
     }
 
 
@@ -58,7 +59,8 @@ def undisturbed(lanes, recipes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
 
     def finish(name):
-        return Bench(lanes, folder / name).finish(*recipes[name].round())
+        recipe = recipes[name]
+        return Bench(lanes, folder / name).finish(*(recipe.pick() if name == "picked" else recipe.round()))
 
     return dict(zip(recipes, in_parallel(finish, recipes), strict=True))
 
@@ -109,11 +111,12 @@ class TestTheComparison:
 
 @pytest.mark.timeout(1800)  # some 200 children; ten minutes where the processors are shared
 def test_killed_at_every_durable_write_on_the_way(undisturbed, lanes, recipes, tmp_path):
-    """Three runs that only ever get one durable write further before the next kill."""
+    """Four runs that only ever get one durable write further before the next kill."""
     chains = {
         "before": ("loss", recipes["loss"].round(), "before"),
         "after": ("less", recipes["less"].round(), "after"),
         "stages": ("delta_loss", recipes["delta_loss"].stages(), "after"),
+        "picked": ("picked", recipes["picked"].pick(), "after"),
     }
 
     def chain(name):
