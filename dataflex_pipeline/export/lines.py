@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import filecmp
 import json
-import tempfile
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,7 @@ def write_lines(
     """
     check_folder(file)
     place = file.absolute().parent
-    with tempfile.TemporaryDirectory(dir=place, prefix=".dataflex-export-") as scratch:
-        made = Path(scratch)
+    with _scratch(place / f".{file.name}.dataflex-export") as made:
         pool = PartedTable.open(choice.run.pool)
         written = write_subset(pool, choice.lines(), made, say, trainer, file.stem, parquet=False)
         several = len(written.files) > 1
@@ -55,6 +55,17 @@ def write_lines(
     return [
         (final, count, source in new) for (source, final), count in zip(places.items(), counts, strict=True)
     ]
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside the file; the next call removes what a killed one left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_there(source: Path, final: Path, overwrite: bool) -> bool:

@@ -37,6 +37,9 @@ NOT_RUN = {
     "dataflex round --config examples/train_lora/llama3_lora_sft.yaml eval_dataset=target.json": (
         "a plain file: tests/cli/test_peer_runs.py runs one"
     ),
+    "dataflex pick near dataset=my_data.json eval_dataset=target.jsonl fraction=0.1 --to near.jsonl": (
+        "an embedding model: tests/cli/test_embeddings_runs.py has one"
+    ),
     "dataflex export --config merge.yaml": "a merge file: tests/cli/test_export.py runs those of the guides",
     "xdg-open runs/quickstart-loss/report.html": "a browser on somebody's screen",
     "export OMP_NUM_THREADS=8": "a line of the Slurm script; no Slurm here",
@@ -80,12 +83,12 @@ SHORT = (
 
 @pytest.fixture(scope="module")
 def begun(one_thread, tiny_demo, tmp_path_factory):
-    """The runs folder after the first command of the README; and the runs that the pages compare."""
+    """The runs folder after the README's `make round`; and the runs that the pages compare."""
     folder = tmp_path_factory.mktemp("begun")
     # Where the demo is looked for; the real one takes a minute to make.
     shutil.copytree(tiny_demo.folder, folder / "runs" / f"demo-{demo_digest(DemoSettings())}")
     with contextlib.chdir(folder):
-        first = next(item for item in FOUND["README.md"] if item.kind == "command")
+        first = next(item for item in FOUND["README.md"] if item.text.startswith("make round"))
         done(*as_typed(first)[1:])
         for name in COMPARED:
             method, _, seed = name.partition("-seed")
