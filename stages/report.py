@@ -44,7 +44,7 @@ def report(
             "A report is of one run.",
             "Name one: `dataflex report quickstart-loss`. `dataflex compare` puts several side by side.",
         )
-    record = RunRecord.read(folders[0])
+    record = RunRecord.read(folders[0], trained=False)
     where = write_report(record, output)
     console.line(
         f"Report of {record.name}: {where} ({where.stat().st_size / 1024:.0f} KB). Open it in a browser."

@@ -15,6 +15,7 @@ from dataflex_pipeline.estimate.features import Bench
 from dataflex_pipeline.estimate.predict import kind_of
 from dataflex_pipeline.estimate.records import Measured, WritingCost
 from dataflex_pipeline.estimate.sample import Sample, write_parts
+from dataflex_pipeline.estimate.stages import selected_rows
 from dataflex_pipeline.estimate.training import (
     LARGEST_CHECKPOINT,
     check_room,
@@ -66,7 +67,7 @@ def calibrate(
         each.split: write_parts(each.usable, scratch / f"usable-{each.split}") for each in samples
     }
     training = None
-    if checkpoint_bytes(shape) <= LARGEST_CHECKPOINT:
+    if config.horizon and checkpoint_bytes(shape) <= LARGEST_CHECKPOINT:
         say("measuring: a few training steps")
         training = measure_training(config, rows["pool"], rows.get("target"), batch, scratch, budget, device)
     bench = Bench(config, rows, training.checkpoint if training else None, scratch, budget, device)
@@ -86,7 +87,7 @@ def calibrate(
         counts.get("target"),
         training,
         features,
-        measure_writing(rows["pool"], batch * config.update_step, scratch),
+        measure_writing(rows["pool"], max(1, selected_rows(config, counts["pool"], 1, batch)), scratch),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -9,7 +10,14 @@ import pyarrow as pa
 
 from dataflex_pipeline.api import Method, Need
 from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.estimate.costs import ID_BYTES, INDEX_BYTES, loss_flops, row_bytes, training_flops
+from dataflex_pipeline.estimate.costs import (
+    ID_BYTES,
+    INDEX_BYTES,
+    RowCounts,
+    loss_flops,
+    row_bytes,
+    training_flops,
+)
 from dataflex_pipeline.estimate.needs import need_key
 from dataflex_pipeline.estimate.predict import feature_stage
 from dataflex_pipeline.estimate.records import Measured, StageCost
@@ -42,14 +50,17 @@ def run_stages(
     """
     stages = [_start(found)]
     stages += [_prepare(sample, count) for sample, count in zip(samples, workers, strict=True)]
-    stages += [_select(found, method, 0, batch), training_stage(found, 0, batch)]
+    if found.config.warmup_step:
+        stages += [_select(found, method, 0, batch), training_stage(found, 0, batch)]
     groups = max((len(set(_groups(sample))) for sample in samples), default=1)
     for number, needs in enumerate(rounds, 1):
         for need in needs:
             stage = feature_stage(found, need, number)
             stages.append(_found(stage) if need_key(need) in there else stage)
         stages.append(_score(found, method, number, groups))
-        stages += [_select(found, method, number, batch), training_stage(found, number, batch)]
+        stages.append(_select(found, method, number, batch))
+        if found.config.trains_rounds:
+            stages.append(training_stage(found, number, batch))
     return stages
 
 
@@ -111,7 +122,7 @@ def _score(found: Measured, method: Method, number: int, groups: int) -> StageCo
 def _select(found: Measured, method: Method, number: int, batch: int) -> StageCost:
     """Predict probabilities and index; the warm-up has no probabilities, and makes the pool's row ids."""
     config, rows = found.config, found.pool.rows
-    positions = batch * (config.update_step if number else config.warmup_step)
+    positions = selected_rows(config, found.pool, number, batch)
     writing = found.writing
     disk = writing.table_bytes + positions * INDEX_BYTES + (0 if number else rows * ID_BYTES)
     more = max(0, rows - writing.selected_from) * writing.row_seconds
@@ -125,6 +136,23 @@ def _select(found: Measured, method: Method, number: int, batch: int) -> StageCo
     return StageCost(
         "select", number, positions, seconds=seconds, disk_bytes=disk, basis="extrapolated", note=note
     )
+
+
+def selected_rows(config: Config, pool: RowCounts, number: int, batch: int) -> int:
+    """Return the lines of a round's index, or where nothing is trained, of its selection.
+
+    Args:
+        config: of the run. pool: counts of the pool. number: the round. batch: rows per optimizer step.
+    """
+    if number == 0:
+        return batch * config.warmup_step
+    if config.trains_rounds:
+        return batch * config.update_step
+    if config.num_samples is not None:
+        return config.num_samples
+    if config.fraction is not None:
+        return math.ceil(config.fraction * pool.valid)
+    return round((config.token_budget or 0) * pool.rows / max(1, pool.tokens))
 
 
 def training_stage(found: Measured, number: int, batch: int) -> StageCost:

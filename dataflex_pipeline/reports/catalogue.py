@@ -22,7 +22,7 @@ from dataflex_pipeline.store.run import RunFolder
 from dataflex_pipeline.store.stale import found_ingredients
 from dataflex_pipeline.training.kept import kept_folder
 
-Kind = Literal["pool", "target", "test", "feature", "scores", "probabilities", "index", "table"]
+Kind = Literal["pool", "target", "test", "feature", "scores", "probabilities", "selection", "index", "table"]
 NOTE = b"dataflex."
 PARQUET = b"PAR1"
 _FEATURE = re.compile(r"(?P<name>\w+)-(?P<split>pool|target|test)-[0-9a-f]{16}")
@@ -178,6 +178,12 @@ def _rounds(run: RunFolder) -> Iterator[RunTable]:
                 read_footer(path)
                 view = f"{kind}_{number}_{path.stem}"
                 yield RunTable(kind, path, (path,), view, path.stem, number)
+        own = [where.selection] if where.selection.is_file() else []
+        for path in [*own, *where.named_selections()]:
+            read_footer(path)
+            name = "" if path == where.selection else path.parent.name
+            view = f"selection_{number}" + (f"_{name}" if name else "")
+            yield RunTable("selection", path, (path,), view, name, number)
         if where.index.is_file():
             read_footer(where.index)
             yield RunTable("index", where.index, (where.index,), f"idx_{number}", "", number)
@@ -224,8 +230,9 @@ def _alone(path: Path, files: tuple[Path, ...]) -> RunTable:
     """Return a table that lies in no run, as what its footer says that it is."""
     made_from = found_ingredients(path) if FINGERPRINT_KEY in read_footer(files[0]) else None
     found = made_from or {}
-    kinds: dict[str, Kind] = {"scores": "scores", "probabilities": "probabilities", "index": "index"}
-    kind: Kind = "feature" if "feature" in found else kinds.get(str(found.get("table")), "table")
+    kinds: tuple[Kind, ...] = ("scores", "probabilities", "selection", "index")
+    of_round: Kind = next((each for each in kinds if each == found.get("table")), "table")
+    kind: Kind = "feature" if "feature" in found else of_round
     split = found.get("split", "pool")
     if kind == "table" and split in ("pool", "target", "test") and "sources" in found:
         kind = split

@@ -43,59 +43,80 @@ def findings(record: RunRecord) -> dict[str, Any]:
             t.view: look(queries, t, tables, Wanted(EXAMPLES)) for t in tables if t.kind != "probabilities"
         }
         scores = [table for table in tables if table.kind == "scores"]
-        indexes = [table for table in tables if table.kind == "index"]
+        chosen = _chosen(tables)
         return {
             "name": record.name,
             "facts": _facts(record, looks),
-            "rounds": [_round(record, number, scores, looks) for number in record.markers],
+            "rounds": [_round(record, number, scores, looks) for number in record.rounds],
             "log": record.log,
             "first_steps": [record.step(number - 1) + 1 for number in record.markers if number],
             "scores": [looks[table.view] for table in scores],
-            "selected": _selected(queries, tables, indexes),
-            "lengths": _lengths(queries, indexes),
+            "selected": _selected(queries, tables, chosen),
+            "lengths": _lengths(queries, chosen),
             "evaluations": [asdict(f) | {"round": n} for n in record.markers for f in record.evaluated(n)],
             "alike": alike(queries, scores, looks),
-            "repeated": _repeated(queries, indexes),
+            "repeated": _repeated(queries, chosen),
             "warnings": _warnings(record, looks, {table.view: table.split for table in tables}),
             "settings": record.settings,
             "provenance": record.record,
         }
 
 
+def _chosen(tables: Sequence[RunTable]) -> list[RunTable]:
+    """Return, of each round, the table of the rows that it trained on, or else of those selected."""
+    found = {t.round: t for t in tables if t.kind == "selection" and not t.name}
+    found |= {t.round: t for t in tables if t.kind == "index"}
+    return [found[number] for number in sorted(found, key=lambda number: number or 0)]
+
+
+def _look_of(looks: Mapping[str, Any], number: int) -> Any:
+    """Return the look at the rows of a round: its index, or where it has none its selection."""
+    return looks.get(f"idx_{number}") or looks[f"selection_{number}"]
+
+
 def _facts(record: RunRecord, looks: Mapping[str, Any]) -> dict[str, Any]:
-    last = record.markers[record.last]
-    by = [looks[f"idx_{number}"]["facts"]["method"] for number in record.markers if number]
+    last = record.markers.get(record.last)
+    by = [_look_of(looks, number)["facts"]["method"] for number in record.rounds if number]
     facts = {
         "selected by": ", ".join(dict.fromkeys(by)) or f"nothing yet; set to {record.method}",
         "model": record.settings["model_name_or_path"],
         "pool": f"{looks['pool']['valid']:,} usable rows of {looks['pool']['rows']:,}",
-        "rounds": f"{record.last} of {record.settings['update_times']}, and the warm-up",
-        "trained": f"{last.step:,} steps of {record.global_batch} rows",
+        "rounds": _rounds_said(record),
+        "trained": "nothing" if last is None else f"{last.step:,} steps of {record.global_batch} rows",
         "seed": record.seed,
     }
     if "target" in looks:
         facts["target"] = f"{looks['target']['valid']:,} usable rows of {looks['target']['rows']:,}"
-    best = (last.result or {}).get("best")
+    best = ((last.result if last is not None else None) or {}).get("best")
     if best:
         facts["best"] = f"{best['metric']} {best['value']:.4f} in round {best['round']}, step {best['step']}"
     return facts
+
+
+def _rounds_said(record: RunRecord) -> str:
+    if not record.settings["update_times"] or not record.settings["update_step"]:
+        return "scored and selected only"
+    warmup = ", and the warm-up" if record.settings["warmup_step"] else ", without a warm-up"
+    return f"{record.last} of {record.settings['update_times']}{warmup}"
 
 
 def _round(
     record: RunRecord, number: int, scores: Sequence[RunTable], looks: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return a round as it went: what scored it, what was selected, how it trained, seconds of each."""
-    result = record.markers[number].result or {}
+    marker = record.markers.get(number)
+    result = (marker.result if marker is not None else None) or {}
     took: dict[str, float] = {}
     for entry in record.history:
         if entry.get("round") == number:  # a stage that was killed or repeated has several entries
             for what in (entry["stage"], f"{entry['stage']} {entry.get('method')}"):
                 took[what] = took.get(what, 0.0) + entry["seconds"]
-    index = looks[f"idx_{number}"]
+    index = _look_of(looks, number)
     return {
         "number": number,
         "scored": [(t.name, took.get(f"score {t.name}")) for t in scores if t.round == number],
         "selected_by": index["facts"].get("method"),
+        "trained": marker is not None,
         "positions": index["rows"],
         "different": index["drawn"]["distinct"],
         "seconds": {stage: took.get(stage) for stage in PER_ROUND},
@@ -108,14 +129,14 @@ def _round(
 
 
 def _selected(
-    queries: Queries, tables: Sequence[RunTable], indexes: Sequence[RunTable]
+    queries: Queries, tables: Sequence[RunTable], chosen: Sequence[RunTable]
 ) -> list[dict[str, Any]]:
     """Return, for sources and for every category of the user's own, the shares in the pool and by round."""
     pool = next(table for table in tables if table.kind == "pool")
     found = []
     for column in _categories(queries, pool):
         by_round = {"pool": _shares(queries.table("pool").filter("valid").project(_named(column)))}
-        for table in indexes:
+        for table in chosen:
             joined = (
                 queries.table(table.view)
                 .project("row")
@@ -150,22 +171,22 @@ def _shares(relation: Any) -> dict[str, float]:
     return {name: n / total for name, n in lines.items()}
 
 
-def _lengths(queries: Queries, indexes: Sequence[RunTable]) -> list[dict[str, Any]]:
+def _lengths(queries: Queries, chosen: Sequence[RunTable]) -> list[dict[str, Any]]:
     """Return quantiles of the response tokens: of the pool, and of what each round selected."""
     pool = queries.table("pool").filter("valid").project("row, n_response_tokens")
     found = [{"of": "pool", **spread(pool, "n_response_tokens").plain()}]
-    for table in indexes:
+    for table in chosen:
         rows = queries.table(table.view).project("row").distinct().join(pool, "row", how="inner")
         name = f"round {table.round}" if table.round else "warm-up"
         found.append({"of": name, **spread(rows, "n_response_tokens").plain()})
     return found
 
 
-def _repeated(queries: Queries, indexes: Sequence[RunTable]) -> list[dict[str, Any]]:
+def _repeated(queries: Queries, chosen: Sequence[RunTable]) -> list[dict[str, Any]]:
     """Return how much of each round's rows the round before had too, and any before."""
     found = []
-    for place, table in enumerate(indexes[1:], start=1):
-        before = [each.view for each in indexes[:place]]
+    for place, table in enumerate(chosen[1:], start=1):
+        before = [each.view for each in chosen[:place]]
         shares = (shared_rows(queries, table.view, views)["share"] for views in (before[-1:], before))
         found.append({"round": table.round, **dict(zip(("before", "any_before"), shares, strict=True))})
     return found
@@ -184,7 +205,7 @@ def _warnings(record: RunRecord, looks: Mapping[str, Any], splits: Mapping[str, 
     for view, seen in looks.items():
         found += [f"{view}: {line}" for line in seen["facts"].get("notices", [])]
     found += not_usable({view: seen.get("reasons", []) for view, seen in looks.items()}, splits)
-    if record.last < int(record.settings["update_times"]):
+    if record.settings["update_step"] and record.last < int(record.settings["update_times"]):
         found.append(f"the run is at round {record.last} of {record.settings['update_times']}")
     return found
 

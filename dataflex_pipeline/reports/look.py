@@ -81,7 +81,7 @@ def _shown(line: Mapping[str, Any], main: str | None, texts: Mapping[int, dict[s
     }
 
 
-PLACES = ("row", "position", "line")
+PLACES = ("row", "position", "rank", "line")
 """Whole numbers that say which line it is; their spread says nothing."""
 MAIN = {"scores": "score", "probabilities": "probability", "pool": "n_tokens", "target": "n_tokens"}
 FACTS = ("method", "round", "feature", "split", "params", "draw", "learning_rate", "update_times", "sources")
@@ -147,7 +147,7 @@ def numeric_columns(schema: pa.Schema) -> list[str]:
 
 def main_column(table: RunTable, filled: list[str]) -> str | None:
     """Return the column that the table is about: of those with a finite value, or None."""
-    if table.kind == "index":
+    if table.kind in ("index", "selection"):
         return next((name for name in ("score", "probability") if name in filled), None)
     floating = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     candidates = [MAIN.get(table.kind, ""), *floating, *filled]
@@ -188,8 +188,10 @@ def _of_kind(
 ) -> dict[str, Any]:
     if table.kind == "probabilities":
         return _probabilities(relation)
+    if table.kind == "selection":
+        return _drawn(relation)
     if table.kind == "index":
-        return _index(relation) | _overlaps(queries, table, tables)
+        return _drawn(relation) | _overlaps(queries, table, tables)
     if table.kind == "target":
         groups = relation.aggregate('"group", count(*) as rows, count(*) filter (valid) as valid', '"group"')
         return {"groups": dictionaries(groups.order('rows desc, "group"'))}
@@ -209,7 +211,7 @@ def _probabilities(relation: DuckDBPyRelation) -> dict[str, Any]:
     }
 
 
-def _index(relation: DuckDBPyRelation) -> dict[str, Any]:
+def _drawn(relation: DuckDBPyRelation) -> dict[str, Any]:
     counted = relation.aggregate("row, count(*) as times", "row")
     distinct, most = counted.aggregate("count(*), max(times)").fetchall()[0]
     size = effective_size(relation, "weight")
@@ -271,6 +273,9 @@ def _round(queries: Queries, run: RunFolder, number: int, tables: Sequence[RunTa
         "round": number,
         "scored": [table.name for table in of_round if table.kind == "scores"],
     }
+    selection = next((table for table in of_round if table.kind == "selection" and not table.name), None)
+    if selection is not None:
+        found["method"], found["selected"] = selection.notes().get("method"), selection.n_rows
     index = next((table for table in of_round if table.kind == "index"), None)
     if index is not None:
         found["method"] = index.notes().get("method", "uniform")

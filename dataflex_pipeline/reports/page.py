@@ -129,6 +129,8 @@ def page(found: dict[str, Any]) -> str:
 
 def _shown_first(found: dict[str, Any]) -> str:
     """Return the view of the scores whose best rows are open: those that the last round was selected by."""
+    if not found["rounds"]:
+        return ""
     last = found["rounds"][-1]
     return f"scores_{last['number']}_{last['selected_by']}"
 

@@ -189,13 +189,22 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
+OF_ALL_ROUNDS = {
+    "scores": "scores",
+    "probabilities": "probabilities",
+    "selection": "selections",
+    "index": "idx",
+}
+"""Kinds of tables, and the view that has those of all rounds."""
+
+
 def _make_views(
     connection: DuckDBPyConnection, tables: Sequence[RunTable], this: RunTable | None
 ) -> Iterator[View]:
     if this is not None:
         connection.execute(f"create view {THIS} as {_reading(this.files)}")
         yield View(THIS, str(this.path))
-    for kind, name in (("scores", "scores"), ("probabilities", "probabilities"), ("index", "idx")):
+    for kind, name in OF_ALL_ROUNDS.items():
         chosen = [table for table in tables if table.kind == kind]
         if chosen:
             text = " union all by name ".join(f"({_labelled(table)})" for table in chosen)
@@ -215,8 +224,9 @@ def _make_views(
 
 
 def _meaning(name: str) -> str:
-    lines = {"scores": "scores", "probabilities": "probabilities", "idx": "training positions"}[name]
-    return f"{lines} of all rounds, with the columns round{'' if name == 'idx' else ' and method'}"
+    lines = {"selections": "selected rows", "idx": "training positions"}.get(name, name)
+    more = {"selections": " and name (null for the round's own)", "idx": ""}.get(name, " and method")
+    return f"{lines} of all rounds, with the columns round{more}"
 
 
 def _reading(files: Sequence[Path]) -> str:
@@ -230,8 +240,11 @@ def _scan(files: Sequence[Path]) -> str:
 
 
 def _labelled(table: RunTable) -> str:
-    method = "" if table.kind == "index" else f"{literal(table.name)} as method, "
-    return f"select {table.round} as round, {method}* from {_scan(table.files)}"  # noqa: S608
+    name = f"{literal(table.name)} as method, "
+    if table.kind == "selection":
+        name = f"nullif({literal(table.name)}, '') as name, "
+    name = "" if table.kind == "index" else name
+    return f"select {table.round} as round, {name}* from {_scan(table.files)}"  # noqa: S608
 
 
 def _feature_line(table: RunTable) -> str:

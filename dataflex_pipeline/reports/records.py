@@ -37,8 +37,12 @@ class RunRecord:
     markers: dict[int, Marker]
 
     @classmethod
-    def read(cls, folder: Path) -> RunRecord:
+    def read(cls, folder: Path, *, trained: bool = True) -> RunRecord:
         """Read a run.
+
+        Args:
+            folder: its folder.
+            trained: whether a finished round is needed; else scores are enough.
 
         Raises:
             RunError: there is no run, or no round of it is finished.
@@ -53,16 +57,17 @@ class RunRecord:
             )
         settings, record = run.read()
         markers = {}
-        for number in range(int(settings["update_times"]) + 1):
+        first = 0 if settings["warmup_step"] else 1
+        for number in range(first, int(settings["update_times"]) + 1):
             marker = read_marker(run.round(number).checkpoint)
             if marker is None or not marker.finished:
                 break
             markers[number] = marker
-        if not markers:
+        if not markers and (trained or not _is_scored(run)):
             raise RunError(
                 f"No round of the run {folder} is finished.",
-                "There is nothing to look at yet.",
-                f"Run `dataflex warmup --run {folder.name}` first.",
+                "There is nothing to compare yet." if trained else "There is nothing to look at yet.",
+                f"Run `dataflex round --run {folder.name}` first.",
             )
         return cls(run, settings, record, markers)
 
@@ -83,8 +88,14 @@ class RunRecord:
 
     @property
     def last(self) -> int:
-        """The last finished round."""
-        return max(self.markers)
+        """The last finished round; 0 where nothing was trained."""
+        return max(self.markers, default=0)
+
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds that are finished, or selected without being trained yet."""
+        own = [number for number in self.run.rounds() if self.round(number).selection.is_file()]
+        return sorted({*self.markers, *own})
 
     @property
     def global_batch(self) -> int:
@@ -187,6 +198,10 @@ class RunRecord:
                 if entry["stage"] == stage and entry.get("round", 0) <= last
             )
         )
+
+
+def _is_scored(run: RunFolder) -> bool:
+    return any(run.folder.glob("round-*/scores/*.parquet"))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def beside_rows(queries: Queries, table: RunTable, tables: Sequence[RunTable]) -
             return Beside(joined.project(f"*, {names}"), None, True)
     other = prepared.project(f"row, {names}").set_alias("prepared")
     relation = queries.table(table.view).set_alias("lines").join(other, "row", how="inner")
-    return Beside(relation, prepared if table.kind == "index" else None, True)
+    return Beside(relation, prepared if table.kind in ("index", "selection") else None, True)
 
 
 def by_source(beside: Beside, main: str | None) -> dict[str, Any]:

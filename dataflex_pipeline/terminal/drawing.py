@@ -45,6 +45,10 @@ def _title(found: Mapping[str, Any]) -> str:
         return f"Feature {name} over the {found['facts'].get('split', 'pool')}"
     if found["kind"] in ("scores", "probabilities"):
         return f"{found['kind'].capitalize()}{of_round} by {name or found['facts'].get('method', 'unknown')}"
+    if found["kind"] == "selection":
+        return (
+            f"Selection{' ' + name if name else ''}{of_round}, by {found['facts'].get('method', 'unknown')}"
+        )
     if found["kind"] == "index":
         return f"Index{of_round}, {'by ' + found['facts']['method'] if number != '0' else 'drawn uniformly'}"
     return {"pool": "The pool", "target": "The target"}.get(found["kind"], "A table")
@@ -223,6 +227,7 @@ def draw_run(found: Mapping[str, Any], again: str) -> None:
         [
             str(each["round"]),
             each.get("method", ""),
+            _whole(each.get("selected")),
             _whole(each.get("positions")),
             _whole(each.get("rows")),
             _percent(each.get("already_in_round_before")),
@@ -232,8 +237,9 @@ def draw_run(found: Mapping[str, Any], again: str) -> None:
         ]
         for each in found["rounds"]
     ]
-    names = ["round", "method", "positions", "rows", "in round before", "ESS", "train loss", "target loss"]
-    short = ["round", "method", "pos.", "rows", "before", "ESS", "train", "target"]
+    names = ["round", "method", "selected", "positions", "rows", "in round before", "ESS", "train loss"]
+    names.append("target loss")
+    short = ["round", "method", "sel.", "pos.", "rows", "before", "ESS", "train", "target"]
     fits = console.fits(short, rows, "method") and not console.fits(names, rows, "method")
     console.print_table("Rounds", short if fits else names, rows, wraps="method")
     tables = [[t["view"], f"{t['lines']:,}", size(t["bytes"]), t["path"]] for t in found["tables"]]

@@ -274,3 +274,25 @@ def test_a_config_error_names_both_ways_to_say_how_many(tiny_demo, here):
     with pytest.raises(ConfigError, match="Nothing says how many"):
         Run(here / "r", **files(tiny_demo)).pick("loss")
     assert not (here / "r").exists()
+
+
+def test_what_looks_at_runs_looks_at_one_that_only_selects(tiny_demo, here):
+    done("pick", "loss", *LOW, *data(tiny_demo), "num_samples=12", "--run", "p", "--to", "best.jsonl")
+    assert "selected by loss: 12 rows" in (here / _report(done("report", "p"))).read_text(encoding="utf-8")
+    found = json.loads(done("inspect", "p", "--json"))
+    assert [(each["round"], each["selected"]) for each in found["rounds"]] == [(1, 12)]
+    query = "select count(*) as n, max(rank) as last, count(name) as named from selections"
+    assert json.loads(done("inspect", "p", "--sql", query, "--json")) == [{"n": 12, "last": 12, "named": 0}]
+    assert "Selection of round 1, by loss" in done("inspect", "p", "runs/p/round-01/selection.parquet")
+    assert "scored and selected only" in (here / "runs/p/report.html").read_text(encoding="utf-8")
+
+
+def _report(said):
+    return said.partition(": ")[2].partition(" (")[0]
+
+
+def test_estimate_of_a_run_that_only_selects_has_no_training(tiny_demo, here):
+    text = done("estimate", *data(tiny_demo), "warmup_step=0", "update_times=0", "fraction=0.1", "--json")
+    stages = {each["stage"]: each for each in json.loads(text)["stages"]}
+    assert "train" not in stages
+    assert stages["select"]["rows"] == 20
