@@ -152,7 +152,7 @@ def _warnings(context: Run, found: Measured) -> list[str]:
     config, lines = context.given, []
     if config.deepspeed is not None:
         lines.append("training was measured without DeepSpeed, in one process")
-    if found.training is None:
+    if found.training is None and config.horizon:
         lines.append("training was not measured: a checkpoint is larger than an estimate should write")
     if config.finetuning_type == "full" and found.training is not None:
         lines.append("a checkpoint holds all weights and Adam's moments, and every round leaves one")

@@ -283,7 +283,7 @@ def test_what_looks_at_runs_looks_at_one_that_only_selects(tiny_demo, here):
     assert [(each["round"], each["selected"]) for each in found["rounds"]] == [(1, 12)]
     query = "select count(*) as n, max(rank) as last, count(name) as named from selections"
     assert json.loads(done("inspect", "p", "--sql", query, "--json")) == [{"n": 12, "last": 12, "named": 0}]
-    assert "Selection of round 1, by loss" in done("inspect", "p", "runs/p/round-01/selection.parquet")
+    assert "Selection of round 1, by loss" in done("inspect", "runs/p/round-01/selection.parquet")
     assert "scored and selected only" in (here / "runs/p/report.html").read_text(encoding="utf-8")
 
 
