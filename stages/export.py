@@ -43,9 +43,7 @@ def export(
     ] = None,
     round_number: Annotated[
         int | None,
-        typer.Option(
-            "--round", "-r", help="Whose rows or checkpoint; else the last selected, the best or the last."
-        ),
+        typer.Option("--round", "-r", help="Whose rows or checkpoint; by default the last or the best."),
     ] = None,
     rows_of_round: Annotated[
         int | None, typer.Option(help="With a model: only this round's rows, not all up to the checkpoint.")
@@ -60,12 +58,10 @@ def export(
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="NAME", help="Upload it to this repository, privately.")
     ] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="With --push-to-hub: for everybody to see.")
-    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="With --push-to-hub: for all to see.")] = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write what needs nothing of a run: the selected rows, merged weights, the adapter, and a card."""
+    """Write the selected rows, merged weights, the adapter and a card, which need nothing of the run."""
     from .exported import next_steps
     from .opening import open_run
     from .summary import report

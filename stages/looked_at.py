@@ -19,10 +19,7 @@ def subject_of(
     """Return the run or table that a command's words name.
 
     Args:
-        config: the configuration file.
-        arguments: the words without a dash.
-        run: of --run.
-        method: of --method.
+        config, arguments, run, method: as they were given; the words without a dash.
         machine: whether standard output is for a program alone.
     """
     from dataflex_pipeline.pipeline.locate import Options
@@ -48,11 +45,8 @@ def show_row(subject: Subject, row: int | None, row_id: str | None, find: str | 
     """Print one row's story; of several rows that hold a text, the first.
 
     Args:
-        subject: the run.
-        row: the row's number.
-        row_id: the beginning of its row_id.
-        find: a text that it holds; of the three exactly one is given.
-        json: for a program.
+        subject: the run. json: for a program.
+        row, row_id, find: its number, the beginning of its row_id, or a text that it holds: one of them.
 
     Raises:
         UserError: no run is named, or there is no such row.

@@ -138,6 +138,35 @@ def export_rows(run: OpenRun, file: Path, asked: Asked) -> list[Outcome]:
     ]
 
 
+FILE_SUFFIXES = (".json", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
+"""Endings of files that rows are not exported as; a folder of such a name is a slip of the pen."""
+
+
+def is_file_of_rows(place: Path, of_folder: bool) -> bool:
+    """Whether a place is a file, for rows alone, rather than a folder.
+
+    Args:
+        place: as it was given. of_folder: whether anything was asked for that only a folder has.
+
+    Raises:
+        UserError: it is a file of another kind, or a file was named with options of a folder.
+    """
+    suffix = place.suffix.lower()
+    if suffix in FILE_SUFFIXES:
+        raise UserError(
+            f"{place} was named.",
+            "Rows are exported as JSON lines, all else as a folder.",
+            "Name a file that ends in .jsonl, or a folder.",
+        )
+    if suffix == ".jsonl" and of_folder:
+        raise UserError(
+            f"{place} was named, with options of a folder (what, rows_of, hub, public).",
+            "A file holds the rows of one round.",
+            "Name a folder for the rest.",
+        )
+    return suffix == ".jsonl"
+
+
 def check_place(file: Path, selection: Selection | None) -> None:
     """Find what would stop the export of rows that are not selected yet.
 

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline.api import Split
 from dataflex_pipeline.errors import CorruptError, StaleError
-from dataflex_pipeline.pipeline.damage import check_outputs, last_finished
+from dataflex_pipeline.pipeline.damage import check_outputs, last_finished, set_aside_damaged_tables
 from dataflex_pipeline.pipeline.epochs import settle_epochs
 from dataflex_pipeline.pipeline.index import Index, WarmupIndex
-from dataflex_pipeline.pipeline.open_run import OpenRun
+from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
 from dataflex_pipeline.pipeline.output import Outcome, Output, State
 from dataflex_pipeline.pipeline.preflight import check_method, check_model, check_target
 from dataflex_pipeline.pipeline.prepare import Rows, Source, look, read_sources, splits_of
 from dataflex_pipeline.pipeline.published import BestCheckpoint, PublishedAdapter
-from dataflex_pipeline.pipeline.score import Scores
+from dataflex_pipeline.pipeline.score import Scores, check_scored_round
 from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.pipeline.settings import check_settings
 from dataflex_pipeline.pipeline.train import Checkpoint
+from dataflex_pipeline.pipeline.versions import say_versions
 from dataflex_pipeline.store.stale import found_ingredients, is_complete
+from dataflex_pipeline.training.finished import has_trained
 
 
 def planned_outputs(
@@ -177,6 +179,46 @@ def check_planned(run: OpenRun, last: int, sources: Mapping[Split, Source]) -> N
             return
         if isinstance(output, Rows):
             output.describe()  # opens the table
+
+
+def make_part(run: OpenRun, number: int, outputs: Sequence[Output], *, keeps: bool = True) -> list[Outcome]:
+    """Make outputs of one round, in order, for a command that does a part of it.
+
+    Rows are prepared here where the run begins with the model as it is given.
+
+    Args:
+        run: that they belong to. number: the round.
+        outputs: scores, a selection with its index, or a checkpoint.
+        keeps: whether the settings given now hold for what follows.
+
+    Raises:
+        UserError: the round cannot be scored, selected or trained now, or with these settings.
+    """
+    first, last = outputs[0], outputs[-1]
+    begins = not run.given.warmup_step and not has_trained(run.store)
+    if not begins:
+        require_run(run)
+    if isinstance(last, Checkpoint):
+        run.check_round(number)
+    else:
+        check_scored_round(run, number)
+    check_settings(run)
+    sources = None
+    if begins:
+        method = first.method if isinstance(first, Scores | Selection) else None
+        sources = check_before_start(run, number, method, draws=not isinstance(first, Scores))
+    say_versions(run)
+    check_outputs(run, number - 1 if run.overwrite else number)
+    with run.writing():
+        if run.overwrite:
+            set_aside_damaged_tables(run, number)
+        outcomes = [] if sources is None else prepare_rows(run, sources)
+        outcomes += [output.make() for output in outputs]
+        if isinstance(last, Checkpoint):
+            outcomes += PublishedAdapter.of(run)
+        if keeps:  # as those given to the first command do
+            run.save_settings()
+    return outcomes
 
 
 def make_up_to(run: OpenRun, last: int, sources: Mapping[Split, Source]) -> list[Outcome]:

@@ -15,7 +15,6 @@ there already and was made from the same settings is kept. Nothing is printed; e
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,17 +22,23 @@ from typing import Any, Literal, Self
 
 from dataflex_pipeline import launch
 from dataflex_pipeline.api import Progress, Silent
-from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import QUICKSTART, Loaded
-from dataflex_pipeline.config.values import is_mapping, is_text
-from dataflex_pipeline.errors import ConfigError, RunError, UserError
+from dataflex_pipeline.errors import RunError, UserError
 from dataflex_pipeline.evaluation.figures import Figure
 from dataflex_pipeline.export.conversations import Trainer
-from dataflex_pipeline.methods import check_methods, shipped_methods
+from dataflex_pipeline.methods import check_methods
 from dataflex_pipeline.pipeline.damage import check_outputs, set_aside_damaged_tables
 from dataflex_pipeline.pipeline.evaluate import Wanted, evaluate
-from dataflex_pipeline.pipeline.export import Asked, What, check_place, export, export_rows
+from dataflex_pipeline.pipeline.export import (
+    Asked,
+    What,
+    check_place,
+    export,
+    export_rows,
+    is_file_of_rows,
+)
 from dataflex_pipeline.pipeline.index import Index
+from dataflex_pipeline.pipeline.keywords import as_overrides, whole_round
 from dataflex_pipeline.pipeline.locate import Options, load_for, locate
 from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
 from dataflex_pipeline.pipeline.output import Outcome, Output
@@ -41,21 +46,19 @@ from dataflex_pipeline.pipeline.outputs import (
     all_outputs,
     check_before_start,
     early_end,
+    make_part,
     make_up_to,
-    prepare_rows,
 )
 from dataflex_pipeline.pipeline.preflight import check_how_many
-from dataflex_pipeline.pipeline.published import PublishedAdapter
 from dataflex_pipeline.pipeline.row import RowStory, row_story
 from dataflex_pipeline.pipeline.row_search import Found, find_text
-from dataflex_pipeline.pipeline.score import Scores, check_scored_round
+from dataflex_pipeline.pipeline.score import Scores
 from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.pipeline.settings import check_settings
 from dataflex_pipeline.pipeline.table import Table
 from dataflex_pipeline.pipeline.train import Checkpoint
 from dataflex_pipeline.pipeline.versions import say_versions
 from dataflex_pipeline.store.stale import is_complete
-from dataflex_pipeline.training.finished import has_trained
 
 
 class Run(OpenRun):
@@ -94,9 +97,9 @@ class Run(OpenRun):
                 "dataflex_pipeline round 2.",
             )
         place = None if folder is None else Path(folder).expanduser()
-        named = dict(_as_overrides(settings))
+        named = dict(as_overrides(settings))
         if place is not None:
-            named |= dict(_as_overrides({"runs_dir": place.parent}))
+            named |= dict(as_overrides({"runs_dir": place.parent}))
         options = Options(
             None if config is None else Path(config),
             tuple(named.values()),
@@ -176,7 +179,7 @@ class Run(OpenRun):
             UserError: data, model or settings cannot be used, or an output was made from other settings.
         """
         with self._call(settings):
-            last = self.given.last_round if last is None else _whole(last)
+            last = self.given.last_round if last is None else whole_round(last)
             self.check_round(last)
             say_versions(self)
             sources = check_before_start(self, last)
@@ -206,8 +209,8 @@ class Run(OpenRun):
             RunError: the round before is not trained.
         """
         with self._call(settings):
-            scores = Scores(self, _whole(number), method or self.given.component_name)
-            self._make(number, [scores])
+            scores = Scores(self, whole_round(number), method or self.given.component_name)
+            self.outcomes = make_part(self, number, [scores])
             return Table(scores.path, scores.describe(), by="score")
 
     def select(
@@ -232,10 +235,10 @@ class Run(OpenRun):
             StaleError: the round is trained on another selection.
         """
         with self._call(settings, passing=name is not None):
-            scores = Scores(self, _whole(number), method or self.given.component_name)
+            scores = Scores(self, whole_round(number), method or self.given.component_name)
             selection = Selection(scores, name, replace=True)
-            laid_out = name is None and self.given.trains_rounds
-            self._make(number, [selection, *([Index(selection)] if laid_out else [])], keeps=name is None)
+            index = [Index(selection)] if name is None and self.given.trains_rounds else []
+            self.outcomes = make_part(self, number, [selection, *index], keeps=name is None)
             return Table(selection.path, selection.describe(), by="score")
 
     def pick(
@@ -300,8 +303,8 @@ class Run(OpenRun):
             RunError: the round has no index, or the round before is not trained.
         """
         with self._call(settings):
-            checkpoint = Checkpoint(self, _whole(number))
-            self._make(number, [checkpoint])
+            checkpoint = Checkpoint(self, whole_round(number))
+            self.outcomes = make_part(self, number, [checkpoint])
             return checkpoint
 
     def evaluate(
@@ -338,7 +341,7 @@ class Run(OpenRun):
         place = None if include_path is None else Path(include_path)
         wanted = Wanted(names, judge, max_new_tokens, generator, tuple(tasks), place, limit)
         with self._call({}):
-            chosen = number if number is None or number == "base" else _whole(number)
+            chosen = number if number is None or number == "base" else whole_round(number)
             _, _, figures = evaluate(self, chosen, wanted)
             return figures
 
@@ -377,25 +380,14 @@ class Run(OpenRun):
             UserError: there is nothing to export, or something else is there already.
         """
         place = None if to is None else Path(to).expanduser()
-        suffix = "" if place is None else place.suffix.lower()
-        number = None if round is None else _whole(round)
-        if place is not None and suffix == ".jsonl":
-            if what not in (None, "data") or rows_of is not None or hub is not None or public:
-                raise UserError(
-                    f"{place} was named, with options of a folder (what, rows_of, hub, public).",
-                    "A file holds the rows of one round.",
-                    "Name a folder for the rest.",
-                )
-            asked = Asked("data", number, None, selection, warm_up, trainer)
+        number = None if round is None else whole_round(round)
+        of_folder = what not in (None, "data") or rows_of is not None or hub is not None or public
+        if place is not None and is_file_of_rows(place, of_folder):
             with self._call({}):
-                self.outcomes = export_rows(self, place, asked)
+                self.outcomes = export_rows(
+                    self, place, Asked("data", number, None, selection, warm_up, trainer)
+                )
                 return self.outcomes[0].output
-        if suffix in FILE_SUFFIXES:
-            raise UserError(
-                f"{place} was named.",
-                "Rows are exported as JSON lines, all else as a folder.",
-                "Name a file that ends in .jsonl, or a folder.",
-            )
         what = what or ("all" if selection is None else "data")
         asked = Asked(what, number, rows_of, selection, warm_up, trainer, hub, public, place)
         with self._call({}):
@@ -435,36 +427,6 @@ class Run(OpenRun):
         with self._call({}):
             return list(all_outputs(self))
 
-    def _make(self, number: int, outputs: Sequence[Output], *, keeps: bool = True) -> None:
-        """Make outputs of one round, in order, and keep the settings that were given for it (``keeps``).
-
-        Rows are prepared here where the run begins with the model as it is given.
-        """
-        first, last = outputs[0], outputs[-1]
-        begins = not self.given.warmup_step and not has_trained(self.store)
-        if not begins:
-            require_run(self)
-        if isinstance(last, Checkpoint):
-            self.check_round(number)
-        else:
-            check_scored_round(self, number)
-        check_settings(self)
-        sources = None
-        if begins:
-            method = first.method if isinstance(first, Scores | Selection) else None
-            sources = check_before_start(self, number, method, draws=not isinstance(first, Scores))
-        say_versions(self)
-        check_outputs(self, number - 1 if self.overwrite else number)
-        with self.writing():
-            if self.overwrite:
-                set_aside_damaged_tables(self, number)
-            self.outcomes = [] if sources is None else prepare_rows(self, sources)
-            self.outcomes += [output.make() for output in outputs]
-            if isinstance(last, Checkpoint):
-                self.outcomes += PublishedAdapter.of(self)
-            if keeps:  # the settings given now hold for what follows, as those given to the first call do
-                self.save_settings()
-
     @contextlib.contextmanager
     def _call(self, settings: Mapping[str, Any], *, passing: bool = False) -> Iterator[None]:
         """Lay settings over those there are for a call; one that fails leaves the settings as they were.
@@ -473,7 +435,7 @@ class Run(OpenRun):
         another process, may have gone on meanwhile.
         """
         before = self._options, self.loaded
-        named = dict(_as_overrides(settings))
+        named = dict(as_overrides(settings))
         if {"runs_dir", "output_dir"} & set(named):
             raise UserError(
                 "runs_dir or output_dir was given to a run that is open.",
@@ -503,57 +465,3 @@ class Run(OpenRun):
 
 NOTHING_TRAINED = {"warmup_step": 0, "update_times": 0}
 """Settings of a run that only scores and selects."""
-FILE_SUFFIXES = (".json", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
-"""Endings of files that rows are not exported as; a folder of such a name is a slip of the pen."""
-
-
-def _whole(number: int) -> int:
-    """Return a round's number.
-
-    Raises:
-        RunError: it is no whole number.
-    """
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise RunError(
-            f"The round is given as {number!r}.",
-            "A round is a whole number: 0 is the warm-up, then 1, 2, ...",
-            "Give for example 1.",
-        )
-    return number
-
-
-def _as_overrides(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each setting as its key and the ``key=value`` of a command line; mappings entry by entry.
-
-    Raises:
-        ConfigError: a value that no configuration file could hold.
-    """
-    for key, value in settings.items():
-        value = value.item() if hasattr(value, "item") else value  # a number of numpy's
-        if isinstance(value, list | tuple) and key in Config.model_fields and is_text(key):
-            value = ",".join(map(str, value))  # several data sets
-        if isinstance(value, Mapping) and (key not in Config.model_fields or is_mapping(key)):
-            yield from _as_overrides({f"{key}.{inner}": each for inner, each in value.items()})
-        elif key in shipped_methods():
-            raise ConfigError(
-                f"{key}={value!r} was given.",
-                f"{key} is a method; its parameters are given as a mapping.",
-                f'Write {key}={{"NAME": VALUE}}; `dataflex methods {key}` lists them.',
-            )
-        elif isinstance(value, str | Path) and not _reads_otherwise(str(value)):
-            yield key, f"{key}={value}"
-        else:
-            try:
-                yield key, f"{key}={json.dumps(str(value) if isinstance(value, Path) else value)}"
-            except TypeError as error:
-                raise ConfigError(
-                    f"{key} is {value!r}, a {type(value).__name__}.",
-                    "A setting is what a configuration file can hold: text, numbers, true, false, lists and "
-                    "mappings of them.",
-                    "Give such a value.",
-                ) from error
-
-
-def _reads_otherwise(text: str) -> bool:
-    """Whether a text means another thing on a command line: nothing at all, or what is within its quotes."""
-    return text.strip() in ("", "~", "null") or (len(text) > 1 and text[0] == text[-1] and text[0] in "'\"")
