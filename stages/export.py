@@ -48,9 +48,7 @@ def export(
     rows_of_round: Annotated[
         int | None, typer.Option(help="With a model: only this round's rows, not all up to the checkpoint.")
     ] = None,
-    selection: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Rows of the selection of this name.")
-    ] = None,
+    selection: Annotated[str | None, typer.Option(metavar="NAME", help="Rows of this selection.")] = None,
     warm_up: Annotated[
         bool, typer.Option("--warm-up", help="Add the warm-up's rows, which have no scores.")
     ] = False,
