@@ -22,6 +22,7 @@ from dataflex_pipeline.config.components import (
     merged,
     sections_passed_over,
 )
+from dataflex_pipeline.config.draw_rules import AMOUNTS
 from dataflex_pipeline.config.fields import DEMO, SECRETS, Config
 from dataflex_pipeline.config.llama_factory import PASSED_OVER, REFUSED, RENAMED
 from dataflex_pipeline.config.overrides import COMMAND_LINE, override_layers
@@ -43,6 +44,8 @@ _BASE_NOTICE = {
     "defaults": "no --config: what is not given here has its default; `dataflex init` explains them all",
 }
 _EXPECTED = ("model_name_or_path", "dataset")
+ONE_OF = (AMOUNTS, ("balanced", "source_quotas"))
+"""Settings of which only one can hold."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,19 @@ class _Settings:
         for table in (self.values, self.sources, self.places):
             table.pop(name, None)
 
+    def _give_way(self, kept: Mapping[str, Any], layer: Layer) -> None:
+        """Drop what an earlier command left in run.yaml of a setting that only one of can hold."""
+        for names in ONE_OF:
+            given = [name for name in names if kept.get(name) not in (None, {})]
+            recorded = [name for name in names if self.sources.get(name) == RUN_FILE and self.values[name]]
+            for name in recorded if given else ():
+                if name not in given:
+                    self.notices.append(
+                        f"{given[0]} ({layer.place(given[0])}) stands in place of {name}: {self.values[name]} "
+                        f"({self.place(name)})"
+                    )
+                    self.drop(name)
+
     def lay(self, layer: Layer) -> None:
         """Lay one layer over the present values."""
         kept, said = translate(layer)
@@ -90,6 +106,7 @@ class _Settings:
         if layer.values.get("val_size"):
             self.split_off = layer.place("val_size")
         _check_names(kept, layer)
+        self._give_way(kept, layer)
         for name, value in kept.items():
             if value is None:
                 self.drop(name)

@@ -140,17 +140,19 @@ def check_before_start(
     return sources
 
 
-def prepare_rows(run: OpenRun, sources: Mapping[Split, Source]) -> list[Outcome]:
+def prepare_rows(run: OpenRun, sources: Mapping[Split, Source], *, keeps: bool = True) -> list[Outcome]:
     """Prepare pool and target where they are missing, and write the run's settings.
 
     Args:
         run: owned for writing.
         sources: from `check_before_start`.
+        keeps: whether the settings of a run that has begun are replaced by those given now.
     """
     rows = [Rows(run, split, source) for split, source in sources.items()]
     # The target first: it is the smaller one, so mistakes in it show sooner.
     prepared = {output.split: output.make() for output in reversed(rows)}
-    run.save_settings()
+    if keeps or not run.store.exists():
+        run.save_settings()
     return [prepared[split] for split in sources]
 
 
@@ -212,7 +214,7 @@ def make_part(run: OpenRun, number: int, outputs: Sequence[Output], *, keeps: bo
     with run.writing():
         if run.overwrite:
             set_aside_damaged_tables(run, number)
-        outcomes = [] if sources is None else prepare_rows(run, sources)
+        outcomes = [] if sources is None else prepare_rows(run, sources, keeps=keeps)
         outcomes += [output.make() for output in outputs]
         if isinstance(last, Checkpoint):
             outcomes += PublishedAdapter.of(run)

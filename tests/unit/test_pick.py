@@ -237,6 +237,24 @@ class TestAnotherSelection:
         assert "fraction: null" in (folder / "run.yaml").read_text()
         assert "up to date" in done("round", 2, "base")
 
+    def test_one_with_a_name_leaves_the_settings_of_a_run_that_only_selects(self, tiny_demo, here):
+        run = Run(here / "r", **files(tiny_demo), **UNTRAINED)
+        run.score(1, "random")
+        run.select(1, "random", fraction=0.1)
+        begun = (here / "r/run.yaml").read_text()
+        assert run.select(1, "random", name="half", fraction=0.5).to_arrow().num_rows == 100
+        assert (here / "r/run.yaml").read_text() == begun
+        assert {output.state().name for output in run.outputs()} == {"done"}
+
+    def test_another_amount_takes_the_place_of_the_one_in_the_run(self, tiny_demo, here):
+        settings = (*data(tiny_demo), "warmup_step=0", "update_times=0", "--run", "r", "--method", "random")
+        done("score", *settings)
+        done("select", "r", "--method", "random", "fraction=0.1")
+        text = done("select", "r", "--method", "random", "num_samples=7")
+        assert "num_samples (command line) stands in place of fraction: 0.1 (run.yaml)" in text
+        assert pq.read_table(here / "runs/r/round-01/selection.parquet").num_rows == 7
+        assert "Keep one" in refused(here, "select", "r", "fraction=0.1", "num_samples=7")
+
     @pytest.mark.parametrize("name", ["../up", "a/b", ".", "", "-x", "a" * 101])
     def test_its_name_is_that_of_a_folder(self, name, tiny_demo, here):
         run = Run(copied(tiny_demo, here / "runs"))
