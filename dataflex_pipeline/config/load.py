@@ -93,10 +93,8 @@ class _Settings:
             recorded = [name for name in names if self.sources.get(name) == RUN_FILE and self.values[name]]
             for name in recorded if given else ():
                 if name not in given:
-                    self.notices.append(
-                        f"{given[0]} ({layer.place(given[0])}) stands in place of {name}: {self.values[name]} "
-                        f"({self.place(name)})"
-                    )
+                    old = f"{name}: {self.values[name]} ({self.place(name)})"
+                    self.notices.append(f"{given[0]} ({layer.place(given[0])}) stands in place of {old}")
                     self.drop(name)
 
     def lay(self, layer: Layer) -> None:

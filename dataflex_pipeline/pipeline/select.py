@@ -26,7 +26,7 @@ from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.atomic import commit, set_aside
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartedTable
-from dataflex_pipeline.store.stale import found_ingredients, is_current, is_kept, stale
+from dataflex_pipeline.store.stale import found_ingredients, is_current, is_kept, named_changes, stale
 from dataflex_pipeline.store.tables import TableFile, table_writer
 
 DRAFT = ".draft"
@@ -89,8 +89,8 @@ class Selection(Output):
     Args:
         scores: the score table.
         name: of a selection beside the round's own, on which nothing is ever trained; None for the round's.
-        replace: make the round's own anew, if nothing was trained on it yet, where the settings are others
-            now. One with a name always is.
+        replace: make it anew where the settings are others now: the round's own only if nothing was trained
+            on it yet. Without it, one with a name is held against its scores alone.
 
     Attributes:
         drawn: what was drawn, if this object drew it.
@@ -162,7 +162,21 @@ class Selection(Output):
         self.check_method()
         if not self.scores.path.is_file() or not self.probabilities.is_file():
             return False
+        if self.named and not self.replace:
+            return self._follows_its_scores()
         return self.has_probabilities(overwrite=overwrite) and super().is_current(overwrite=overwrite)
+
+    def _follows_its_scores(self) -> bool:
+        """Whether a selection with a name, whose settings are its own, was made from the scores there are.
+
+        Raises:
+            StaleError: it was made from others.
+        """
+        made_from = (found_ingredients(self.probabilities) or {}).get("scores")
+        now = TableFile(self.scores.path).fingerprint
+        if made_from != now:
+            raise stale(self.path, self.name, named_changes({"scores": made_from}, {"scores": now}))
+        return self.path.is_file()
 
     def has_probabilities(self, *, overwrite: bool = False) -> bool:
         """Decide whether the probability table can be kept."""
