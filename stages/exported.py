@@ -36,7 +36,9 @@ def _rows(files: Sequence[Path], trainer: str, folder: Path | None = None) -> li
         return [f"train on them with LLaMA-Factory:  dataset: {stems}  dataset_dir: {files[0].parent}"]
     if trainer == "ms-swift":
         return [f"train on them with ms-swift:  swift sft --dataset {first}"]
-    if trainer in ("messages", "trl", "axolotl"):
+    if trainer == "axolotl":
+        return [f"train on them with axolotl:  datasets: path: {files[0]}  type: chat_template"]
+    if trainer in ("messages", "trl"):
         return [f"train on them with TRL:  load_dataset('json', data_files='{files[0]}')"]
     alone = first if len(files) == 1 else shlex.quote(str(folder) if folder else ",".join(map(str, files)))
     return [f"train on the same rows elsewhere:  dataset={alone}"]

@@ -42,16 +42,13 @@ def pick(
     """
     from dataflex_pipeline.pipeline.locate import Options
     from dataflex_pipeline.pipeline.prepare import open_split
-    from dataflex_pipeline.pipeline.run import NOTHING_TRAINED
     from dataflex_pipeline.reports.chosen import chosen
     from dataflex_pipeline.terminal.chosen import draw_chosen
 
     from .opening import open_run
     from .summary import after_pick, report
 
-    given = parse_assignments(settings or [])
-    words = [*(f"{key}={value}" for key, value in NOTHING_TRAINED.items()), *given]
-    opened = open_run(Options(config, tuple(words), run, method, overwrite))
+    opened = open_run(Options(config, parse_assignments(settings or []), run, method, overwrite))
     picked = opened.pick(to=to, trainer=trainer)
     report(opened.folder, opened.outcomes, after_pick(opened))
     draw_chosen(chosen(open_split(opened, "pool"), picked.path))

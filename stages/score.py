@@ -34,5 +34,8 @@ def score(
     opened = open_run(run_options(config, arguments or [], run, None, overwrite, begins=True))
     name = method or opened.given.component_name
     opened.score(round_number, name)
-    next_step = command("select", "select", f"--round {round_number} --method {name}", opened)
+    given = opened.given
+    how_many = given.trains_rounds or given.num_samples or given.fraction or given.token_budget
+    options = f"--round {round_number} --method {name}" + ("" if how_many else " fraction=0.1")
+    next_step = command("select", "select", options, opened)
     report(opened.folder, opened.outcomes, [next_step])

@@ -55,7 +55,7 @@ def status(
         console.line(line)
     if changed is not None:
         console.line(changed, style="yellow")
-    console.line(f"Next:  {command}" if command is not None else _ending(opened))
+    console.line(f"Next:  {command}" if command is not None else _ending(opened, found))
 
 
 def _next_command(run: Run, found: list[tuple[Output, State]]) -> str | None:
@@ -69,10 +69,12 @@ def _next_command(run: Run, found: list[tuple[Output, State]]) -> str | None:
     return f"dataflex round {number} {run.again}" + (" --overwrite" if overwrite else "")
 
 
-def _ending(run: Run) -> str:
+def _ending(run: Run, found: list[tuple[Output, State]]) -> str:
     from dataflex_pipeline.pipeline.outputs import early_end
 
     number = early_end(run, run.given.last_round)
+    if any(state.name not in ("done", "missing") for _, state in found):
+        return "Set the old settings or files again, or make it anew with --overwrite."
     if number is None:
         return "The run is at its horizon." if run.given.trains_rounds else "The run is selected."
     return f"The run ended in round {number} by early stopping."

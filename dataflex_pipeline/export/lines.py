@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import filecmp
+import glob
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dataflex_pipeline.data.folders import INFO_FILE
 from dataflex_pipeline.errors import UserError
@@ -19,17 +20,20 @@ from dataflex_pipeline.store.atomic import commit, set_aside
 from dataflex_pipeline.store.parts import PartedTable
 
 Say = Callable[[str], None]
+Overwrite = Literal["never", "aside", "replace"]
+"""What becomes of a file that is there with another content: refused, renamed, or replaced."""
 
 
 def write_lines(
-    choice: Choice, file: Path, trainer: Trainer, say: Say, *, overwrite: bool = False
+    choice: Choice, file: Path, trainer: Trainer, say: Say, overwrite: Overwrite = "never"
 ) -> list[tuple[Path, int, bool]]:
     """Write rows as JSON lines: one file, or beside each other one for each format.
 
     Args:
         choice: the rows. file: where to; several formats put their names before its ending.
         trainer: the form of the rows. say: is told what a user should know.
-        overwrite: set a file aside that is there with another content.
+        overwrite: what becomes of a file that is there with another content, and of those that an earlier
+            export of other formats left beside it.
 
     Returns:
         Each file, its lines, and whether it was written: one that has this content already is left alone.
@@ -45,11 +49,15 @@ def write_lines(
         several = len(written.files) > 1
         places = {made / name: file.with_name(name) if several else file for name in written.files}
         new = {source: final for source, final in places.items() if not _is_there(source, final, overwrite)}
+        for old in [*_of_another_export(file, places.values()), *filter(Path.exists, new.values())]:
+            if overwrite == "never":
+                raise in_the_way(old)
+            if overwrite == "replace":
+                old.unlink()
+            else:
+                say(f"the old {old} is now {set_aside(old)}")
         for source, final in new.items():
-            aside = set_aside(final) if final.exists() else None
             commit(source, final)
-            if aside is not None:
-                say(f"the old {final} is now {aside}")
     _say_how(written, place, trainer, say)
     counts = written.files.values()
     return [
@@ -61,14 +69,32 @@ def write_lines(
 def _scratch(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside the file; the next call removes what a killed one left."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise UserError(
+            f"Rows were to be written to {folder.parent}.",
+            f"Nothing can be made there: {error.strerror}.",
+            "Name a file in a folder that you may write to.",
+        ) from error
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_there(source: Path, final: Path, overwrite: bool) -> bool:
+def _of_another_export(file: Path, places: Iterable[Path]) -> list[Path]:
+    """Return files of rows beside a file that an export of it would have written, and this one does not."""
+    named = (file, *sorted(file.parent.glob(f"{glob.escape(file.stem)}-*{glob.escape(file.suffix)}")))
+    return [path for path in named if path not in {*places} and path.is_file() and _is_exported(path)]
+
+
+def _is_exported(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return b'"_row_id"' in stream.readline()
+
+
+def _is_there(source: Path, final: Path, overwrite: Overwrite) -> bool:
     """Whether a file with this very content is there.
 
     Raises:
@@ -78,7 +104,7 @@ def _is_there(source: Path, final: Path, overwrite: bool) -> bool:
         return False
     if final.is_file() and filecmp.cmp(source, final, shallow=False):
         return True
-    if not overwrite or not final.is_file():
+    if overwrite == "never" or not final.is_file():
         raise in_the_way(final)
     return False
 

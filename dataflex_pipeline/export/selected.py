@@ -50,7 +50,7 @@ class Choice:
             RunError: there is none.
         """
         for number in self.rounds:
-            path = selection_of(self.run, number, self.name)
+            path = selection_of(self.run, number, self.name if number else None)
             if path is None:
                 raise self._missing(number)
             yield number, path
@@ -112,8 +112,15 @@ def last_selected(run: RunFolder, name: str | None = None) -> int:
     raise RunError(
         f"No round of {run.folder} has a selection{f' {name}' if name is not None else ''}.",
         "Rows are selected from the scores of a round; the warm-up draws them uniformly.",
-        "Select first: run.select(1), or `dataflex select --round 1`.",
+        "Select first: run.select(1), or `dataflex select --round 1`."
+        if name is None
+        else f"There are: {', '.join(_names(run)) or 'none'}.",
     )
+
+
+def _names(run: RunFolder) -> list[str]:
+    found = {path.parent.name for number in run.rounds() for path in run.round(number).named_selections()}
+    return sorted(found)
 
 
 def _lines(path: Path, number: int) -> pa.Table:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataflex_pipeline.errors import CorruptError
+from dataflex_pipeline.errors import CorruptError, StaleError
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.store.atomic import set_aside
-from dataflex_pipeline.store.run import BEST, RoundFolder
-from dataflex_pipeline.store.stale import is_complete
+from dataflex_pipeline.store.fingerprint import digest
+from dataflex_pipeline.store.run import BEST, PROBABILITIES, RoundFolder, RunFolder
+from dataflex_pipeline.store.stale import found_ingredients, is_complete
 from dataflex_pipeline.training.kept import KEPT
 from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
 
@@ -46,6 +47,31 @@ def check_tables(run: OpenRun, number: int) -> None:
     """Check the tables of one round."""
     for path in tables_of(run.store.round(number)):
         run.memo.check_output(path)
+
+
+def check_origin(store: RunFolder, number: int, path: Path) -> None:
+    """Refuse a selection that was not made from the scores and the pool there are.
+
+    Raises:
+        StaleError: it is another run's, or something that it was made from was made anew since.
+    """
+    made_from = found_ingredients(path) or {}
+    method = made_from.get("method")
+    if made_from.get("table") != "selection" or method is None:
+        return
+    own = path == store.round(number).selection
+    probabilities = store.round(number).probabilities(method) if own else path.with_name(PROBABILITIES)
+    chain = [(probabilities, "probabilities"), (store.round(number).scores(method), "scores")]
+    for table, name in [*chain, (store.pool, "pool")]:
+        found = found_ingredients(table)
+        if found is None or digest(found) != made_from.get(name):
+            said = "is not there any more" if found is None else "is another one now"
+            raise StaleError(
+                f"{path}: {table}, which it was made from, {said}.",
+                "The rows that it names may be others, or chosen by other scores.",
+                f"Select again: dataflex select --round {number} --method {method} (after `dataflex score`).",
+            )
+        made_from = found
 
 
 def set_aside_damaged_tables(run: OpenRun, number: int) -> None:

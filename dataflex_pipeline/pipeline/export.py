@@ -20,13 +20,14 @@ from dataflex_pipeline.errors import (
 from dataflex_pipeline.export.bundle import Bundle, Part, describe, write_bundle
 from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.export.formats import several_formats
-from dataflex_pipeline.export.lines import check_folder, in_the_way, write_lines
+from dataflex_pipeline.export.lines import Overwrite, check_folder, in_the_way, write_lines
 from dataflex_pipeline.export.origin import Origin, origin_of_adapter, origin_of_run
 from dataflex_pipeline.export.selected import Choice, last_selected
 from dataflex_pipeline.models.source import model_digest, tokenizer_digest
-from dataflex_pipeline.pipeline.damage import check_outputs
+from dataflex_pipeline.pipeline.damage import check_origin, check_outputs
 from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
 from dataflex_pipeline.pipeline.output import Outcome
+from dataflex_pipeline.pipeline.prepare import splits_of
 from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.store.atomic import read_json
 from dataflex_pipeline.store.parts import PartedTable
@@ -111,13 +112,14 @@ def export(run: OpenRun, asked: Asked) -> Exported:
     return Exported(bundle, tuple(outcomes))
 
 
-def export_rows(run: OpenRun, file: Path, asked: Asked) -> list[Outcome]:
+def export_rows(run: OpenRun, file: Path, asked: Asked, *, replaces: bool = False) -> list[Outcome]:
     """Write selected rows as JSON lines: one file, or one per format beside each other.
 
     Args:
         run: that they were selected in.
         file: where to; of several formats each has its name as part of the file's.
         asked: which rows, and for whom; what is said of folders does not count.
+        replaces: whether rows that were written there before make way, as in the run's own folder.
 
     Returns:
         One outcome per file.
@@ -128,9 +130,11 @@ def export_rows(run: OpenRun, file: Path, asked: Asked) -> list[Outcome]:
     began = time.monotonic()
     _check_asked(asked)
     require_run(run)
+    _check_outside(run, file)
     choice = _choice(run.store, asked)
     _check_tables(run, choice)
-    files = write_lines(choice, file, asked.trainer, run.progress.say, overwrite=run.overwrite)
+    overwrite: Overwrite = "replace" if replaces else "aside" if run.overwrite else "never"
+    files = write_lines(choice, file, asked.trainer, run.progress.say, overwrite)
     seconds = time.monotonic() - began
     return [
         Outcome("export", path, done, seconds, f"{count:,} lines: {choice.words}")
@@ -167,11 +171,11 @@ def is_file_of_rows(place: Path, of_folder: bool) -> bool:
     return suffix == ".jsonl"
 
 
-def check_place(file: Path, selection: Selection | None) -> None:
+def check_place(run: OpenRun, file: Path, selection: Selection | None) -> None:
     """Find what would stop the export of rows that are not selected yet.
 
     Args:
-        file: where to.
+        run: that they will be selected in. file: where to.
         selection: whose rows; None where a file that is there is to be set aside.
 
     Raises:
@@ -182,6 +186,7 @@ def check_place(file: Path, selection: Selection | None) -> None:
             f"{file} was named.", "Rows are written as JSON lines.", "Name a file that ends in .jsonl."
         )
     check_folder(file)
+    _check_outside(run, file)
     if file.exists() and selection is not None and not _is_made(selection):
         raise in_the_way(file)
 
@@ -243,9 +248,25 @@ def _choice(store: RunFolder, asked: Asked) -> Choice:
 
 def _check_tables(run: OpenRun, choice: Choice) -> None:
     """Check the tables that rows are exported from against what was written."""
-    for _, path in choice.tables():
+    for number, path in choice.tables():
         if choice.run.folder == run.folder:
             run.memo.check_output(path)
+        check_origin(choice.run, number, path)
+
+
+def _check_outside(run: OpenRun, file: Path) -> None:
+    """Refuse a file in a folder that is a data set of the run: it would be read as rows of it.
+
+    Raises:
+        UserError: it is in one.
+    """
+    for name in (each for split in splits_of(run) if not run.is_demo(split) for each in run.datasets(split)):
+        if Path(name).is_dir() and file.resolve().is_relative_to(Path(name).resolve()):
+            raise UserError(
+                f"{file} was named, in the folder of the data set {name}.",
+                "All files of that folder are read as its rows, the exported ones too from then on.",
+                "Name a file elsewhere.",
+            )
 
 
 def _bundle(run: OpenRun, asked: Asked) -> Bundle:

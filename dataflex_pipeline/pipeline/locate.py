@@ -74,7 +74,7 @@ def load_for(run: RunFolder, options: Options) -> Loaded:
     base = run.read()[0] if run.exists() else None
     loaded = load_config(None, options.settings, base=base)
     loaded = loaded if options.overwrite else as_counted(loaded, run)
-    if base is None and run.round(0).folder.exists() and loaded.sources.get("dataset") != COMMAND_LINE:
+    if base is None and run.rounds() and loaded.sources.get("dataset") != COMMAND_LINE:
         raise CorruptError(
             f"{run.settings} is not there, and {run.folder} holds rounds of a run.",
             "It records what they were made with: data, model and every setting.",

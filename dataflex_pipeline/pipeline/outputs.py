@@ -140,18 +140,19 @@ def check_before_start(
     return sources
 
 
-def prepare_rows(run: OpenRun, sources: Mapping[Split, Source], *, keeps: bool = True) -> list[Outcome]:
-    """Prepare pool and target where they are missing, and write the run's settings.
+def prepare_rows(run: OpenRun, sources: Mapping[Split, Source]) -> list[Outcome]:
+    """Prepare pool and target where they are missing, and write the settings of a run that begins.
+
+    Those of one that has begun are replaced once what they were given for is made.
 
     Args:
         run: owned for writing.
         sources: from `check_before_start`.
-        keeps: whether the settings of a run that has begun are replaced by those given now.
     """
     rows = [Rows(run, split, source) for split, source in sources.items()]
     # The target first: it is the smaller one, so mistakes in it show sooner.
     prepared = {output.split: output.make() for output in reversed(rows)}
-    if keeps or not run.store.exists():
+    if not run.store.exists():
         run.save_settings()
     return [prepared[split] for split in sources]
 
@@ -214,7 +215,7 @@ def make_part(run: OpenRun, number: int, outputs: Sequence[Output], *, keeps: bo
     with run.writing():
         if run.overwrite:
             set_aside_damaged_tables(run, number)
-        outcomes = [] if sources is None else prepare_rows(run, sources, keeps=keeps)
+        outcomes = [] if sources is None else prepare_rows(run, sources)
         outcomes += [output.make() for output in outputs]
         if isinstance(last, Checkpoint):
             outcomes += PublishedAdapter.of(run)
@@ -223,15 +224,20 @@ def make_part(run: OpenRun, number: int, outputs: Sequence[Output], *, keeps: bo
     return outcomes
 
 
-def make_up_to(run: OpenRun, last: int, sources: Mapping[Split, Source]) -> list[Outcome]:
+def make_up_to(
+    run: OpenRun, last: int, sources: Mapping[Split, Source], *, keeps: bool = True
+) -> list[Outcome]:
     """Make whatever is missing up to round ``last``; it stops where early stopping ended the run.
 
     Args:
         run: owned for writing.
         last: the last round; 0 is the warm-up.
         sources: from `check_before_start`.
+        keeps: whether the settings given now are those of the run from here on.
     """
     outcomes = prepare_rows(run, sources)
+    if keeps:
+        run.save_settings()
     published: list[Outcome] = []
     done = 0
     for output in planned_outputs(run, last, sources):

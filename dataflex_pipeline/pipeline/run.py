@@ -256,7 +256,7 @@ class Run(OpenRun):
 
         Args:
             method: the method's name; by default the configured one.
-            to: the file, which ends in .jsonl; by default selected.jsonl in the run.
+            to: the file, which ends in .jsonl; by default selected.jsonl in the run, replaced each time.
             trainer: the form of the rows, as for `export`.
             settings: keys of the configuration, such as ``fraction``, from now on.
 
@@ -276,20 +276,20 @@ class Run(OpenRun):
             selection = Selection(Scores(self, 1, name), replace=True)
             place = self.folder / "selected.jsonl" if to is None else Path(to).expanduser()
             if to is not None:
-                check_place(place, None if self.overwrite else selection)
+                check_place(self, place, None if self.overwrite else selection)
             sources = check_before_start(self, 1, name)
+            if is_complete(self.store.pool) and not self.overwrite:
+                selection.scores.is_current()  # refused before anything is written
             say_versions(self)
             check_outputs(self, 1)
+            rows = Asked("data", 1, trainer=trainer)
             with self.writing():
                 if self.overwrite:
                     set_aside_damaged_tables(self, 1)
-                done = make_up_to(self, 0, sources)
+                done = make_up_to(self, 0, sources, keeps=False)
                 done += [selection.scores.make(), selection.make()]
-                if to is None and done[-1].done:
-                    place.unlink(missing_ok=True)  # the rows of the selection before, in the run itself
                 self.save_settings()
-        self.export(place, round=1, trainer=trainer)
-        self.outcomes = [*done, *self.outcomes]
+                self.outcomes = [*done, *export_rows(self, place, rows, replaces=to is None)]
         return Table(selection.path, selection.describe(), by="score")
 
     def _says(self, key: str) -> bool:

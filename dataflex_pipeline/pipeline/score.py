@@ -212,7 +212,7 @@ class Scores(Output):
             run.store.round(number).scores(method),
         )
         self.number, self.method = number, method
-        self.follows = (f"round {number - 1} checkpoint",)
+        self.follows = ("pool", f"round {number - 1} checkpoint")
 
     @cached_property
     def plan(self) -> Scoring:
@@ -380,6 +380,7 @@ def score_block(method: api.Method, block: api.Block, state: Any, schema: pa.Sch
     columns = dict(method.score(block, state))
     score_values = np.asarray(columns.pop("score"), dtype=np.float64)
     valid, reason = _validity(block, score_values, columns.pop("reason", None))
+    _check_columns(method, set(columns), {*schema.names} - {*SCORES.names})
     arrays: dict[str, Any] = {
         "row": block.pool.column("row"),
         "row_id": block.pool.column("row_id"),
@@ -392,6 +393,24 @@ def score_block(method: api.Method, block: api.Block, state: Any, schema: pa.Sch
             continue
         arrays[column.name] = pa.array(columns[column.name], mask=~valid).cast(column.type, safe=False)
     return pa.table([arrays[name] for name in schema.names], schema=schema)
+
+
+def _check_columns(method: api.Method, returned: set[str], declared: set[str]) -> None:
+    """Refuse a method whose ``score`` returns other columns than it declares: one would be lost.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if returned != declared:
+        kind = type(method).__name__
+        lost, lacking = sorted(returned - declared), sorted(declared - returned)
+        said = [f"returns {', '.join(lost)}, which it does not declare"] if lost else []
+        said += [f"declares {', '.join(lacking)}, and does not return it"] if lacking else []
+        raise ConfigError(
+            f"The method {kind} {'; it '.join(said)}.",
+            "A score table has the score and the columns that the method declares.",
+            f"Bring {kind}.columns (or own_columns) and what score() returns together.",
+        )
 
 
 def _validity(

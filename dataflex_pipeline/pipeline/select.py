@@ -13,6 +13,7 @@ import numpy as np
 
 from dataflex_pipeline import api
 from dataflex_pipeline.api import Strategy
+from dataflex_pipeline.config.draw_rules import AMOUNTS
 from dataflex_pipeline.errors import ConfigError, CorruptError, RunError, StaleError, UserError
 from dataflex_pipeline.pipeline.damage import check_tables
 from dataflex_pipeline.pipeline.open_run import OpenRun
@@ -26,11 +27,18 @@ from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.atomic import commit, set_aside
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartedTable
+from dataflex_pipeline.store.run import PROBABILITIES
 from dataflex_pipeline.store.stale import found_ingredients, is_current, is_kept, named_changes, stale
 from dataflex_pipeline.store.tables import TableFile, table_writer
 
 DRAFT = ".draft"
 """Ending of a probability table whose selection is not drawn yet."""
+HOW = {
+    "sample": "drawn by probability",
+    "top_k": "highest scores first",
+    "round_robin": "in turns",
+}
+"""What a strategy does, for the summary."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Names of selections, which are names of folders."""
 
@@ -105,7 +113,7 @@ class Selection(Output):
             path, self.probabilities = self.where.selection, self.where.probabilities(self.method)
         else:
             path = self.where.selection_named(check_name(name))
-            self.probabilities = path.with_name("probabilities.parquet")
+            self.probabilities = path.with_name(PROBABILITIES)
         called = "" if name is None else f" {name}"
         super().__init__(
             run,
@@ -125,7 +133,9 @@ class Selection(Output):
     @property
     def settings(self) -> DrawSettings:
         """How its rows are drawn."""
-        return round_settings(self.run, self.plan, TableFile(self.scores.path))
+        found = round_settings(self.run, self.plan, TableFile(self.scores.path))
+        counted = any(getattr(found, name) is not None for name in AMOUNTS)
+        return replace(found, positions=0) if self.named and counted else found  # nothing is trained on it
 
     def probability_inputs(self) -> dict[str, Any]:
         """Return what the probability table is made from."""
@@ -151,7 +161,10 @@ class Selection(Output):
 
     def check(self) -> None:
         """Check the tables of the round against the digests that were remembered when they were written."""
-        check_tables(self.run, self.number)
+        if self.named is None:
+            check_tables(self.run, self.number)
+        for path in (self.probabilities, self.path) if self.named else ():
+            self.run.memo.check_output(path)
 
     def is_current(self, *, overwrite: bool = False) -> bool:
         """Decide whether probabilities and selection can be kept.
@@ -205,18 +218,15 @@ class Selection(Output):
         """
         began, run = time.monotonic(), self.run
         self._finished_scores()
-        self.settings  # noqa: B018 (mistakes in them show before anything is removed)
-        if self.named or (self.replace and not self._is_trained_on()):
-            self._remove_other()
+        changed = None if run.overwrite else self._changed()
         wanted = self.probability_inputs()
         own = self.inputs(digest(wanted))
+        anew = run.overwrite or changed is not None
         label = f"The {self.method} probabilities of round {self.number}"
-        kept = is_kept(self.probabilities, wanted, label, overwrite=run.overwrite)
-        done = not (is_kept(self.path, own, self.name, overwrite=run.overwrite) and kept)
+        kept = is_kept(self.probabilities, wanted, label, overwrite=anew)
+        done = not (is_kept(self.path, own, self.name, overwrite=anew) and kept)
         if done:
-            for path in (self.probabilities, self.path):
-                run.memo.forget_output(path)
-            self._select(None if kept else wanted, own)
+            self._select(None if kept else wanted, own, changed)
             for path in (self.probabilities, self.path):
                 run.memo.written(path)
             note(run, "select", self.number, began, on_device=False, method=self.method)
@@ -235,28 +245,31 @@ class Selection(Output):
     def _is_trained_on(self) -> bool:
         return self.where.checkpoint.exists() or self.where.work.exists()
 
-    def _remove_other(self) -> None:
-        """Remove a selection of other settings, on which nothing was trained, and say which settings."""
+    def _changed(self) -> str | None:
+        """Return which settings are others than those of a selection that can be replaced; None for none."""
+        if self.named is None and (not self.replace or self._is_trained_on()):
+            return None
         try:
             self.is_current()
-            return
         except (StaleError, CorruptError) as error:
-            changed = "; ".join(line.strip() for line in error.what.splitlines()[1:]) or error.what
-        self.run.progress.say(f"  select: made anew, nothing was trained on the old one: {changed}")
-        for path in (
-            (self.path, self.probabilities)
-            if self.named
-            else (
-                self.where.index,
-                self.path,
-                self.probabilities,
-            )
-        ):
-            self.run.memo.forget_output(path)
+            return "; ".join(line.strip() for line in error.what.splitlines()[1:]) or error.what
+        return None
+
+    def _put_away(self, path: Path, changed: str | None) -> None:
+        """Set an old table aside, or remove one on which nothing was trained."""
+        self.run.memo.forget_output(path)
+        if changed is None:
+            set_aside(path)
+        else:
             path.unlink(missing_ok=True)
 
-    def _select(self, wanted: dict[str, Any] | None, own: dict[str, Any]) -> None:
-        """Write the probabilities (where ``wanted``) and the selection, once both can be made."""
+    def _select(self, wanted: dict[str, Any] | None, own: dict[str, Any], changed: str | None) -> None:
+        """Write the probabilities (where ``wanted``) and the selection, once both can be made.
+
+        Args:
+            wanted: what the probabilities are made from; None where they are kept. own: the selection.
+            changed: the settings by which an old selection differs that is replaced; None for none.
+        """
         run, plan, scores = self.run, self.plan, TableFile(self.scores.path)
         final, settings = self.probabilities, self.settings
         draft = final if wanted is None else final.with_name(final.name + DRAFT)
@@ -272,18 +285,25 @@ class Selection(Output):
             if draft != final:
                 draft.unlink(missing_ok=True)
             raise
+        if changed is not None:
+            run.progress.say(f"  select: made anew, nothing was trained on the old one: {changed}")
+            if self.named is None:
+                self._put_away(self.where.index, changed)
+        self._put_away(self.path, changed)
         if draft != final:
-            set_aside(final)
+            self._put_away(final, changed)
             commit(draft, final)
-        set_aside(self.path)
         for notice in drawn.notices:
             run.progress.say(f"  select: {notice}")
-        notes = {"method": self.method, "round": str(self.number), "notices": "\n".join(drawn.notices)}
+        notes = {"method": self.method, "round": str(self.number), "how": HOW[settings.strategy]}
+        notes["notices"] = "\n".join(drawn.notices)
         rows = drawn.selection
         found = f"{rows.num_rows:,} of {plan.pool.n_rows:,} rows selected"
         n_distinct = len(rows.column("row").unique())
         found += "" if n_distinct == rows.num_rows else f", {n_distinct:,} different ones"
-        with table_writer(self.path, SELECTION, own, notes | {"found": found}) as write:
+        with table_writer(
+            self.path, SELECTION, own, notes | {"found": found, "how": HOW[settings.strategy]}
+        ) as write:
             write(rows)
         self.drawn = drawn
 
@@ -299,8 +319,9 @@ class Selection(Output):
         self.make()
 
     def describe(self) -> str:
-        """Return the number of rows, and the method."""
-        return f"{TableFile(self.path).metadata.get('found', '')}, by {self.method}"
+        """Return the number of rows, the method, and how they were selected."""
+        notes = TableFile(self.path).metadata
+        return f"{notes.get('found', '')} by {self.method}, {notes.get('how', '')}"
 
 
 def check_name(name: str) -> str:

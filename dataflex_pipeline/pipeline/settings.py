@@ -32,7 +32,10 @@ def check_settings(run: OpenRun) -> None:
     Raises:
         StaleError: naming each changed key, old -> new.
     """
-    if run.overwrite or not has_trained(run.store):
+    if run.overwrite:
+        return
+    if not has_trained(run.store):
+        _check_warmup(run)
         return
     settle_epochs(run)
     old, new = run.store.read()[0], dump_config(run.given)
@@ -49,6 +52,20 @@ def check_settings(run: OpenRun) -> None:
             )
     changed += _changed_batch(run, old, new)
     if changed:
+        raise stale(run.store.settings, f"The run {run.folder.name}", changed)
+
+
+def _check_warmup(run: OpenRun) -> None:
+    """Refuse a warm-up for a run whose first round is scored with the model as it was given, and the reverse.
+
+    Raises:
+        StaleError: the scores of round 1 would be of another model.
+    """
+    if not run.store.exists() or not any(run.store.round(1).scores("any").parent.glob("*.parquet")):
+        return
+    before, now = run.store.read()[0]["warmup_step"], run.given.warmup_step
+    if bool(before) != bool(now):
+        changed = [f"warmup_step: {before} -> {now} (round 1 is scored with the model after it)"]
         raise stale(run.store.settings, f"The run {run.folder.name}", changed)
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from dataflex_pipeline.errors import UserError
+
 POLL = 0.2
 """Seconds between two attempts while waiting."""
 FOR_ALL = 0o666
@@ -39,7 +41,14 @@ def held(path: Path, waiting: Callable[[str], object] | None = None) -> Iterator
     Raises:
         InUseError: another process holds it, and this one is not to wait.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent} cannot be made.",
+            f"{error.strerror}: something there is no folder, or may not be written to.",
+            "Name a folder that can be: runs_dir, output_dir or features_dir.",
+        ) from error
     owner = path.with_name(f"{path.name}-owner")
     lock = FileLock(path, timeout=0, mode=FOR_ALL)
     try:

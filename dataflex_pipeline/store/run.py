@@ -34,6 +34,8 @@ from dataflex_pipeline.store.versions import installed_versions
 _ROUND = re.compile(r"round-(\d+)")
 BEST = "best"
 """Folder of a run that holds a copy of its best checkpoint."""
+PROBABILITIES = "probabilities.parquet"
+"""The probabilities of a selection with a name, in its folder."""
 RECORD = "run"
 """Key of run.yaml that holds what is not configuration."""
 
