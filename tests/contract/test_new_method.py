@@ -1,4 +1,4 @@
-"""A method of one's own: one file and one entry in a components file, as the README shows it."""
+"""A method of one's own: one file and one entry in a components file, as docs/extending.md shows it."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from cli_runs import done, refused, small
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 USE = ("--method", "shortest", "components_cfg_file=components.yaml")
 
 
@@ -29,8 +29,8 @@ def test_it_takes_less_than_sixty_lines():
     )
 
 
-def test_the_readme_shows_these_very_files():
-    text = README.read_text(encoding="utf-8")
+def test_the_docs_show_these_very_files():
+    text = PAGE.read_text(encoding="utf-8")
     for name in ("shortest.py", "components.yaml"):
         assert (EXAMPLES / name).read_text(encoding="utf-8").strip() in text
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cli_runs import copied, data, dataflex, done, refused, small, snapshot
+from cli_runs import copied, data, done, refused, small, snapshot
 from transformers import AutoModelForCausalLM
 
 from dataflex_pipeline import Run
@@ -283,9 +283,8 @@ def test_a_stale_index_makes_what_is_trained_on_it_stale(tiny_demo, here):
 
 def test_pick_of_a_run_that_was_trained_is_refused(tiny_demo, here):
     copied(tiny_demo, here / "runs")
-    ran = dataflex("pick", "loss", *small(tiny_demo)[:3], "fraction=0.1", "--run", "base")
-    assert ran.code == 2
-    assert "warmup_step: 2 -> 0" in ran.err
+    text = refused(here, "pick", "loss", *small(tiny_demo)[:3], "fraction=0.1", "--run", "base")
+    assert "draw.fraction: null -> 0.1" in text
 
 
 def test_a_config_error_names_both_ways_to_say_how_many(tiny_demo, here):
