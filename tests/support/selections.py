@@ -51,6 +51,11 @@ def write_selection(
             "weight": lines.column("weight"),
         }
     )
-    made_from = {"table": "selection of a test", "method": "loss", "draw": {"strategy": "top_k"}, "rows": list(rows)}
+    made_from = {
+        "table": "selection of a test",
+        "method": "loss",
+        "draw": {"strategy": "top_k"},
+        "rows": list(rows),
+    }
     with table_writer(path, SELECTION, made_from) as write:
         write(table)
