@@ -313,3 +313,40 @@ def test_estimate_of_a_run_that_only_selects_has_no_training(tiny_demo, here):
     stages = {each["stage"]: each for each in json.loads(text)["stages"]}
     assert "train" not in stages
     assert stages["select"]["rows"] == 20
+
+
+BY_METHOD = {
+    "random": (),
+    "loss": ("loss.focus=medium",),
+    "perplexity": ("perplexity.focus=high", "perplexity.loss=total"),
+    "column": ("column.column=s",),
+    "near": ("near.embeddings=pool.npy", "near.query_embeddings=target.npy"),
+    "tsds": ("tsds.embeddings=pool.npy", "tsds.query_embeddings=target.npy"),
+    "less": ("less.gradient_type=sgd", "less.proj_dim=64"),
+}
+
+
+@pytest.mark.parametrize("method", BY_METHOD)
+def test_every_method_that_needs_no_warm_up_gives_a_file_that_others_read(method, tiny_demo, here):
+    import datasets
+
+    random = np.random.default_rng(1)
+    rows = lines(tiny_demo.pool)[:48]
+    for row in rows:
+        row["s"] = float(random.integers(0, 9))
+    (here / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for name, count in (("pool", len(rows)), ("target", len(lines(tiny_demo.target)))):
+        vectors = random.standard_normal((count, 4)).astype(np.float32)
+        np.save(here / f"{name}.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    given = ("dataset=mine.jsonl", *data(tiny_demo)[1:], "strategy=top_k", "num_samples=9")
+    done("pick", method, *given, *BY_METHOD[method], "--run", "p", "--to", "best.jsonl")
+    scores = pq.read_table(here / f"runs/p/round-01/scores/{method}.parquet")
+    order = np.lexsort((scores["row"].to_numpy(), -scores["score"].to_numpy()))[:9]
+    exported = lines(here / "best.jsonl")
+    assert [line["_row"] for line in exported] == order.tolist()
+    assert [{key: line[key] for key in rows[0]} for line in exported] == [rows[row] for row in order]
+    read = datasets.load_dataset("json", data_files=str(here / "best.jsonl"), split="train")
+    assert read["_rank"] == list(range(1, 10))
+    again = Run(here / "again", dataset=str(here / "best.jsonl"), model_name_or_path=str(tiny_demo.model))
+    again.pick("random", num_samples=9)
+    assert prepared(here / "again")["row_id"].to_pylist() == [line["_row_id"] for line in exported]
