@@ -36,8 +36,9 @@ def pick(
     run: RunOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Score every row, choose the best ones, and write them; no model is trained.
+    """Score every row, choose rows as the method does (strategy=top_k: the best), and write them.
 
+    No model is trained, unless warmup_step says so.
     It is an ordinary run: the same command goes on where it was cut off; report and inspect show it.
     """
     from dataflex_pipeline.pipeline.locate import Options

@@ -57,7 +57,7 @@ def after_pick(run: Run) -> list[str]:
     method = run.given.component_name
     return [
         f"all rows with their scores:  {where.scores(method)}",
-        f"the selected ones, best first:  {where.selection}",
+        f"the selected ones, by rank:  {where.selection}",
         f"look at them in a browser:  dataflex report {shlex.quote(str(run.folder))}",
     ]
 
