@@ -23,7 +23,7 @@ TableArguments = Annotated[
 ]
 SqlOption = Annotated[
     str | None,
-    typer.Option(help="A query over scores, probabilities, idx, pool, target, features, this, ..."),
+    typer.Option(help="A query over scores, selections, idx, probabilities, pool, target, features, ..."),
 ]
 CsvOption = Annotated[bool, typer.Option("--csv", help="The table as CSV: the answer, or the numbers.")]
 RowOption = Annotated[int | None, typer.Option(help="Why this row? All that is known of row N of the pool.")]
