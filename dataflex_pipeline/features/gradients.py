@@ -25,7 +25,7 @@ from pydantic import Field
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.features.params import GradientParams, ProjectionParams, SketchParams, UpdateParams
-from dataflex_pipeline.models.batches import Sequences, label_budget, length_batches, padded
+from dataflex_pipeline.models.batches import Room, Sequences, label_budget, padded
 from dataflex_pipeline.models.source import attention_kernel
 from dataflex_pipeline.schemas import GROUP, REASON, ROW, ROW_ID, VALID, column
 
@@ -121,12 +121,13 @@ class Gradients(api.Feature):
             self.params.projection, self.params.proj_dim, self.params.seed, device=device
         )
         consumer = ProjectedGradients(projection, updates)
+        room = Room(self.config.score_batch_tokens, progress.say)
         with GradientCapture(
             model, consumer, progress.say, checkpointing=self.config.gradient_checkpointing
         ) as capture:
 
             def compute(rows: pa.Table) -> pa.Table:
-                return self._table(rows, self._compute(model, capture, consumer, rows))
+                return self._table(rows, self._compute(model, capture, consumer, room, rows))
 
             yield compute
 
@@ -149,7 +150,7 @@ class Gradients(api.Feature):
         return {name: AdamUpdate.of(state, self.params.adam_update, device) for name, state in states.items()}
 
     def _compute(
-        self, model: Any, capture: GradientCapture, consumer: ProjectedGradients, rows: pa.Table
+        self, model: Any, capture: GradientCapture, consumer: ProjectedGradients, room: Room, rows: pa.Table
     ) -> Computed:
         import torch
 
@@ -162,13 +163,15 @@ class Gradients(api.Feature):
         vectors = np.zeros((count, self.params.proj_dim), dtype=np.float32)
         if not count:
             return losses, vectors, squares
-        limit = label_budget(model)
-        for batch in length_batches(sequences.lengths, n_labels, self.config.score_batch_tokens, limit):
+
+        def work(batch: np.ndarray) -> None:
             tensors = [torch.from_numpy(array).to(model.device) for array in padded(sequences, batch)]
             loss, projected, square = projected_batch(capture, consumer, *tensors)
             losses[batch] = loss.cpu().double().numpy()
             vectors[batch] = projected.cpu().numpy()
             squares[batch] = square.cpu().numpy()
+
+        room.each_batch(sequences.lengths, n_labels, label_budget(model), work)
         return losses, vectors, squares
 
     def _table(self, rows: pa.Table, computed: Computed) -> pa.Table:

@@ -18,9 +18,9 @@ import pyarrow as pa
 
 from dataflex_pipeline.api import Feature, FeatureInput, Progress
 from dataflex_pipeline.models.batches import (
+    Room,
     Sequences,
     label_budget,
-    length_batches,
     logits_only_at,
     padded,
 )
@@ -52,7 +52,10 @@ def batch_loss_sums(
 
 
 def mean_losses(
-    model: PreTrainedModel, choose: Callable[[torch.Tensor], None], sequences: Sequences, max_tokens: int
+    model: PreTrainedModel,
+    choose: Callable[[torch.Tensor], None],
+    sequences: Sequences,
+    max_tokens: int | Room,
 ) -> np.ndarray:
     """Return every row's mean loss in nats per response token; NaN where it has none. [rows] float64
 
@@ -62,8 +65,11 @@ def mean_losses(
     """
     n_labels = sequences.n_labels()
     sums = np.zeros(len(n_labels))
-    for rows in length_batches(sequences.lengths, n_labels, max_tokens, label_budget(model)):
+
+    def work(rows: np.ndarray) -> None:
         sums[rows] = batch_loss_sums(model, choose, sequences, rows)
+
+    Room.of(max_tokens).each_batch(sequences.lengths, n_labels, label_budget(model), work)
     with np.errstate(invalid="ignore"):
         return np.where(n_labels > 0, sums / n_labels, np.nan)
 
@@ -87,16 +93,17 @@ class Losses(Feature):
 
         device = resolve_device(self.config.device)
         model = load_for_scoring(self.config, given.checkpoint, device)
+        room = Room(self.config.score_batch_tokens, progress.say)
         with torch.inference_mode(), logits_only_at(model) as choose:
 
             def compute(rows: pa.Table) -> pa.Table:
-                return loss_table(model, choose, rows, self.config.score_batch_tokens)
+                return loss_table(model, choose, rows, room)
 
             yield compute
 
 
 def loss_table(
-    model: PreTrainedModel, choose: Callable[[torch.Tensor], None], rows: pa.Table, max_tokens: int
+    model: PreTrainedModel, choose: Callable[[torch.Tensor], None], rows: pa.Table, max_tokens: int | Room
 ) -> pa.Table:
     """Return the losses of one part; rows that are not valid keep their reason and have no loss."""
     valid = rows.column("valid").to_numpy(zero_copy_only=False)

@@ -37,6 +37,7 @@ from dataflex_pipeline.gradients.policy import (
     sample_weights,
     summed_gradients,
 )
+from dataflex_pipeline.models.batches import Room
 from dataflex_pipeline.models.source import attention_kernel
 from dataflex_pipeline.schemas import GROUP, REASON, ROW, ROW_ID, VALID, column
 
@@ -121,6 +122,7 @@ class PolicyGradients(api.Feature):
             self.params.projection, self.params.proj_dim, self.params.seed, device=device
         )
         consumer = ProjectedGradients(projection)
+        room = Room(self.config.score_batch_tokens, progress.say)
         with GradientCapture(
             model, consumer, progress.say, checkpointing=self.config.gradient_checkpointing
         ) as capture:
@@ -131,7 +133,7 @@ class PolicyGradients(api.Feature):
                 weighing = self._weigh(rows.num_rows, rewards)
                 _refuse_invalid(weighing, rows, generations)
                 answers = _answers(weighing, rows, generations)
-                sums, finite = self._sums(model, capture, consumer, answers, rows.num_rows)
+                sums, finite = self._sums(model, capture, consumer, answers, rows.num_rows, room)
                 return self._table(rows, weighing, _mean_rewards(rewards, weighing), sums, finite)
 
             yield compute
@@ -149,10 +151,10 @@ class PolicyGradients(api.Feature):
         consumer: ProjectedGradients,
         answers: WeightedAnswers,
         n_rows: int,
+        room: Room,
     ) -> tuple[np.ndarray, np.ndarray]:
         shape = (n_rows, self.params.proj_dim)
-        max_tokens = self.config.score_batch_tokens
-        return summed_gradients(model, capture, consumer, answers, shape, max_tokens, self.params.token_mean)
+        return summed_gradients(model, capture, consumer, answers, shape, room, self.params.token_mean)
 
     def _table(
         self,

@@ -130,7 +130,11 @@ class GradientCapture:
         """
         if self._verify:
             self._verify = False
-            self._compare_one_row(ids, labels, attention)
+            try:
+                self._compare_one_row(ids, labels, attention)
+            except BaseException:
+                self._verify = True  # a batch that did not fit was compared with nothing
+                raise
         return self._capture(ids, labels, attention, self._consumer)
 
     def row_losses(self, ids: Tensor, labels: Tensor, attention: Tensor) -> Tensor:

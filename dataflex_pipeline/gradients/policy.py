@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dataflex_pipeline.models.batches import Sequences, label_budget, length_batches, padded
+from dataflex_pipeline.models.batches import Room, Sequences, label_budget, padded
 from dataflex_pipeline.schemas import IGNORED
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def summed_gradients(
     consumer: ProjectedGradients,
     answers: WeightedAnswers,
     shape: tuple[int, int],
-    max_tokens: int,
+    max_tokens: int | Room,
     token_mean: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the weighted sum of the answers' projected gradients by row, and which rows are finite.
@@ -207,11 +207,14 @@ def summed_gradients(
     n_labels = answers.sequences.n_labels()
     # the captured loss is a mean over an answer's tokens
     scales = answers.weights * (1.0 if token_mean else n_labels)
-    for batch in length_batches(answers.sequences.lengths, n_labels, max_tokens, label_budget(model)):
+
+    def work(batch: np.ndarray) -> None:
         tensors = [torch.from_numpy(array).to(model.device) for array in padded(answers.sequences, batch)]
         results = projected_batch(capture, consumer, *tensors)
         losses, projected, squares = (result.cpu().double().numpy() for result in results)
         sound = np.isfinite(losses) & np.isfinite(squares) & np.isfinite(projected).all(axis=1)
         finite[answers.rows[batch[~sound]]] = False
         np.add.at(sums, answers.rows[batch[sound]], scales[batch[sound], None] * projected[sound])
+
+    Room.of(max_tokens).each_batch(answers.sequences.lengths, n_labels, label_budget(model), work)
     return sums, finite
