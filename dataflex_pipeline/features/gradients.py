@@ -121,10 +121,10 @@ class Gradients(api.Feature):
             self.params.projection, self.params.proj_dim, self.params.seed, device=device
         )
         consumer = ProjectedGradients(projection, updates)
-        room = Room(self.config.score_batch_tokens, progress.say)
         with GradientCapture(
             model, consumer, progress.say, checkpointing=self.config.gradient_checkpointing
         ) as capture:
+            room = Room(self.config.score_batch_tokens, progress.say, capture.save_memory)
 
             def compute(rows: pa.Table) -> pa.Table:
                 return self._table(rows, self._compute(model, capture, consumer, room, rows))

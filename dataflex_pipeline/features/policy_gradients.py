@@ -122,10 +122,10 @@ class PolicyGradients(api.Feature):
             self.params.projection, self.params.proj_dim, self.params.seed, device=device
         )
         consumer = ProjectedGradients(projection)
-        room = Room(self.config.score_batch_tokens, progress.say)
         with GradientCapture(
             model, consumer, progress.say, checkpointing=self.config.gradient_checkpointing
         ) as capture:
+            room = Room(self.config.score_batch_tokens, progress.say, capture.save_memory)
 
             def compute(rows: pa.Table) -> pa.Table:
                 generations = _lines(given, "generations", rows, ["prompt", "token_ids", "valid", "reason"])

@@ -25,7 +25,14 @@ from torch import Tensor, nn  # noqa: TID253
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.gradients.layers import gradient_of
 from dataflex_pipeline.gradients.single_rows import Comparison, alone, rounding, row_gradients
-from dataflex_pipeline.gradients.taps import Contribution, Tap, Tapped, checkpointed, inputs_need_gradients
+from dataflex_pipeline.gradients.taps import (
+    Contribution,
+    Tap,
+    Tapped,
+    checkpointed,
+    checkpointed_blocks,
+    inputs_need_gradients,
+)
 from dataflex_pipeline.models.batches import logits_only_at
 from dataflex_pipeline.schemas import IGNORED
 
@@ -117,6 +124,17 @@ class GradientCapture:
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
+
+    def save_memory(self) -> bool:
+        """Recompute activations from here on; return whether that is new, and possible with this model."""
+        if self._checkpointing or not checkpointed_blocks(self._model):
+            return False
+        self._checkpointing = True
+        self._stack.enter_context(checkpointed(self._model))
+        self._say(
+            "a row did not fit the memory alone: activations are recomputed from here on, which is slower"
+        )
+        return True
 
     def run(self, ids: Tensor, labels: Tensor, attention: Tensor) -> Tensor:
         """Give the consumer the gradients of a batch of rows.

@@ -92,15 +92,20 @@ class Contribution:
         return self.layer.gradient(self.layer.module, self.name, x, dy)
 
 
+def checkpointed_blocks(model: Any) -> list[torch.nn.Module]:
+    """Return the blocks of a model whose activations can be recomputed, as transformers marks them."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 @contextmanager
 def checkpointed(model: Any) -> Iterator[None]:
     """Recompute every block that transformers marks as one, also in eval mode, while the context lasts.
 
     transformers' own switch acts in training mode only, which would bring dropout back.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    blocks = checkpointed_blocks(model)
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:

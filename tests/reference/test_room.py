@@ -76,6 +76,23 @@ def test_a_size_that_was_too_large_is_said_once_and_remembered(tiny_demo, memory
     assert len(said) == len(set(said))
 
 
+def test_a_row_that_does_not_fit_alone_has_its_activations_recomputed(tiny_demo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small, _ = scored("less", tiny_demo, "small", "max_samples=24", "score_batch_tokens=300")
+    plain = LlamaForCausalLM.forward
+
+    def forward(self, input_ids=None, **more):
+        recomputes = "forward" in vars(self.model.layers[0])
+        if input_ids.numel() > 100 and not recomputes and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(self, input_ids=input_ids, **more)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    found, text = scored("less", tiny_demo, "found", "max_samples=24")
+    assert "activations are recomputed from here on" in text
+    assert np.allclose(found["score"].to_numpy(), small["score"].to_numpy(), rtol=0, atol=1e-5)
+
+
 def test_a_row_that_does_not_fit_alone_is_refused_in_words(tiny_demo, memory_for, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ("score", *data(tiny_demo), "warmup_step=0", "--run", "r", "--method", "loss", "max_samples=60")
