@@ -178,7 +178,7 @@ def test_scoring_where_every_loss_is_nan(here, tiny_demo):
         ("component_name=los", "Did you mean 'loss'?"),
         ("template=nonsense", "nonsense"),
         ("device=abacus", "abacus"),
-        ("update_times=0", "update_times"),
+        ("update_times=-1", "update_times"),
     ],
 )
 def test_a_setting_that_cannot_be_used(here, tiny_demo, argument, expected):
@@ -284,7 +284,7 @@ def test_steps_out_of_order(here, tiny_demo):
     assert "round 1 has no finished checkpoint" in refused(here, "select", "--round", 2, *on)
     assert "has no finished loss scores" in refused(here, "select", "--round", 1, *on)
     assert "Round 1 has no index" in refused(here, "train-round", "--round", 1, *on)
-    assert "The warm-up draws uniformly" in refused(here, "score", "--round", 0, *on)
+    assert "Round 0 is the warm-up, which draws uniformly" in refused(here, "score", "--round", 0, *on)
     shutil.rmtree(folder / "round-00" / "checkpoint")
     assert "Run `dataflex warmup` first" in refused(here, "score", "--round", 1, *on)
 

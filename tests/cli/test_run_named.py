@@ -38,12 +38,14 @@ def opened(here, tiny_demo, monkeypatch):
     copied(tiny_demo, here / "runs")
     found = []
 
-    def end(folder):
+    def end(folder, *_, **__):
+        folder = getattr(folder, "folder", folder)
         found.append(folder.resolve())
         raise RunError("This test has seen enough.", "It asks which run is meant.", "Nothing.")
 
     monkeypatch.setattr(Run, "of", lambda options, *_, **__: end(locate(options)[0].folder))
     monkeypatch.setattr(RunRecord, "read", end)
+    monkeypatch.setattr("dataflex_pipeline.reports.within.compare_methods", end)
     return found
 
 

@@ -27,10 +27,12 @@ def hashes(n: int, seed: int = 0) -> list[str]:
 @pytest.fixture
 def pool(tmp_path) -> PartedTable:
     ids = hashes(N)
-    writer = PartsWriter(tmp_path / "pool", pa.schema({"row": pa.int64(), "row_id": pa.string()}), {})
+    schema = pa.schema({"row": pa.int64(), "row_id": pa.string(), "source": pa.string()})
+    writer = PartsWriter(tmp_path / "pool", schema, {})
     for number, start in enumerate(range(0, N, 300)):
         rows = np.arange(start, min(start + 300, N))
-        writer.write(number, pa.table({"row": rows, "row_id": ids[start : start + 300]}))
+        columns = {"row": rows, "row_id": ids[start : start + 300], "source": ["all"] * len(rows)}
+        writer.write(number, pa.table(columns))
     return writer.finish(4, {})
 
 

@@ -72,6 +72,7 @@ fixed = {
     "data_columns": st.dictionaries(names, names, max_size=2),
     "data_tags": st.dictionaries(names, names, max_size=2),
     "ddp_timeout": st.integers(1, 180_000_000),
+    "balanced": st.none(),
     "num_train_epochs": st.none(),  # it stands in place of update_step
     **dict.fromkeys(SECRETS, st.none()),
 }
