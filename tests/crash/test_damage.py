@@ -188,9 +188,10 @@ def test_row_ids_that_changed_are_found_by_training(bench, finished, recipe):
     ids.tofile(path)
     text = explained(bench.call(recipe.round()[0]))
     assert "row_id is another one in the pool" in text
-    assert f"Delete the round's index.parquet and {ROW_IDS}" in text
+    assert f"Delete the round's selection.parquet, its index.parquet, and {ROW_IDS}" in text
     path.unlink()
-    (bench.run / "round-01" / "index.parquet").unlink()
+    for name in ("selection.parquet", "index.parquet"):
+        (bench.run / "round-01" / name).unlink()
     bench.finish(*recipe.round())
     assert differences(finished.run, bench.run) == []
 

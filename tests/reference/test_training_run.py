@@ -244,6 +244,6 @@ def test_an_index_of_other_row_ids_is_refused(world, tmp_path):
     other = make_plan(tmp_path, 1, make_config(model), pool, index=changed)
     with pytest.raises(
         CorruptError,
-        match=r"another one in the pool.(.|\n)*Delete the round's index.parquet and _row_ids.bin",
+        match=r"another one in the pool.(.|\n)*selection.parquet, its index.parquet, and _row_ids.bin",
     ):
         training_positions(other, pool, 64)
