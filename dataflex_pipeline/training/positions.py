@@ -112,8 +112,8 @@ def _foreign_index(plan: RoundPlan, found: str) -> CorruptError:
     return CorruptError(
         f"The index of round {plan.round} names {found}.",
         "An index belongs to the pool that it was selected from.",
-        f"Delete the round's selection.parquet, its index.parquet, and {ROW_IDS} in the pool's folder; all are "
-        "made again: select the round, then train it.",
+        f"Delete the round's selection.parquet, its index.parquet, and {ROW_IDS} in the pool's folder; they "
+        "are made again: select the round, then train it.",
     )
 
 
