@@ -167,7 +167,9 @@ def _lay_out(
     whole = _Laid.of(selections, order, settings)
     selection = whole.table(np.arange(len(whole.rows)), pool, scores)
     selection = selection.append_column("rank", pa.array(np.arange(1, len(whole.rows) + 1)))
-    selection = selection.append_column("source", gather(pool, whole.rows, "source"))
+    named = "source" in pool.schema.names
+    source = gather(pool, whole.rows, "source") if named else pa.nulls(len(whole.rows), pa.string())
+    selection = selection.append_column("source", source)
     notices = [*notices, *_length_notice(len(whole.rows), settings)]
     trained = whole
     if _cuts_the_last(settings) and len(whole.rows) > settings.positions > 0:
