@@ -1,4 +1,4 @@
-"""What `dataflex inspect` looks at: a run, a table, or one row of a run's pool."""
+"""The subject of `dataflex inspect`: a run, a table, or one row of a run's pool."""
 
 from __future__ import annotations
 

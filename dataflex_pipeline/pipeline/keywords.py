@@ -1,4 +1,4 @@
-"""What `Run` and its calls are given as keyword arguments: settings, and the number of a round."""
+"""Keyword arguments of `Run` and its calls: settings, and the number of a round."""
 
 from __future__ import annotations
 
