@@ -1,4 +1,4 @@
-"""What can be done with an export, in words: what a command says after it."""
+"""Next steps after an export, in words: using the model, training on the rows."""
 
 from __future__ import annotations
 
