@@ -33,6 +33,11 @@ def complete_setting(incomplete: str) -> list[str]:
     return sorted(f"{key}=" for key in Config.model_fields if key.startswith(incomplete))
 
 
+def complete_method_argument(incomplete: str) -> list[str]:
+    """Return the methods and the settings that begin so."""
+    return [*complete_method(incomplete), *complete_setting(incomplete)]
+
+
 def complete_argument(incomplete: str) -> list[str]:
     """Return the runs and the settings that begin so."""
     return [*complete_run(incomplete), *complete_setting(incomplete)]

@@ -6,17 +6,22 @@ from typing import Annotated
 
 import typer
 
-from .completion import complete_method
+from .completion import complete_method_argument
 from .options import EXAMPLES, ConfigOption, JsonOption
+from .words import split_subject
 
 commands = typer.Typer()
 
 
 @commands.command(epilog=EXAMPLES + "dataflex methods loss")
 def methods(
-    name: Annotated[
-        str | None,
-        typer.Argument(help="Show one method's parameters only.", autocompletion=complete_method),
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[METHOD] [KEY=VALUE]...",
+            help="One method to show instead of all, and settings over the configuration.",
+            autocompletion=complete_method_argument,
+        ),
     ] = None,
     config: ConfigOption = None,
     templates: Annotated[bool, typer.Option("--templates", help="List the chat templates instead.")] = False,
@@ -32,5 +37,6 @@ def methods(
         found = {name: template.summary for name, template in sorted(TEMPLATES.items())}
         print_json({"templates": found}) if json else draw_templates(found)
         return
-    described = describe_methods(name, config)
+    name, settings = split_subject(arguments or [])
+    described = describe_methods(name, config, settings)
     print_json({"methods": plain(described)}) if json else draw_methods(described)

@@ -25,7 +25,7 @@ def check_amounts(amounts: Mapping[str, float | None], said: Said) -> None:
         raise ConfigError(
             "Set together: " + "; ".join(said(name) for name in given) + ".",
             "Each of them says how many rows to select, so only one can hold.",
-            f"Keep one; {given[0]}=null on the command line takes one back that a file sets.",
+            f"Keep one; {given[0]}=null takes one back that a file sets.",
         )
 
 

@@ -82,7 +82,7 @@ def explain(
         return ConfigError(
             f"The {noun}s of {name}{where} cannot be used as they are.",
             complaint.reason,
-            f"Set one of them otherwise, for example {name}.NAME=VALUE on the command line.",
+            f"Set one of them otherwise, for example {name}.NAME=VALUE.",
         )
     shown = HIDDEN if is_secret_name(key) else repr(complaint.value)
     return ConfigError(f"{name}.{key} is {shown}{where}.", complaint.reason, meaning(model, key))

@@ -78,7 +78,7 @@ def load_for(run: RunFolder, options: Options) -> Loaded:
         raise CorruptError(
             f"{run.settings} is not there, and {run.folder} holds rounds of a run.",
             "It records what they were made with: data, model and every setting.",
-            "Put it back, give the run's configuration (--config), or name another run (--run NAME).",
+            "Put it back, give the run's configuration file, or name another run.",
         )
     return loaded
 

@@ -226,5 +226,5 @@ def require_run(run: OpenRun) -> None:
         raise RunError(
             f"There is no run at {run.folder}.",
             "This command goes on from a warm-up, and nothing was run there yet.",
-            "Run `dataflex warmup` (or `dataflex round N`) first, or name another run with --run.",
+            "Run `dataflex warmup` (or `dataflex round N`) first, or name another run.",
         )

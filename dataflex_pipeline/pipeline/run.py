@@ -27,12 +27,11 @@ from dataflex_pipeline.errors import RunError, UserError
 from dataflex_pipeline.evaluation.figures import Figure
 from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.methods import check_methods
-from dataflex_pipeline.pipeline.damage import check_outputs, set_aside_damaged_tables
+from dataflex_pipeline.pipeline.damage import set_aside_damaged_tables
 from dataflex_pipeline.pipeline.evaluate import Wanted, evaluate
 from dataflex_pipeline.pipeline.export import (
     Asked,
     What,
-    check_place,
     export,
     export_rows,
     is_file_of_rows,
@@ -49,12 +48,11 @@ from dataflex_pipeline.pipeline.outputs import (
     make_part,
     make_up_to,
 )
-from dataflex_pipeline.pipeline.preflight import check_how_many
+from dataflex_pipeline.pipeline.pick import NOTHING_TRAINED, pick
 from dataflex_pipeline.pipeline.row import RowStory, row_story
 from dataflex_pipeline.pipeline.row_search import Found, find_text
 from dataflex_pipeline.pipeline.score import Scores
 from dataflex_pipeline.pipeline.select import Selection
-from dataflex_pipeline.pipeline.settings import check_settings
 from dataflex_pipeline.pipeline.table import Table
 from dataflex_pipeline.pipeline.train import Checkpoint
 from dataflex_pipeline.pipeline.versions import say_versions
@@ -271,25 +269,8 @@ class Run(OpenRun):
         )
         with self._call(unsaid | settings):
             name = method or self.given.component_name
-            check_settings(self)
-            check_how_many(self, name)
-            selection = Selection(Scores(self, 1, name), replace=True)
-            place = self.folder / "selected.jsonl" if to is None else Path(to).expanduser()
-            if to is not None:
-                check_place(self, place, None if self.overwrite else selection)
-            sources = check_before_start(self, 1, name)
-            if is_complete(self.store.pool) and not self.overwrite:
-                selection.scores.is_current()  # refused before anything is written
-            say_versions(self)
-            check_outputs(self, 1)
-            rows = Asked("data", 1, trainer=trainer)
-            with self.writing():
-                if self.overwrite:
-                    set_aside_damaged_tables(self, 1)
-                done = make_up_to(self, 0, sources, keeps=False)
-                done += [selection.scores.make(), selection.make()]
-                self.save_settings()
-                self.outcomes = [*done, *export_rows(self, place, rows, replaces=to is None)]
+            place = None if to is None else Path(to).expanduser()
+            selection, self.outcomes = pick(self, name, place, trainer)
         return Table(selection.path, selection.describe(), by="score")
 
     def _says(self, key: str) -> bool:
@@ -461,7 +442,3 @@ class Run(OpenRun):
     def _restore(self, before: tuple[Options, Loaded]) -> None:
         self._options, self.loaded = before
         self.forget()
-
-
-NOTHING_TRAINED = {"warmup_step": 0, "update_times": 0}
-"""Settings of a run that only scores and selects."""

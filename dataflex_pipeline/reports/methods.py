@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,24 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import load_config
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 from dataflex_pipeline.methods import check_methods, method_class, shipped_methods
+from dataflex_pipeline.reward.address import PLACE
+from dataflex_pipeline.reward.own import OWN, load_settings
 
 
-def describe_methods(name: str | None = None, config: Path | None = None) -> list[dict[str, Any]]:
+def describe_methods(
+    name: str | None = None, config: Path | None = None, settings: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Return name, summary, source, strategy and parameters of each method.
 
     Args:
         name: of the only one to describe; None for all.
         config: the configuration file whose components are looked at; None for the defaults.
+        settings: ``key=value`` over the configuration.
 
     Raises:
         ConfigError: there is no such method, or the configuration cannot be read.
     """
-    loaded = load_config(config, [])
+    loaded = load_config(config, settings)
     folder = config.parent if config is not None else None
     check_methods(loaded.config, folder)
     names = [
@@ -52,7 +57,9 @@ def _described(config: Config, name: str, folder: Path | None) -> dict[str, Any]
         default = info.get_default(call_default_factory=True)
         value = entry.params.get(parameter, default)
         inner = info.json_schema_extra
-        meanings = {"": info.description, **(inner if isinstance(inner, Mapping) else {})}
+        meanings: Mapping[str, Any] = {"": info.description, **(inner if isinstance(inner, Mapping) else {})}
+        if parameter == PLACE.partition(".")[2]:
+            default, meanings = _with_own_rewarder(entry.params, default, meanings)
         parameters += _parameters(f"{name}.{parameter}", value, default, meanings)
     return {
         "method": name,
@@ -61,6 +68,19 @@ def _described(config: Config, name: str, folder: Path | None) -> dict[str, Any]
         "strategy": kind.default_strategy,
         "parameters": parameters,
     }
+
+
+def _with_own_rewarder(
+    params: Mapping[str, Any], default: Mapping[str, Any], meanings: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the settings of the reward backends and what they mean, those of a rewarder of one's own too."""
+    backend = params.get("reward_model_backend") or ""
+    if ":" not in backend:
+        return default, meanings
+    fields = load_settings(backend).model_fields
+    own = {key: field.get_default(call_default_factory=True) for key, field in fields.items()}
+    told = {f"{OWN}.{key}": field.description or "" for key, field in fields.items()}
+    return {**default, OWN: own}, {**meanings, **told}
 
 
 def _parameters(

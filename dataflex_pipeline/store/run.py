@@ -152,7 +152,7 @@ class RunFolder:
         return CorruptError(
             f"{self.settings} cannot be read: {found}.",
             "It records what the run was made with, so nothing can be trusted without it.",
-            "Restore it, or start a run of another name with --run NAME.",
+            "Restore it, or start a run of another name.",
         )
 
     def write(self, configuration: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -175,7 +175,7 @@ class RunFolder:
                 raise RunError(
                     f"The run {self.folder} is in use by another process ({error.who}).",
                     "Two processes writing to one run would mix their results.",
-                    "Wait until it is done, or use another run with --run NAME.",
+                    "Wait until it is done, or use another run name.",
                 ) from error
             yield
 

@@ -39,6 +39,7 @@ DIGESTS = {
 _EDITION = re.compile(r"(^|\.)(version: |rows_per_part: \d+ -> \(not set\)$)")
 """Changes that come with the program: its version numbers, and what no longer decides a table."""
 _DIGEST = re.compile(r'"?[0-9a-f]{32}"?')
+_OWN_FILE = re.compile(r'"?file ([0-9a-f]{8})[0-9a-f]{24}"?')
 LookUp = Callable[[str], Mapping[str, Any] | None]
 """Ingredients by their digest, or None where they are not known."""
 
@@ -157,6 +158,10 @@ def named_changes(
     for line in changes(old, new):
         key, _, values = line.partition(": ")
         before, _, after = values.partition(" -> ")
+        own = _OWN_FILE.fullmatch(before), _OWN_FILE.fullmatch(after)
+        if own[0] and own[1]:
+            lines.append(f"{key}: the content of your own file changed ({own[0][1]} -> {own[1][1]})")
+            continue
         if not (_DIGEST.fullmatch(before) and _DIGEST.fullmatch(after)):
             lines.append(line)
             continue
@@ -206,12 +211,12 @@ def stale(output: Path, what: str, changed: list[str]) -> StaleError:
         return StaleError(
             f"{what} ({output}) was made by another edition of this program:\n{shown}{more}",
             "This one would make another table from the same settings, and going on would mix the two.",
-            "Use another run with --run NAME, or go on with the edition that began this one, or --overwrite "
+            "Use another run name, or go on with the edition that began this one, or --overwrite "
             "to make it anew (the old one is kept beside it under another name).",
         )
     return StaleError(
         f"{what} ({output}): settings changed since it was made:\n{shown}{more}",
         "Going on would mix results of two configurations in one run.",
-        "Set the old values again, or use another run with --run NAME, or --overwrite "
+        "Set the old values again, or use another run name, or --overwrite "
         "to make it anew (the old one is kept beside it under another name).",
     )

@@ -152,5 +152,5 @@ def _mismatch(checkpoint: Path, made: str, fix: str) -> RunError:
     return RunError(
         f"{checkpoint} was made {made}.",
         "Its optimizer cannot be loaded here, and without it the training would start anew.",
-        f"{fix} Or train from the warm-up on under another run name (--run).",
+        f"{fix} Or train from the warm-up on under another run name.",
     )

@@ -105,7 +105,7 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
                     f"was {saved} and is {name}.",
                     "They are loaded by number, so each would go to another parameter without a word.",
                     "Go on with the versions of transformers and peft that made the checkpoint, or train "
-                    "from the warm-up on under another run name (--run).",
+                    "from the warm-up on under another run name.",
                 )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -258,6 +258,7 @@ def test_methods_shows_every_parameter_with_its_default(here):
     ):
         assert expected in text
     assert "delta_loss" not in done("methods", "loss")
+    assert "loss.focus\tlow\thigh\t" in done("methods", "loss", "loss.focus=low")
     assert "llama3" in done("methods", "--templates")
 
 

@@ -304,7 +304,7 @@ def test_a_run_of_other_settings_lists_every_change_and_two_ways_out(here, tiny_
         text = refused(here, *command, *on, "learning_rate=0.01", "lora_rank=8")
         assert "learning_rate: 0.002 -> 0.01" in text
         assert "lora_rank: 4 -> 8" in text
-        assert "--run NAME" in text
+        assert "another run name" in text
         assert "--overwrite" in text
     assert "params.focus" in refused(here, "round", 2, *on, "loss.focus=low")
     assert "method: loss -> random" in refused(here, "round", 2, *on, "--method", "random")

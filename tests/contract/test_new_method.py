@@ -74,7 +74,8 @@ def test_a_changed_file_makes_its_scores_stale(here, tiny_demo):
     done("score", "--round", 1, "--run", "own")
     with (here / "shortest.py").open("a") as stream:
         stream.write("# another edition\n")
-    assert "implementation: " in refused(here, "score", "--round", 1, "--run", "own")
+    told = refused(here, "score", "--round", 1, "--run", "own")
+    assert "implementation: the content of your own file changed (" in told
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from cli_runs import done, refused, small
 from misbehaving_server import MisbehavingServer, failure, reply
 
 from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.reports.methods import describe_methods
 from dataflex_pipeline.reward.endpoint import EndpointError
 from dataflex_pipeline.reward.rewarders import read_settings
 from dataflex_pipeline.testing.rewarder import RewarderContract
@@ -89,6 +90,14 @@ def test_its_settings_are_checked_like_any_other(here):
         settings(words=0)
     with pytest.raises(ConfigError, match="Did you mean 'words'"):
         settings(word=1)
+
+
+def test_its_settings_are_listed_with_the_method(here):
+    chosen = "nice.reward_model_backend=my_reward.py:Brevity"
+    (nice,) = describe_methods("nice", settings=[chosen, "nice.reward_backend_params.settings.words=7"])
+    (words,) = (line for line in nice["parameters"] if line["parameter"].endswith(".settings.words"))
+    assert (words["value"], words["default"]) == (7, 20)
+    assert words["meaning"] == "words from which on an answer earns nothing"
 
 
 def test_its_fingerprint_follows_the_file_and_the_settings(here):
