@@ -11,7 +11,7 @@ from dataflex_pipeline.errors import UserError
 
 from .completion import complete_run
 from .folders import run_folders
-from .options import EXAMPLES, RunOption
+from .options import EXAMPLES, OverwriteOption, RunOption
 from .words import with_run
 
 commands = typer.Typer()
@@ -31,6 +31,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The page; report.html in the run by default.")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write a run as one HTML page: rounds, curves, scores, what was selected, examples, settings."""
     from dataflex_pipeline.reports.records import RunRecord
@@ -45,7 +46,7 @@ def report(
             "Name one: `dataflex report quickstart-loss`. `dataflex compare` puts several side by side.",
         )
     record = RunRecord.read(folders[0], trained=False)
-    where = write_report(record, output)
+    where = write_report(record, output, overwrite=overwrite)
     console.line(
         f"Report of {record.name}: {where} ({where.stat().st_size / 1024:.0f} KB). Open it in a browser."
     )

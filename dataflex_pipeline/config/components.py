@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.config.names import check_name
 from dataflex_pipeline.config.peer import shipped_in_place_of
 from dataflex_pipeline.config.shipped import shipped_configs
 from dataflex_pipeline.config.yaml_files import Layer, read_yaml
@@ -220,7 +221,8 @@ def _entries_of(path: Path, label: str) -> dict[str, _Spot]:
 
 
 def _checked_entry(name: str, spot: _Spot) -> dict[str, Any]:
-    """Return a method's entry, its shape checked."""
+    """Return a method's entry, its name and shape checked."""
+    check_name(name, f"A method ({spot.place()})")
     entry = spot.value
     if not isinstance(entry, dict):
         raise _bad_entry(name, spot.place(), "An entry is a mapping with name and params.")

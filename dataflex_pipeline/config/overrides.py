@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.config.redaction import HIDDEN, is_secret_name
+from dataflex_pipeline.config.redaction import HIDDEN, is_secret_name, redacted_source
 from dataflex_pipeline.config.values import accepted, is_mapping, is_text
 from dataflex_pipeline.config.yaml_files import Layer, parse_value
 from dataflex_pipeline.errors import ConfigError
@@ -30,7 +30,7 @@ def override_layers(overrides: Sequence[str]) -> tuple[list[Layer], list[str]]:
         name = name.strip()
         if not equals or not all(name.split(".")):
             raise ConfigError(
-                f"'{text}' on the command line is not understood.",
+                f"'{redacted_source(text)}' on the command line is not understood.",
                 "An override is key=value, with no spaces around the equals sign.",
                 "Write for example learning_rate=1e-4, loss.focus=low or 'source_quotas={code: 0.5}'.",
             )
@@ -72,7 +72,7 @@ def _value(path: tuple[str, ...], text: str) -> Any:
     quoted = len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "'\""
     if _takes_text(path) and not quoted:
         return None if stripped in ("", "~", "null") else text
-    shown = HIDDEN if is_secret_name(path[-1]) else text
+    shown = HIDDEN if is_secret_name(path[-1]) else redacted_source(text)
     return parse_value(text, f"{'.'.join(path)}={shown} on the command line")
 
 

@@ -7,7 +7,10 @@ from typing import Any
 
 from dataflex_pipeline.config.fields import SECRETS
 
-_SECRET_NAME = re.compile(r"(api_?key|secret|password|access_token|auth_token|webhook_url)$", re.IGNORECASE)
+_WORDS = "(?:api_?key|secret|password|access_token|auth_token|webhook_url)"
+_SECRET_NAME = re.compile(f"{_WORDS}$", re.IGNORECASE)
+_SECRET_SET = re.compile(rf"({_WORDS}[\"']?\s*[:=]\s*)[^\s,}}\]]+", re.IGNORECASE)
+_USER_IN_URL = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
 _VARIABLE_NAME = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 HIDDEN = "(a secret, not shown)"
 
@@ -25,6 +28,16 @@ def is_secret(name: str, value: Any) -> bool:
     if not is_secret_name(name) or isinstance(value, bool) or not isinstance(value, str | int | float):
         return False
     return _VARIABLE_NAME.fullmatch(str(value)) is None
+
+
+def redacted(text: str) -> str:
+    """Return a text as it may be shown: without the user and password of an address."""
+    return _USER_IN_URL.sub(HIDDEN, text)
+
+
+def redacted_source(text: str) -> str:
+    """Return a piece of YAML that could not be read as it may be shown: values of secret names left out."""
+    return _SECRET_SET.sub(rf"\1{HIDDEN}", redacted(text))
 
 
 def without_secrets(value: Any) -> Any:

@@ -17,6 +17,7 @@ from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.export.selected import Choice
 from dataflex_pipeline.export.subset import Written, write_info, write_subset
 from dataflex_pipeline.store.atomic import commit, set_aside
+from dataflex_pipeline.store.chosen_files import check_folder, in_the_way
 from dataflex_pipeline.store.parts import PartedTable
 
 Say = Callable[[str], None]
@@ -107,29 +108,6 @@ def _is_there(source: Path, final: Path, overwrite: Overwrite) -> bool:
     if overwrite == "never" or not final.is_file():
         raise in_the_way(final)
     return False
-
-
-def check_folder(file: Path) -> None:
-    """Refuse a file in a folder that is not there.
-
-    Raises:
-        UserError: there is none.
-    """
-    if not file.absolute().parent.is_dir():
-        raise UserError(
-            f"{file} was named.",
-            f"There is no folder {file.parent}.",
-            "Make it first, or name a file in a folder that is there.",
-        )
-
-
-def in_the_way(final: Path) -> UserError:
-    """Return the error for a file that is there with another content."""
-    return UserError(
-        f"{final} exists, and holds something else.",
-        "What is there is never written over.",
-        "Name another file, or use --overwrite (overwrite=True), which keeps the old one beside it.",
-    )
 
 
 def _say_how(written: Written, place: Path, trainer: Trainer, say: Say) -> None:

@@ -20,7 +20,7 @@ from dataflex_pipeline.errors import (
 from dataflex_pipeline.export.bundle import Bundle, Part, describe, write_bundle
 from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.export.formats import several_formats
-from dataflex_pipeline.export.lines import Overwrite, check_folder, in_the_way, write_lines
+from dataflex_pipeline.export.lines import Overwrite, write_lines
 from dataflex_pipeline.export.origin import Origin, origin_of_adapter, origin_of_run
 from dataflex_pipeline.export.selected import Choice, last_selected
 from dataflex_pipeline.models.source import model_digest, tokenizer_digest
@@ -30,6 +30,7 @@ from dataflex_pipeline.pipeline.output import Outcome
 from dataflex_pipeline.pipeline.prepare import splits_of
 from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.store.atomic import read_json
+from dataflex_pipeline.store.chosen_files import check_folder, in_the_way
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.run import RunFolder
 from dataflex_pipeline.store.stale import is_complete, named_changes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ import numpy as np
 from dataflex_pipeline import api
 from dataflex_pipeline.api import Strategy
 from dataflex_pipeline.config.draw_rules import AMOUNTS
+from dataflex_pipeline.config.names import check_name
 from dataflex_pipeline.errors import ConfigError, CorruptError, RunError, StaleError, UserError
 from dataflex_pipeline.pipeline.damage import check_tables
 from dataflex_pipeline.pipeline.open_run import OpenRun
@@ -39,8 +39,6 @@ HOW = {
     "round_robin": "in turns",
 }
 """What a strategy does, for the summary."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""Names of selections, which are names of folders."""
 
 
 def positions(run: OpenRun, number: int) -> int:
@@ -112,7 +110,7 @@ class Selection(Output):
         if name is None:
             path, self.probabilities = self.where.selection, self.where.probabilities(self.method)
         else:
-            path = self.where.selection_named(check_name(name))
+            path = self.where.selection_named(check_name(name, "A selection"))
             self.probabilities = path.with_name(PROBABILITIES)
         called = "" if name is None else f" {name}"
         super().__init__(
@@ -322,21 +320,6 @@ class Selection(Output):
         """Return the number of rows, the method, and how they were selected."""
         notes = TableFile(self.path).metadata
         return f"{notes.get('found', '')} by {self.method}, {notes.get('how', '')}"
-
-
-def check_name(name: str) -> str:
-    """Return the name of a selection.
-
-    Raises:
-        UserError: it cannot be the name of a folder.
-    """
-    if not NAME.fullmatch(name):
-        raise UserError(
-            f"A selection is to be named {name!r}.",
-            "The name becomes that of a folder in the run.",
-            "Use letters, digits, dots, dashes and underscores, such as top-5-percent.",
-        )
-    return name
 
 
 class PoolRankings:

@@ -9,6 +9,7 @@ from typing import Any
 from dataflex_pipeline.config.components import known_methods, method_parameters
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import load_config
+from dataflex_pipeline.config.redaction import HIDDEN, is_secret
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 from dataflex_pipeline.methods import check_methods, method_class, shipped_methods
 from dataflex_pipeline.reward.address import PLACE
@@ -97,7 +98,8 @@ def _parameters(
     """
     if not isinstance(default, Mapping) or not default:
         meaning = meanings.get(place) or ""
-        return [{"parameter": parameter, "value": value, "default": default, "meaning": meaning}]
+        shown = HIDDEN if is_secret(place.rpartition(".")[2], value) else value
+        return [{"parameter": parameter, "value": shown, "default": default, "meaning": meaning}]
     given = value if isinstance(value, Mapping) else {}
     keys = [*default, *(key for key in given if key not in default)]
     return [

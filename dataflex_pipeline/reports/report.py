@@ -4,31 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.reports.findings import findings
 from dataflex_pipeline.reports.page import page
 from dataflex_pipeline.reports.records import RunRecord
-from dataflex_pipeline.store.atomic import write_text
+from dataflex_pipeline.store.atomic import set_aside, write_text
+from dataflex_pipeline.store.chosen_files import check_free
 
 NAME = "report.html"
+HEAD = 4096
+"""Bytes of a page that its title is looked for in."""
 
 
-def write_report(record: RunRecord, output: Path | None = None) -> Path:
+def write_report(record: RunRecord, output: Path | None = None, *, overwrite: bool = False) -> Path:
     """Write the page of a run and return where it is.
 
     Args:
         record: of the run.
-        output: the file to write; by default report.html in the run.
+        output: the file to write; by default report.html in the run. An older report there is replaced.
+        overwrite: set something else that is there aside.
 
     Raises:
-        UserError: the file cannot be there.
+        UserError: something else is there, or the file cannot be there.
     """
     where = output if output is not None else record.run.folder / NAME
-    if where.is_dir() or not where.parent.is_dir():
-        raise UserError(
-            f"--output is {where}.",
-            "It is a folder, or lies in a folder that does not exist.",
-            "Name a file in a folder that is there, such as --output report.html.",
-        )
+    if overwrite and where.is_file() and not _is_report(where):
+        set_aside(where)
+    check_free(where, _is_report)
     write_text(where, page(findings(record)))
     return where
+
+
+def _is_report(file: Path) -> bool:
+    """Whether a file is a report: its title says so."""
+    with file.open("rb") as stream:
+        return b": DataFlex Pipeline report</title>" in stream.read(HEAD)

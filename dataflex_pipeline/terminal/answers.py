@@ -46,7 +46,7 @@ def _stream_json(answer: Answer) -> None:
     while lines := answer.lines(BATCH):
         for line in lines:
             text = json.dumps(plain(dict(zip(answer.names, line, strict=True))), ensure_ascii=False)
-            sys.stdout.write(("\n" if first else ",\n") + text)
+            sys.stdout.write(("\n" if first else ",\n") + console.visible(text))
             first = False
     sys.stdout.write("\n]\n")
 
@@ -62,7 +62,7 @@ def print_machine(found: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], 
         Whether anything was printed: not for people.
     """
     if how == "json":
-        sys.stdout.write(json.dumps(plain(found), ensure_ascii=False, indent=2) + "\n")
+        print_json(plain(found))
     if how == "csv":
         flat = [_flat(line) for line in lines]
         names = list(dict.fromkeys(name for line in flat for name in line))
@@ -74,7 +74,7 @@ def print_machine(found: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], 
 
 def print_json(content: Mapping[str, Any]) -> None:
     """Print a result as JSON on standard output, whatever is said elsewhere."""
-    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(console.visible(json.dumps(content, indent=2, ensure_ascii=False)) + "\n")
 
 
 def _flat(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from dataflex_pipeline.config.redaction import redacted
 from dataflex_pipeline.errors import DataflexError
 
 # Made at import: rich decides then about NO_COLOR, and colours only reach a terminal. Long lines are left
@@ -21,6 +23,10 @@ GAP = 3
 """Columns of the terminal that rich puts around each column of a table."""
 LEAST = 8
 """What is left at least of the column that gives way; with less room a table is not drawn as one."""
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+"""Control characters but for tab and new line, marks of direction, and what has no width or no meaning."""
 MOST_LINES = 3
 """A cell of the column that gives way takes so many lines at most; with less room it stands below its row."""
 
@@ -38,18 +44,28 @@ def messages_to_stderr(wanted: bool = True) -> Iterator[None]:
         out = before
 
 
+def visible(text: str) -> str:
+    """Return a text whose control characters a terminal shows and does not obey, as \\u001b; so does JSON."""
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def clean(text: str) -> str:
+    """Return a text as it may be printed: what cannot be seen made visible, secrets in addresses left out."""
+    return visible(redacted(text))
+
+
 def line(text: str, style: str | None = None) -> None:
     """Print one line as it is: square brackets in it are not markup."""
-    out.print(text, style=style, markup=False, emoji=False)
+    out.print(clean(text), style=style, markup=False, emoji=False)
 
 
 def fail(error: DataflexError) -> None:
     """Print an error in its three parts."""
     err.print("error: ", style="bold red", end="")
-    err.print(error.what, markup=False, emoji=False)
-    err.print(error.why, markup=False, emoji=False)
+    err.print(clean(error.what), markup=False, emoji=False)
+    err.print(clean(error.why), markup=False, emoji=False)
     err.print("-> ", style="bold", end="")
-    err.print(error.fix, markup=False, emoji=False)
+    err.print(clean(error.fix), markup=False, emoji=False)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], wraps: str) -> None:
@@ -61,6 +77,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
             below each row; the others (paths, names) stay whole, and where they do not fit, cells stand
             below each other.
     """
+    title, columns = clean(title), [_cell(name) for name in columns]
+    rows = [[_cell(cell) for cell in row] for row in rows]
+    wraps = _cell(wraps)
     if not out.is_terminal:
         lines = [*([title] if title else []), *("\t".join(row) for row in [columns, *rows])]
         out.file.write("\n".join(lines) + "\n")  # rich itself would turn the tabs into spaces
@@ -87,6 +106,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     out.print(table, soft_wrap=False)
+
+
+def _cell(text: str) -> str:
+    """Return the text of a cell, which has no tabs or lines of its own."""
+    return clean(text).replace("\t", "\\t").replace("\n", "\\n")
 
 
 def fits(columns: Sequence[str], rows: Sequence[Sequence[str]], wraps: str = "") -> bool:

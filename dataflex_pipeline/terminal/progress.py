@@ -65,7 +65,7 @@ class BarProgress:
         self._unit, self._counted, self._began = unit, 0, time.monotonic()
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -73,7 +73,7 @@ class BarProgress:
             console=console.out,
         )
         self._bar.start()
-        self._task = self._bar.add_task(what, total=total, completed=done, rate="")
+        self._task = self._bar.add_task(console.clean(what), total=total, completed=done, rate="")
 
     def advance(self, n: int) -> None:
         """Move the bar."""

@@ -175,7 +175,8 @@ def test_a_second_report_is_the_same_page(run):
         (["nowhere"], "There is no run at"),
         ([], "0 runs were named"),
         (["{run}", "seed=3"], "The setting seed=3 was given"),
-        (["{run}", "--output", "{run}"], "--output is"),
+        (["{run}", "--output", "{run}"], "exists, and holds something else"),
+        (["{run}", "--output", "{run}/run.yaml"], "exists, and holds something else"),
     ],
 )
 def test_what_cannot_be_reported_is_said(run, arguments, message):

@@ -258,7 +258,7 @@ class TestAnotherSelection:
     @pytest.mark.parametrize("name", ["../up", "a/b", ".", "", "-x", "a" * 101])
     def test_its_name_is_that_of_a_folder(self, name, tiny_demo, here):
         run = Run(copied(tiny_demo, here / "runs"))
-        with pytest.raises(UserError, match="is to be named"):
+        with pytest.raises(UserError, match="A selection is named"):
             run.select(2, "loss", name=name, fraction=0.1)
 
     def test_the_same_share_of_every_source(self, tiny_demo, here):
