@@ -32,6 +32,8 @@ SCHEDULES = (
     "linear",
     "polynomial",
 )
+MOST_POSITIONS = 1 << 31
+"""Rows that one round trains on at most; an index of them takes 100 GB."""
 METRICS = ("eval_loss", "eval_token_accuracy")
 _LORA_KEYS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")
 
@@ -41,7 +43,7 @@ Place = Callable[[str], str]
 
 def check(config: Config, place: Place) -> None:
     """Raise ConfigError for the first pair of settings that cannot both hold."""
-    for rule in (_draw, schedule, _evaluation, _best, _trackers, _adapter):
+    for rule in (_draw, _sizes, schedule, _evaluation, _best, _trackers, _adapter):
         rule(config, lambda name: f"{name}: {show(name, getattr(config, name))} ({place(name)})")
 
 
@@ -55,6 +57,19 @@ def _draw(config: Config, said: Place) -> None:
     check_quotas(config.source_quotas, said)
     check_balance(config.balanced, config.source_quotas, said)
     check_strategy(config.strategy or "sample", config.replacement, config.weights, said)
+
+
+def _sizes(config: Config, said: Place) -> None:
+    """Refuse more rows in one round than an index could hold, long before there is no memory for it."""
+    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    for name in ("warmup_step", "update_step"):
+        rows = getattr(config, name) * batch
+        if rows > MOST_POSITIONS:
+            raise ConfigError(
+                f"{said(name)}: {rows:,} rows in one round, with {batch:,} rows a step and process.",
+                f"An index holds at most {MOST_POSITIONS:,} rows.",
+                f"Lower {name}, per_device_train_batch_size or gradient_accumulation_steps.",
+            )
 
 
 def _evaluation(config: Config, said: Place) -> None:

@@ -20,8 +20,17 @@ DEMO = "demo"
 """In place of the name of a model or data set: those that are embedded."""
 
 
+LARGEST = 2**31 - 1
+"""Whole numbers of a configuration are at most this large: 32 bits, as the libraries below hold them."""
+
+
 def key(default: Any, meaning: str, role: Role, group: str, **limits: Any) -> Any:
-    """Declare one configuration key with its default, meaning, role and the section that it is shown in."""
+    """Declare one configuration key with its default, meaning, role and the section that it is shown in.
+
+    A whole number is at most LARGEST, unless a smaller limit is given.
+    """
+    if isinstance(limits.get("ge"), int):
+        limits.setdefault("le", LARGEST)
     if isinstance(default, dict | list):
         limits["default_factory"] = default.copy
     else:
@@ -48,7 +57,7 @@ class Config(BaseModel):
     finetuning_type: Literal["lora", "full"] = key(
         "lora", "train a LoRA adapter or all weights", "run", "model"
     )
-    lora_rank: int = key(8, "LoRA rank r", "run", "model", ge=1)
+    lora_rank: int = key(8, "LoRA rank r", "run", "model", ge=1, le=65_536)
     lora_alpha: int | None = key(None, "LoRA alpha; by default twice the rank", "run", "model", ge=1)
     lora_dropout: float = key(0.0, "dropout inside LoRA during training", "run", "model", ge=0.0, lt=1.0)
     lora_target: str = key(
@@ -228,7 +237,12 @@ class Config(BaseModel):
     )
     gradient_checkpointing: bool = key(False, "recompute activations to save memory", "runtime", "training")
     seed: int = key(
-        42, "the one seed; every consumer derives its own stream from it", "run", "training", ge=0
+        42,
+        "the one seed; every consumer derives its own stream from it",
+        "run",
+        "training",
+        ge=0,
+        le=2**32 - 1,
     )
     logging_steps: int = key(
         5,

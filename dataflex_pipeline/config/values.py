@@ -12,7 +12,7 @@ import annotated_types as at
 from pydantic import ValidationError
 
 from dataflex_pipeline.config.explain import Complaint, first_complaint
-from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.config.fields import LARGEST, Config
 from dataflex_pipeline.config.redaction import HIDDEN, is_secret_name, without_secrets
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 
@@ -44,10 +44,15 @@ def is_mapping(name: str) -> bool:
     return get_origin(base_type(name)) is dict
 
 
-def accepted(name: str) -> str:
-    """Say what a key accepts: "a whole number of at least 1, or null"."""
+def accepted(name: str, value: Any = None) -> str:
+    """Say what a key accepts: "a whole number of at least 1, or null".
+
+    Args:
+        name: the key.
+        value: that was given; the limit of every whole number is only spoken of where it is over that.
+    """
     optional = base_type(name) is not Config.model_fields[name].annotation
-    return _type_in_words(base_type(name)) + _bounds_in_words(name) + (", or null" if optional else "")
+    return _type_in_words(base_type(name)) + _bounds_in_words(name, value) + (", or null" if optional else "")
 
 
 def show(name: str, value: Any) -> str:
@@ -92,12 +97,13 @@ def _type_in_words(kind: Any) -> str:
     return _PLAIN[kind]
 
 
-def _bounds_in_words(name: str) -> str:
+def _bounds_in_words(name: str, value: Any) -> str:
+    over = isinstance(value, int) and value > LARGEST
     found = [
         f"{words} {_plain(getattr(bound, attribute))}"
         for kind, attribute, words in _BOUNDS
         for bound in Config.model_fields[name].metadata
-        if isinstance(bound, kind)
+        if isinstance(bound, kind) and (over or getattr(bound, attribute) != LARGEST)
     ]
     return " " + " and ".join(found) if found else ""
 
@@ -108,7 +114,7 @@ def _value_error(complaint: Complaint, place: Callable[[str], str]) -> ConfigErr
     more = f" Look at {', '.join(complaint.others)} as well." if complaint.others else ""
     return ConfigError(
         f"{full}: {shown} ({place(name)}) cannot be used.",
-        f"{name} takes {accepted(name)}.",
+        f"{name} takes {accepted(name, complaint.value)}.",
         _advice(name, full, complaint.value) + more,
     )
 

@@ -30,14 +30,44 @@ def test_a_dotted_key_in_a_file(write):
 @pytest.mark.parametrize(
     ("text", "what", "why", "fix"),
     [
-        ("lora_rank: true", "lora_rank: true (", "a whole number of at least 1.", "leave it out"),
-        ("lora_rank: 8.0", "lora_rank: 8.0 (", "a whole number of at least 1.", "Write lora_rank: 8"),
-        ('lora_rank: "8"', 'lora_rank: "8" (', "a whole number of at least 1.", "Write lora_rank: 8"),
-        ("lora_rank: 3.7", "lora_rank: 3.7 (", "a whole number of at least 1.", "such a value"),
-        ("lora_rank: '007'", 'lora_rank: "007" (', "a whole number of at least 1.", "Write lora_rank: 7"),
+        (
+            "lora_rank: true",
+            "lora_rank: true (",
+            "a whole number of at least 1 and of at most 65536.",
+            "leave it out",
+        ),
+        (
+            "lora_rank: 8.0",
+            "lora_rank: 8.0 (",
+            "a whole number of at least 1 and of at most 65536.",
+            "Write lora_rank: 8",
+        ),
+        (
+            'lora_rank: "8"',
+            'lora_rank: "8" (',
+            "a whole number of at least 1 and of at most 65536.",
+            "Write lora_rank: 8",
+        ),
+        (
+            "lora_rank: 3.7",
+            "lora_rank: 3.7 (",
+            "a whole number of at least 1 and of at most 65536.",
+            "such a value",
+        ),
+        (
+            "lora_rank: '007'",
+            'lora_rank: "007" (',
+            "a whole number of at least 1 and of at most 65536.",
+            "Write lora_rank: 7",
+        ),
         ("learning_rate: -1.0", "learning_rate: -1.0 (", "a number above 0.", "such a value"),
         ("ddp_timeout: 1e12", "ddp_timeout: 10", "of at least 1 and of at most 1000000000.", "such a value"),
-        ("lora_rank: 0", "lora_rank: 0 (", "a whole number of at least 1.", "Give lora_rank such a value"),
+        (
+            "lora_rank: 0",
+            "lora_rank: 0 (",
+            "a whole number of at least 1 and of at most 65536.",
+            "Give lora_rank such a value",
+        ),
         ("lora_rank: 1:30", 'lora_rank: "1:30" (', "a whole number", "such a value"),
         (
             "learning_rate: '1e-4'",
@@ -62,7 +92,7 @@ def test_a_dotted_key_in_a_file(write):
         ("source_quotas: {1: 0.5}", "source_quotas.1: 1 (", "a mapping of names to numbers.", "such a value"),
         ("data_columns: {a: 1}", "data_columns.a: 1 (", "a mapping of names to text.", "such a value"),
         ("methods: {loss: 3}", "methods.loss: 3 (", "a mapping of names to mappings.", "such a value"),
-        ("seed: -1", "seed: -1 (", "a whole number of at least 0.", "such a value"),
+        ("seed: -1", "seed: -1 (", "of at least 0 and of at most 4294967295.", "such a value"),
     ],
 )
 def test_wrong_values(write, text, what, why, fix):
@@ -210,3 +240,25 @@ def test_whatever_is_given_loads_or_is_refused_in_three_parts(tmp_path_factory, 
     except ConfigError as error:
         parts = (error.what, error.why, error.fix)
     assert all(part.strip() for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("warmup_step=10000000000", "of at most 2147483647"),
+        ("max_samples=99999999999999999999", "of at most 2147483647"),
+        ("per_device_train_batch_size=1000000000000", "of at most 2147483647"),
+        ("lora_rank=10000000000000", "of at most 65536"),
+        ("seed=99999999999999", "of at most 4294967295"),
+    ],
+)
+def test_numbers_that_nothing_could_hold_are_refused_by_their_limit(setting, said):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [setting])
+    assert said in caught.value.why
+
+
+def test_a_round_of_more_rows_than_an_index_holds_is_refused():
+    with pytest.raises(ConfigError, match=r"8,000,000,000,000 rows in one round"):
+        load_config(None, ["warmup_step=1000000", "per_device_train_batch_size=8000000"])
+    load_config(None, ["warmup_step=1000000"])

@@ -36,7 +36,7 @@ def test_sections_are_not_torn_apart():
 
 
 def test_what_a_key_accepts_in_words():
-    assert accepted("lora_rank") == "a whole number of at least 1"
+    assert accepted("cutoff_len") == "a whole number of at least 2"
     assert accepted("fraction") == "a number above 0 and of at most 1, or null"
     assert accepted("eval_strategy") == "one of no, steps, epoch"
     assert accepted("source_quotas") == "a mapping of names to numbers"
@@ -52,7 +52,7 @@ def test_secrets_are_not_rendered():
 
 names = st.text(min_size=1).filter(lambda text: text.strip())
 number = st.floats(1e-9, 0.9)
-by_type = {bool: st.booleans(), int: st.integers(2, 2**40), float: number, str: names}
+by_type = {bool: st.booleans(), int: st.integers(2, 2**31 - 1), float: number, str: names}
 # keys that other keys restrict take part with values that go together
 fixed = {
     "eval_dataset": st.just("demo"),
@@ -71,6 +71,11 @@ fixed = {
     "source_quotas": st.dictionaries(names, st.floats(0, 0.2), max_size=4),
     "data_columns": st.dictionaries(names, names, max_size=2),
     "data_tags": st.dictionaries(names, names, max_size=2),
+    "lora_rank": st.integers(1, 65_536),
+    "warmup_step": st.integers(0, 1000),
+    "update_step": st.integers(0, 1000),
+    "per_device_train_batch_size": st.integers(1, 1000),
+    "gradient_accumulation_steps": st.integers(1, 1000),
     "ddp_timeout": st.integers(1, 180_000_000),
     "balanced": st.none(),
     "num_train_epochs": st.none(),  # it stands in place of update_step
