@@ -7,8 +7,8 @@ A prompt longer than ``max_prompt_length`` loses its beginning.
 
 Line = row x mc_samples + sample. The seed of a sample is derived from the parameter ``seed``, the row's
 content hash and number, and the sample's number, so that no two samples share one, and none depends on what
-else is drawn or when. ``logprob`` is taken under the model itself; drawn at another temperature, or with
-top_p or top_k, completions do not follow that distribution, and an average over them is biased.
+else is drawn or when. ``logprob`` is taken under the model itself, at temperature 1 and with nothing cut off,
+whatever the completion was drawn at.
 """
 
 from __future__ import annotations
@@ -52,7 +52,11 @@ SCHEMA = pa.schema(
         column("token_ids", pa.list_(pa.int32()), "token ids of the completion, with its end token if drawn"),
         column("n_tokens", pa.int32(), "tokens of the completion, its end included"),
         column("finish", pa.string(), "stop: it ended by itself; length: the limit cut it"),
-        column("logprob", pa.float64(), "log-probability of the completion under the model (nats, summed)"),
+        column(
+            "logprob",
+            pa.float64(),
+            "log-probability of the completion at temperature 1 (nats, summed)",
+        ),
         column("seed", pa.int64(), "of this completion's random numbers"),
         VALID,
         REASON,

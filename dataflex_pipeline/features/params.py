@@ -69,15 +69,17 @@ class GenerationParams(api.Params):
     mc_samples: int = Field(4, ge=1, description="answers drawn per target row")
     max_new_tokens: int = Field(512, ge=1, description="longest answer in tokens")
     generation_temperature: float = Field(
-        0.7, ge=0, description="of the drawn answers; other than 1 it biases the policy gradient"
+        0.7, ge=0, description="of the drawn answers, and of log p in a policy gradient; 0: greedy"
     )
     top_p: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="share of the probability that answers are drawn from; below 1 biases, too",
+        description="share of the probability that answers are drawn from; below 1 biases their gradient",
     )
-    top_k: int = Field(0, ge=0, description="tokens that answers are drawn from; 0: all")
+    top_k: int = Field(
+        0, ge=0, description="tokens that answers are drawn from; 0: all, fewer bias their gradient"
+    )
     max_prompt_length: int = Field(4096, ge=1, description="tokens of a prompt, cut at its beginning")
     generator: Literal["auto", "vllm", "transformers"] = Field(
         "auto",
@@ -95,6 +97,11 @@ class GenerationParams(api.Params):
     generation_tensor_parallel_size: int = Field(
         1, ge=1, exclude=True, description="GPUs that vLLM spreads the model over"
     )
+
+    @property
+    def policy_temperature(self) -> float:
+        """What logits are divided by where log p of a drawn answer is taken; 1 for greedy ones."""
+        return self.generation_temperature or 1.0
 
 
 class DrawnParams(GenerationParams):
@@ -162,8 +169,9 @@ class PolicyChoice(api.Params):
     )
     kept_samples: int = Field(2, ge=1, description="best answers that policy: topk keeps")
     baseline: Baseline = Field(
-        "none",
-        description="what is subtracted from a reward; leave_one_out: the mean of the row's other answers",
+        "leave_one_out",
+        description="what is subtracted from a reward; leave_one_out: the mean of the row's other answers "
+        "(where each has one answer, or greedy ones, none is the default)",
     )
     token_mean: bool = Field(False, description="divide an answer's log-probability by its tokens")
 
@@ -171,11 +179,25 @@ class PolicyChoice(api.Params):
 class PolicyParams(PolicyChoice, GenerationParams, RewardParams):
     """Parameters of every method on policy gradients. What changes no result is left out of a dump."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_baseline(cls, values: Any) -> Any:
+        """Take no baseline where none is named and a row has nothing to compare its answer with."""
+        if not isinstance(values, dict) or "baseline" in values:
+            return values
+        alone = values.get("mc_samples") == 1 or values.get("generation_temperature") == 0
+        return values | {"baseline": "none"} if alone else values
+
     @model_validator(mode="after")
     def _check(self) -> PolicyParams:
         read_settings(self.reward_model_backend, self.reward_backend_params)
         if self.baseline == "leave_one_out" and self.mc_samples < 2:
             raise ValueError("baseline: leave_one_out needs mc_samples of at least 2")
+        if self.baseline == "leave_one_out" and self.generation_temperature == 0:
+            raise ValueError(
+                "baseline: leave_one_out needs answers that differ, and generation_temperature: 0 draws the "
+                "same one every time"
+            )
         return self
 
 

@@ -6,7 +6,8 @@ gradients feature keeps of a plain gradient: the random projection, scaled to le
 names, so that the same cosines can be taken with either. The length before projection is not known: each
 answer is projected alone and the sum is over projections.
 
-A row without signal (every weight is 0, such as equal rewards under a baseline, or all rewards 0) is valid
+Samples count by log p at the temperature that they were drawn at, a row's own answer by log p at temperature
+1. A row without signal (every weight is 0, such as equal rewards under a baseline, or all rewards 0) is valid
 and has the gradient 0: its cosine with anything is 0, and it counts in the mean over the target.
 """
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 class PolicyGradients(api.Feature):
     """Projected policy gradient of every target row at one checkpoint."""
 
+    version = 2
     of_trained_weights = True
     input_columns = ("row", "row_id", "input_ids", "labels", "valid", "reason", "group")
 
@@ -78,6 +80,8 @@ class PolicyGradients(api.Feature):
                 column("gradient", vector, meaning),
                 column("projected_norm", pa.float32(), "length after projection, before scaling"),
                 column("mean_reward", pa.float64(), "mean reward of the samples that have one"),
+                column("min_reward", pa.float64(), "smallest reward of the samples that have one"),
+                column("max_reward", pa.float64(), "largest reward of the samples that have one"),
                 column("n_scored", pa.int32(), "samples that have a reward"),
                 column("n_kept", pa.int32(), "samples that the policy keeps"),
                 column("from_reference", pa.bool_(), "whether the row's own answer took the samples' place"),
@@ -132,9 +136,10 @@ class PolicyGradients(api.Feature):
                 rewards = _lines(given, "rewards", rows, ["reward", "reference_reward"])
                 weighing = self._weigh(rows.num_rows, rewards)
                 _refuse_invalid(weighing, rows, generations)
-                answers = _answers(weighing, rows, generations)
-                sums, finite = self._sums(model, capture, consumer, answers, rows.num_rows, room)
-                return self._table(rows, weighing, _mean_rewards(rewards, weighing), sums, finite)
+                samples = _samples(weighing, generations)
+                own = _own_answers(weighing, rows)
+                sums, finite = self._sums(model, capture, consumer, samples, own, rows.num_rows, room)
+                return self._table(rows, weighing, _reward_columns(rewards, weighing), sums, finite)
 
             yield compute
 
@@ -149,18 +154,26 @@ class PolicyGradients(api.Feature):
         model: Any,
         capture: GradientCapture,
         consumer: ProjectedGradients,
-        answers: WeightedAnswers,
+        samples: WeightedAnswers,
+        own: WeightedAnswers,
         n_rows: int,
         room: Room,
     ) -> tuple[np.ndarray, np.ndarray]:
         shape = (n_rows, self.params.proj_dim)
-        return summed_gradients(model, capture, consumer, answers, shape, room, self.params.token_mean)
+        sums, finite = np.zeros(shape), np.ones(n_rows, dtype=bool)
+        for answers, temperature in ((samples, self.params.generations.policy_temperature), (own, 1.0)):
+            part, sound = summed_gradients(
+                model, capture, consumer, answers, shape, room, self.params.token_mean, temperature
+            )
+            sums += part
+            finite &= sound
+        return sums, finite
 
     def _table(
         self,
         rows: pa.Table,
         weighing: SampleWeights,
-        mean_rewards: np.ndarray,
+        rewards: dict[str, pa.Array],
         sums: np.ndarray,
         finite: np.ndarray,
     ) -> pa.Table:
@@ -179,7 +192,7 @@ class PolicyGradients(api.Feature):
             "row_id": rows.column("row_id"),
             "gradient": pa.FixedSizeListArray.from_arrays(flat, self.params.proj_dim, mask=pa.array(missing)),
             "projected_norm": pa.array(norms.astype(np.float32), mask=missing),
-            "mean_reward": pa.array(mean_rewards, mask=np.isnan(mean_rewards)),
+            **rewards,
             "n_scored": pa.array(weighing.n_scored.astype(np.int32)),
             "n_kept": pa.array(weighing.n_kept.astype(np.int32)),
             "from_reference": pa.array(weighing.reference, mask=missing),
@@ -199,12 +212,17 @@ def _lines(given: api.FeatureInput, name: str, rows: pa.Table, columns: list[str
     return table.rows(first * per_row, (first + rows.num_rows) * per_row, columns)
 
 
-def _mean_rewards(rewards: pa.Table, weighing: SampleWeights) -> np.ndarray:
-    """Return the mean reward of each row's scored samples, NaN without any. [rows]"""
+def _reward_columns(rewards: pa.Table, weighing: SampleWeights) -> dict[str, pa.Array]:
+    """Return mean, smallest and largest reward of each row's scored samples, null without any. [rows] each"""
     values = rewards.column("reward").to_numpy().reshape(weighing.weights.shape)
-    with np.errstate(invalid="ignore"):
-        means: np.ndarray = np.nansum(values, axis=1) / weighing.n_scored
-    return means
+    scored = ~np.isnan(values)
+    none = ~scored.any(axis=1)
+    columns = {
+        "mean_reward": np.nansum(values, axis=1) / np.maximum(weighing.n_scored, 1),
+        "min_reward": values.min(axis=1, where=scored, initial=np.inf),
+        "max_reward": values.max(axis=1, where=scored, initial=-np.inf),
+    }
+    return {name: pa.array(column, mask=none) for name, column in columns.items()}
 
 
 def _refuse_invalid(weighing: SampleWeights, rows: pa.Table, generations: pa.Table) -> None:
@@ -220,21 +238,23 @@ def _refuse_invalid(weighing: SampleWeights, rows: pa.Table, generations: pa.Tab
             weighing.reference[row] = False
 
 
-def _answers(weighing: SampleWeights, rows: pa.Table, generations: pa.Table) -> WeightedAnswers:
-    """Return the answers that weigh anything: samples, and the rows' own answers where they take their place.
-
-    A sample of weight 0 adds nothing to the sum, so its gradient is never taken.
-    """
+def _samples(weighing: SampleWeights, generations: pa.Table) -> WeightedAnswers:
+    """Return the samples that weigh anything: the gradient of one of weight 0 is never taken."""
     per_row = weighing.weights.shape[1]
     answers = []
-    for row in range(rows.num_rows):
-        for sample in np.flatnonzero(weighing.weights[row]):
-            line = row * per_row + int(sample)
-            prompt, answer = (_numbers(generations, name, line) for name in ("prompt", "token_ids"))
-            answers.append((row, float(weighing.weights[row, sample]), *answer_labels(prompt, answer)))
-        if weighing.reference[row]:
-            ids, labels = (_numbers(rows, name, row) for name in ("input_ids", "labels"))
-            answers.append((row, 1.0, ids, last_answer(labels)))
+    for row, sample in np.argwhere(weighing.weights).tolist():
+        line = row * per_row + sample
+        prompt, answer = (_numbers(generations, name, line) for name in ("prompt", "token_ids"))
+        answers.append((row, float(weighing.weights[row, sample]), *answer_labels(prompt, answer)))
+    return WeightedAnswers.of(answers)
+
+
+def _own_answers(weighing: SampleWeights, rows: pa.Table) -> WeightedAnswers:
+    """Return the rows' own answers where they take the place of the samples."""
+    answers = []
+    for row in np.flatnonzero(weighing.reference).tolist():
+        ids, labels = (_numbers(rows, name, row) for name in ("input_ids", "labels"))
+        answers.append((row, 1.0, ids, last_answer(labels)))
     return WeightedAnswers.of(answers)
 
 

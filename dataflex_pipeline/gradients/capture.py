@@ -73,6 +73,9 @@ class GradientCapture:
         checkpointing: recompute the activations of each block in the backward pass, to save memory.
         block_elements: gradient elements made at a time. verify: compare one row with autograd first.
 
+    Attributes:
+        temperature: what the logits are divided by before the loss, from here on; 1 at first.
+
     Raises:
         UserError: on entering, if the model has no parameter that requires a gradient.
     """
@@ -91,6 +94,7 @@ class GradientCapture:
         self._checkpointing, self._block, self._verify = checkpointing, block_elements, verify
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._positions = "position_ids" in inspect.signature(base.forward).parameters
+        self.temperature = 1.0
         self.parameters: dict[str, nn.Parameter] = {}
         self.slow: set[str] = set()
         self._uses: dict[str, int] = {}
@@ -167,6 +171,8 @@ class GradientCapture:
             # Absolute positions count from a row's first token, and an embedding of them sees every row.
             extra["position_ids"] = (attention.cumsum(1) - 1).clamp(min=0)
         logits = self._model(input_ids=ids, attention_mask=attention, use_cache=False, **extra).logits[0]
+        if self.temperature != 1:
+            logits = logits.float() / self.temperature
         targets = labels[:, 1:][mask[:, :-1]]  # [W]
         nll = nn.functional.cross_entropy(logits.float(), targets, reduction="none")  # [W]
         table = nll.new_zeros(ids.shape)

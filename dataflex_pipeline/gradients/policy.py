@@ -5,7 +5,11 @@ For a target row with the sampled answers y_1..y_n and the rewards R_1..R_n of t
     g = (1/S) sum over kept s of A_s grad(- sum_t log p(y_st | prompt, y_s,<t))
 
 over the generated tokens with the end token, summed (``token_mean`` divides by each answer's own number of
-tokens). Descending g raises the expected reward: E[g] = - grad E[R] for answers drawn from the model itself.
+tokens). p is the policy that the answers were drawn from: the softmax of the logits over the sampling
+temperature. Descending g raises the reward that this policy can expect, E[g] = - grad E[R], and a constant
+reward has E[g] = 0, since E[grad log p] = 0 under p and no other distribution. ``top_p`` and ``top_k`` draw
+from a part of p, so they bias g. Greedy answers (temperature 0) are drawn from nothing that has a gradient:
+their log p is taken at temperature 1.
 
 - ``policy: vanilla``: every scored answer is kept. S: how many those are.
 - ``policy: rejection``: kept are those with R_s > 0. S: how many.
@@ -13,19 +17,21 @@ tokens). Descending g raises the expected reward: E[g] = - grad E[R] for answers
   many.
 - ``policy: topk``: kept are the ``kept_samples`` with the highest rewards (ties: the earlier sample), as far
   as R_s > 0. S: how many.
+- ``baseline: leave_one_out`` (default): A_s = R_s minus the mean reward of the other scored answers, kept or
+  not. It needs two scored answers. With vanilla E[g] is the same and its variance usually smaller: of a
+  reward that is far from 0 on the average, a few answers show little more than what the model says anyway.
 - ``baseline: none``: A_s = R_s.
-- ``baseline: leave_one_out``: A_s = R_s minus the mean reward of the other scored answers, kept or not. It
-  needs two scored answers; its mean is the same, its variance usually smaller.
 
 Where a policy other than vanilla keeps nothing, the row's own answer takes the place of the samples, with
-S = A = 1: the gradient that LESS takes. A row whose A_s are all 0 has no signal: its gradient is 0.
+S = A = 1 and log p at temperature 1: the gradient that LESS takes. A row whose A_s are all 0 has no signal:
+its gradient is 0.
 
 Source: Wang et al., NICE Data Selection for Instruction Tuning in LLMs with Non-differentiable Evaluation
 Metric (ICML 2025), and its released code, where topk comes first and the threshold after, too. Differences:
 the code leaves the sum of vanilla undivided, and multiplies the row's own answer by its reward; both change
 a row's length and not its direction (unless that reward is not above 0, where the code gives 0 or the
-opposite). It keeps R_s > R_ref - 1e-5. The leave-one-out baseline is Kool et al. (2019), Buy 4 REINFORCE
-Samples, Get a Baseline for Free.
+opposite). It keeps R_s > R_ref - 1e-5. It takes log p at temperature 1 and has no baseline. The leave-one-out
+baseline is Kool et al. (2019), Buy 4 REINFORCE Samples, Get a Baseline for Free.
 """
 
 from __future__ import annotations
@@ -183,6 +189,7 @@ def summed_gradients(
     shape: tuple[int, int],
     max_tokens: int | Room,
     token_mean: bool = False,
+    temperature: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the weighted sum of the answers' projected gradients by row, and which rows are finite.
 
@@ -193,6 +200,7 @@ def summed_gradients(
         model: of the capture. capture: open, made with ``consumer``, which gives plain gradients.
         answers: what is summed. shape: M rows, K dimensions.
         max_tokens: padded tokens per batch. token_mean: see the module.
+        temperature: of the policy whose log p is taken.
 
     Returns:
         Sums [M, K] float64; finite [M] bool.
@@ -207,6 +215,7 @@ def summed_gradients(
     n_labels = answers.sequences.n_labels()
     # the captured loss is a mean over an answer's tokens
     scales = answers.weights * (1.0 if token_mean else n_labels)
+    capture.temperature = temperature
 
     def work(batch: np.ndarray) -> None:
         tensors = [torch.from_numpy(array).to(model.device) for array in padded(answers.sequences, batch)]

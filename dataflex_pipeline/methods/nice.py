@@ -9,19 +9,20 @@ prompt ``mc_samples`` times, each answer gets a reward, and
 
     g = (1/S) sum over kept s of A_s grad(- sum_t log p(y_st))
 
-(gradients/policy.py has the policies and baselines). Both sides are projected by the same random projection
-and scaled to length 1. A target row whose weights are all 0 has no signal: its cosines are 0, it counts in
-the mean, and how many there are is said; if no row has a signal, that is an error.
+with log p at the temperature that the answers were drawn at and, by default, A_s = R_s minus the mean of the
+row's other rewards (gradients/policy.py has the policies and baselines). Both sides are projected by the
+same random projection and scaled to length 1. A target row whose weights are all 0 has no signal: its cosines
+are 0, it counts in the mean, and how many there are is said; if no row has a signal, that is an error.
 
 No learning rate takes part: it would be one factor for all rows. ``accumulate: true`` adds the rounds up as
-LESS does, each weighed by its mean learning rate. Answers drawn at
-a ``generation_temperature`` other than 1, or from a part of the distribution (``top_p``, ``top_k``), come
-from another distribution than the one that is differentiated: g is then a biased estimate of the gradient of
-the expected reward. The default 0.7 is the guide's; 1 with nothing cut off is unbiased.
+LESS does, each weighed by its mean learning rate. Answers drawn from a part of the distribution (``top_p``,
+``top_k``) come from another one than is differentiated: g is then a biased estimate of the gradient of the
+expected reward, which is said.
 
 Source: Wang et al., NICE Data Selection for Instruction Tuning in LLMs with Non-differentiable Evaluation
 Metric (ICML 2025). Differences: the round's own checkpoint answers (the model with its adapter, through its
-chat template); one checkpoint per selection unless ``accumulate``.
+chat template); one checkpoint per selection unless ``accumulate``; a baseline, and log p of the policy that
+was drawn from (``baseline: none`` and ``generation_temperature: 1`` are the paper's plain form).
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ from dataflex_pipeline.features.params import (
 from dataflex_pipeline.features.policy_gradients import PolicyGradients
 from dataflex_pipeline.gradients.similarity import group_means, target_rows, unit_vectors
 from dataflex_pipeline.methods.gradient_similarity import GradientSimilarity, Target, Term
+
+HARDLY = 0.05
+"""Share of the range of all rewards that those of one target row should differ by, at least."""
 
 
 class Nice(GradientSimilarity):
@@ -99,41 +103,79 @@ class Nice(GradientSimilarity):
         return self.towards([Term("pool", factor, means)], tables, selection)
 
     def _say_rewards(self, target: api.BlockTable, selection: api.Selection) -> None:
-        names = ["mean_reward", "n_scored", "n_kept", "from_reference", "signal", "valid"]
+        names = ["mean_reward", "min_reward", "max_reward", "n_scored", "from_reference", "signal", "valid"]
         rows = pa.Table.from_batches(list(target.blocks(names)))
         valid = rows.filter(rows.column("valid"))
-        n, n_scored = valid.num_rows, pc.sum(rows.column("n_scored")).as_py() or 0
-        n_signal = pc.sum(valid.column("signal")).as_py() or 0
+        silent = valid.filter(pc.invert(valid.column("signal")))
+        for line in [*self._drawing_lines(), *self._reward_lines(rows, valid, silent)]:
+            selection.say(line)
+        if valid.num_rows and silent.num_rows == valid.num_rows:
+            raise self._no_signal(silent)
+
+    def _drawing_lines(self) -> list[str]:
+        """Return what has to be said of how the answers are drawn."""
+        params, lines = self.params, []
+        if params.mc_samples == 1 or params.generation_temperature == 0:
+            why = (
+                "mc_samples: 1 leaves no other answer to compare with"
+                if params.mc_samples == 1
+                else "generation_temperature: 0 draws the same answer every time (log p is at temperature 1)"
+            )
+            lines.append(f"baseline: none, since {why}")
+        if params.top_p < 1 or params.top_k > 0:
+            lines.append(
+                f"top_p {params.top_p:g} and top_k {params.top_k} cut the distribution of the answers: the "
+                "policy gradient is biased"
+            )
+        return lines
+
+    def _reward_lines(self, rows: pa.Table, valid: pa.Table, silent: pa.Table) -> list[str]:
+        """Return what has to be said of the rewards.
+
+        Args:
+            rows: of the target, all; valid: those with a gradient; silent: those of them whose gradient is 0.
+        """
+        lines, n = [], valid.num_rows
+        n_scored = pc.sum(rows.column("n_scored")).as_py() or 0
         if n_scored:
             total = pc.sum(pc.multiply(rows.column("mean_reward"), rows.column("n_scored"))).as_py()
             asked = rows.num_rows * self.params.mc_samples
-            selection.say(
+            lines.append(
                 f"mean reward {total / n_scored:.4g} of {n_scored:,} of {asked:,} answers to the target's "
                 f"{rows.num_rows:,} prompts"
             )
         own = pc.sum(valid.column("from_reference")).as_py() or 0
         if own:
-            selection.say(
+            lines.append(
                 f"{own:,} target rows take the gradient of their own answer: none of their samples passed "
                 f"policy: {self.params.policy}"
             )
-        if n_signal < n:
-            selection.say(
-                f"{n - n_signal:,} of {n:,} target rows have no signal ({self._why_none()}): their similarity"
-                " is 0 with every row, and counts in the mean"
+        if silent.num_rows:
+            lines.append(
+                f"{silent.num_rows:,} of {n:,} target rows have no signal ({_why_silent(silent)}): their "
+                "similarity is 0 with every row, and counts in the mean"
             )
-        if n and not n_signal:
-            raise self._no_signal(n)
+        few, least = _hardly_differing(valid)
+        if few:
+            lines.append(
+                f"the rewards of {few:,} of {n:,} target rows differ by at most {least:.3g}, {HARDLY:.0%} of "
+                "the range of all rewards: their directions say little of the reward; a reward that tells "
+                "answers apart, more nice.mc_samples or a higher nice.generation_temperature would help"
+            )
+        return lines
 
-    def _why_none(self) -> str:
-        return "all their rewards are 0" if self.params.baseline == "none" else "all their rewards are equal"
-
-    def _no_signal(self, n: int) -> DataError:
-        return DataError(
-            f"None of the {n:,} target rows has a signal: for each of them {self._why_none()}.",
-            "Every policy gradient is then 0, and no row of the pool is better than another.",
+    def _no_signal(self, silent: pa.Table) -> DataError:
+        ways = (
             "Set nice.policy=rejection (it falls back to the target's own answers), draw more "
-            "(nice.mc_samples), or choose a reward that tells answers apart; the reward table lists them.",
+            "(nice.mc_samples), "
+            if _n_zero(silent) == silent.num_rows
+            else "Draw more (nice.mc_samples, nice.generation_temperature), "
+        )
+        return DataError(
+            f"None of the {silent.num_rows:,} target rows has a signal: for each of them "
+            f"{_why_silent(silent)}.",
+            "Every policy gradient is then 0, and no row of the pool is better than another.",
+            f"{ways}or choose a reward that tells answers apart; the reward table lists them.",
         )
 
     def by_target_row(
@@ -149,3 +191,27 @@ class Nice(GradientSimilarity):
             return cosines
 
         return api.TargetRanking(numbers[signal], values)
+
+
+def _n_zero(rows: pa.Table) -> int:
+    """Return for how many target rows all rewards are 0."""
+    lowest, highest = (rows.column(name).to_numpy() for name in ("min_reward", "max_reward"))
+    return int(((lowest == 0) & (highest == 0)).sum())
+
+
+def _why_silent(silent: pa.Table) -> str:
+    """Return why target rows have no signal."""
+    zero = _n_zero(silent)
+    if zero == silent.num_rows:
+        return "all their rewards are 0"
+    return "all their rewards are equal" + (f", for {zero:,} of them 0" if zero else "")
+
+
+def _hardly_differing(valid: pa.Table) -> tuple[int, float]:
+    """Return for how many target rows with a signal the rewards hardly differ, and what counts as that."""
+    lowest, highest = (valid.column(name).to_numpy() for name in ("min_reward", "max_reward"))
+    compared = (valid.column("n_scored").to_numpy() > 1) & valid.column("signal").to_numpy()
+    if not len(lowest):
+        return 0, 0.0
+    least = HARDLY * float(highest.max() - lowest.min())
+    return int((compared & (highest - lowest <= least)).sum()), least

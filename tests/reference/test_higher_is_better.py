@@ -48,6 +48,8 @@ def vectors(method, key, rows):
         "gradient": pa.FixedSizeListArray.from_arrays(flat, full.shape[1]),
         "group": ["all"] * len(rows),
         "mean_reward": [0.5] * len(rows),
+        "min_reward": [0.0] * len(rows),
+        "max_reward": [1.0] * len(rows),
         "n_scored": [4] * len(rows),
         "n_kept": [4] * len(rows),
         "from_reference": [False] * len(rows),

@@ -29,7 +29,7 @@ SETTINGS = (
     "nice.generator=transformers",
     f"nice.mc_samples={SAMPLES}",
     "nice.max_new_tokens=8",
-    "nice.generation_temperature=1.0",
+    "nice.generation_temperature=0.8",
     "nice.reward_model_backend=metric",
     "nice.reward_backend_params.metric.name=chrf",
 )
@@ -61,13 +61,13 @@ def model_of(tiny_demo, checkpoint):
 
 
 def policy_gradient(model, answers, seed):
-    """Return the unit projection of the gradient of (1/S) sum_s R_s (- sum_t log p(y_t)), by autograd."""
-    total = 0.0
-    for reward, prompt, answer in answers:
+    """Return the unit projection of the gradient of (1/S) sum_s A_s (- sum_t log p(y_t)), by autograd."""
+    total, rewards = 0.0, np.array([reward for reward, *_ in answers])
+    for sample, (reward, prompt, answer) in enumerate(answers):
         ids = torch.tensor([[*prompt, *answer]])
-        steps = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        steps = (model(input_ids=ids, use_cache=False).logits[0] / 0.8).log_softmax(-1)
         nll = -sum(steps[t - 1, ids[0, t]] for t in range(len(prompt), ids.shape[1]))
-        total = total + reward * nll / len(answers)
+        total = total + (reward - np.delete(rewards, sample).mean()) * nll / len(answers)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     projection, into = make_projection("countsketch", K, seed), torch.zeros(1, K)
     for name, gradient in zip(named, torch.autograd.grad(total, list(named.values())), strict=True):

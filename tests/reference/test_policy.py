@@ -82,6 +82,14 @@ def test_the_baseline_is_the_mean_of_the_other_scored_samples():
     assert weights == pytest.approx([(1 - 2.5) / 2, 0, 0, (5 - 0.5) / 2])  # others: kept or not
 
 
+@pytest.mark.parametrize("policy", ["vanilla", "rejection", "hard_rejection", "topk"])
+@pytest.mark.parametrize("samples", range(2, 9))
+def test_a_constant_reward_weighs_exactly_nothing_under_a_baseline(policy, samples):
+    for reward in np.random.default_rng(samples).uniform(0, 3, 50):
+        weights, _ = weigh([reward] * samples, own=reward, policy=policy, baseline="leave_one_out")
+        assert weights == [0.0] * samples
+
+
 def test_equal_rewards_are_exactly_no_signal_under_a_baseline():
     rewards = np.full((1, 7), 0.1)
     assert (rewards[0, 0] - np.delete(rewards[0], 0).mean()) != 0  # what the mean of the others would leave
@@ -123,15 +131,20 @@ def draw(rng, vocabulary=97):
     return rng.integers(3, vocabulary, rng.integers(1, 6)), rng.integers(3, vocabulary, rng.integers(1, 8))
 
 
-def written_out(model, answers, token_mean):
-    """Return the gradient of sum_s weight_s (- sum_t log p(y_t)) by autograd, token by token, unpadded."""
+def log_probability(model, prompt, answer, temperature):
+    """Return log p of an answer, token by token."""
+    ids = torch.from_numpy(np.concatenate([prompt, answer]))
+    logits = model(input_ids=ids[None], use_cache=False).logits[0]
+    steps = (logits / temperature).log_softmax(-1)
+    return sum(steps[t - 1, ids[t]] for t in range(len(prompt), len(ids)))
+
+
+def written_out(model, answers, token_mean, temperature=1.0):
+    """Return the gradient of sum_s weight_s (- sum_t log p(y_t)) by autograd, unpadded."""
     total = 0.0
     for weight, prompt, answer in answers:
-        ids = torch.from_numpy(np.concatenate([prompt, answer]))
-        log_probabilities = model(input_ids=ids[None], use_cache=False).logits[0].log_softmax(-1)
-        positions = range(len(prompt), len(ids))
-        nll = -sum(log_probabilities[t - 1, ids[t]] for t in positions)
-        total = total + weight * (nll / len(positions) if token_mean else nll)
+        nll = -log_probability(model, prompt, answer, temperature)
+        total = total + weight * (nll / len(answer) if token_mean else nll)
     named = trainable(model)
     found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
     pairs = zip(named.items(), found, strict=True)
@@ -146,32 +159,40 @@ def project(gradients, kind="countsketch"):
     return into[0].double().numpy()
 
 
-def summed(model, answers, rows, max_tokens=10_000, token_mean=False, kind="countsketch"):
+def summed(model, answers, rows, max_tokens=10_000, token_mean=False, kind="countsketch", temperature=1.0):
     """Return the sums of (row, weight, prompt, answer) by row."""
     consumer = ProjectedGradients(make_projection(kind, K, 7))
     listed = [(row, weight, *answer_labels(prompt, answer)) for row, weight, prompt, answer in answers]
     with GradientCapture(model, consumer, pytest.fail) as capture:
         sums, finite = summed_gradients(
-            model, capture, consumer, WeightedAnswers.of(listed), (rows, K), max_tokens, token_mean
+            model,
+            capture,
+            consumer,
+            WeightedAnswers.of(listed),
+            (rows, K),
+            max_tokens,
+            token_mean,
+            temperature,
         )
     assert finite.all()
     return sums
 
 
-@pytest.mark.parametrize("kind", ["countsketch", "rademacher"])
+@pytest.mark.parametrize(("kind", "temperature"), [("countsketch", 0.7), ("rademacher", 1.0)])
 @pytest.mark.parametrize("token_mean", [False, True])
 @pytest.mark.parametrize("make", [lambda: lora(llama()), llama, gpt2], ids=["LoRA", "all weights", "gpt2"])
-def test_equal_to_autograd_on_the_written_out_objective(make, token_mean, kind):
+def test_equal_to_autograd_on_the_written_out_objective(make, token_mean, kind, temperature):
     """Three rows of four samples each: padding, a cut, a baseline, a negative weight."""
     model, rng = make(), np.random.default_rng(1)
     rewards = np.array([[1.0, 0.0, 0.5, -2.0], [1.0, NAN, 0.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
     found = sample_weights(rewards, np.full(3, NAN), "vanilla", "leave_one_out", 2)
     drawn = [[draw(rng) for _ in range(4)] for _ in range(3)]
     answers = [(r, found.weights[r, s], *drawn[r][s]) for r in range(3) for s in range(4)]
-    sums = summed(model, [a for a in answers if a[1]], 3, 24, token_mean, kind)  # batches of a few answers
+    weighing = [answer for answer in answers if answer[1]]
+    sums = summed(model, weighing, 3, 24, token_mean, kind, temperature)  # batches of a few answers
     for row in range(2):
         mine = [(w, prompt, answer) for r, w, prompt, answer in answers if r == row]
-        expected = project(written_out(model, mine, token_mean), kind)
+        expected = project(written_out(model, mine, token_mean, temperature), kind)
         np.testing.assert_allclose(sums[row], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     assert (sums[2] == 0).all()
 
@@ -213,30 +234,55 @@ def reward_of(answer):
     return 2.0 + (3 in answer) - 0.5 * len(answer) + (answer[-1] == END)
 
 
+@pytest.fixture(scope="module", params=[1.0, 0.7])
+def temperature(request):
+    """What answers are drawn at, and their log p is taken at."""
+    return request.param
+
+
+def probabilities_of(model, answers, temperature):
+    """Return the probability of each answer, a tensor with its graph. [answers]"""
+    return torch.stack([log_probability(model, PROMPT, each, temperature) for each in answers]).exp()
+
+
 @pytest.fixture(scope="module")
-def enumerated():
+def enumerated(temperature):
     """Probabilities and rewards of all answers, the projected gradient of each, and the exact one."""
     model = llama(vocab_size=WORDS, initializer_range=0.3)
     answers = [np.array(answer) for answer in all_answers()]
-    probabilities = []
-    for answer in answers:
-        ids = torch.from_numpy(np.concatenate([PROMPT, answer]))
-        steps = model(input_ids=ids[None], use_cache=False).logits[0].log_softmax(-1)
-        probabilities.append(sum(steps[t - 1, ids[t]] for t in range(len(PROMPT), len(ids))).exp())
+    probabilities = probabilities_of(model, answers, temperature)
     rewards = np.array([reward_of(tuple(answer.tolist())) for answer in answers])
-    expected = sum(p * r for p, r in zip(probabilities, rewards, strict=True))
+    expected = (probabilities * torch.from_numpy(rewards)).sum()
     named = trainable(model)
     exact = torch.autograd.grad(-expected, list(named.values()), allow_unused=True)
     pairs = zip(named.items(), exact, strict=True)
     exact = project({n: torch.zeros_like(p) if g is None else g for (n, p), g in pairs})
-    each = summed(model, [(i, 1.0, PROMPT, answer) for i, answer in enumerate(answers)], len(answers))
-    return model, answers, np.array([p.item() for p in probabilities], float), rewards, each, exact
+    each = every_gradient(model, answers, temperature)
+    return model, answers, probabilities.detach().double().numpy(), rewards, each, exact
+
+
+def every_gradient(model, answers, temperature):
+    """Return the projected gradient of every answer's - log p. [answers, K]"""
+    listed = [(i, 1.0, PROMPT, answer) for i, answer in enumerate(answers)]
+    return summed(model, listed, len(answers), temperature=temperature)
 
 
 def test_the_enumeration_is_whole_and_its_sum_is_the_exact_gradient(enumerated):
     _, _, probabilities, rewards, each, exact = enumerated
     assert probabilities.sum() == pytest.approx(1.0, abs=1e-6)
     np.testing.assert_allclose((probabilities * rewards) @ each, exact, atol=1e-5 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("drawn_at", [0.5, 0.7, 1.0, 1.5])
+@pytest.mark.parametrize("taken_at", [0.5, 0.7, 1.0, 1.5])
+def test_a_constant_reward_expects_no_gradient_at_the_temperature_of_the_draws_alone(drawn_at, taken_at):
+    """The sum over every answer, not a sample of them: sum_y p(y) grad log q(y) = 0 where q = p."""
+    model = llama(vocab_size=WORDS, initializer_range=0.3)
+    answers = [np.array(answer) for answer in all_answers()]
+    probabilities = probabilities_of(model, answers, drawn_at).detach().double().numpy()
+    each = every_gradient(model, answers, taken_at)
+    size = np.linalg.norm(probabilities @ each) / np.sqrt(probabilities @ (each**2).sum(axis=1))
+    assert size < 1e-5 if drawn_at == taken_at else size > 0.03
 
 
 def estimates(enumerated, rows, samples, baseline, seed):
@@ -256,13 +302,13 @@ def test_its_mean_over_many_samples_is_the_exact_gradient_of_the_expected_reward
         error = found.mean(axis=0) - exact
         standard = found.std(axis=0) / np.sqrt(len(found))
         assert np.abs(error / standard)[standard > 0].max() < 4.5  # of K = 64 coordinates
-        assert np.linalg.norm(error) < 0.03 * np.linalg.norm(exact)
+        assert np.linalg.norm(error) < 0.05 * np.linalg.norm(exact)
         variances[baseline] = found.var(axis=0).sum()
     print(f"\nvariance of the estimate (sum over coordinates), |g|^2 = {exact @ exact:.4f}: {variances}")
     assert variances["leave_one_out"] < variances["none"]
 
 
-def test_the_estimate_through_the_model_is_the_one_from_the_table_of_gradients(enumerated):
+def test_the_estimate_through_the_model_is_the_one_from_the_table_of_gradients(enumerated, temperature):
     """The rows of the test above, a few of them through the whole path instead of from the table."""
     model, answers, *_ = enumerated
     found, drawn, weights = estimates(enumerated, 50, 4, "leave_one_out", 12)
@@ -272,5 +318,5 @@ def test_the_estimate_through_the_model_is_the_one_from_the_table_of_gradients(e
         for s in range(4)
         if weights[row, s]
     ]
-    sums = summed(model, listed, 50)
+    sums = summed(model, listed, 50, temperature=temperature)
     np.testing.assert_allclose(sums, found, atol=1e-5 * np.abs(found).max())

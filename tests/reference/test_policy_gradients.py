@@ -13,7 +13,7 @@ from tiny_training import VOCABULARY, Listener, make_config, make_pool, train
 
 from dataflex_pipeline import api
 from dataflex_pipeline.api import FeatureInput, Need, Silent
-from dataflex_pipeline.errors import DataError
+from dataflex_pipeline.errors import ConfigError, DataError
 from dataflex_pipeline.features.params import DrawnParams, JudgedParams
 from dataflex_pipeline.features.policy_gradients import PolicyGradients
 from dataflex_pipeline.gradients.policy import UNSCORED
@@ -91,7 +91,7 @@ REWARDS = np.array(
 def computed(trained, tmp_path, rewards=REWARDS, own=None, parts=((0, 4), (4, 6)), config=None, **params):
     """Return the feature's table, computed part by part, and the tables that it came from."""
     tables = made_up(trained.target, tmp_path, rewards, own)
-    params = {"proj_dim": K, "dtype": "float32", "seed": 7} | params
+    params = {"proj_dim": K, "dtype": "float32", "seed": 7, "baseline": "none"} | params
     feature = PolicyGradients(PolicyGradients.Params(**params), config or trained.config)
     given = FeatureInput(trained.target, "t", trained.checkpoint, "c", tables)
     with feature.open(given, Silent()) as compute:
@@ -104,12 +104,12 @@ def vectors(table):
     return np.array([[0.0] * K if v is None else v for v in table["gradient"].to_pylist()])
 
 
-def direction(model, answers):
+def direction(model, answers, temperature):
     """Return the unit projected gradient of sum_s weight_s (- sum_t log p), by autograd."""
     total = 0.0
     for weight, prompt, answer in answers:
         ids = torch.tensor([[*prompt, *answer]])
-        steps = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        steps = (model(input_ids=ids, use_cache=False).logits[0] / temperature).log_softmax(-1)
         total = total - weight * sum(steps[t - 1, ids[0, t]] for t in range(len(prompt), ids.shape[1]))
     named = trainable(model)
     projection, into = make_projection("countsketch", K, 7), torch.zeros(1, K)
@@ -118,24 +118,39 @@ def direction(model, answers):
     return (into / into.norm())[0].double().numpy()
 
 
-def test_every_row_equals_autograd(trained, tmp_path):
-    table, tables = computed(trained, tmp_path)
+def advantages(rewards, baseline):
+    """Return each scored reward, minus the mean of the others under a baseline; NaN where unscored."""
+    if baseline == "none":
+        return rewards
+    others = [np.delete(rewards, s) for s in range(len(rewards))]
+    return np.array([r - np.nanmean(rest) for r, rest in zip(rewards, others, strict=True)])
+
+
+@pytest.mark.parametrize(("baseline", "temperature"), [("leave_one_out", 0.7), ("none", 1.0), ("none", 0)])
+def test_every_row_equals_autograd(trained, tmp_path, baseline, temperature):
+    drawn = DrawnParams(generation_temperature=temperature)
+    table, tables = computed(trained, tmp_path, baseline=baseline, generations=drawn)
+    signal = [True, True, baseline == "none", True]
     model = load_for_scoring(trained.config, trained.checkpoint, "cpu")
     lines = tables["generations"].rows(0, ROWS * SAMPLES, ["prompt", "token_ids"]).to_pylist()
-    for row in range(4):
+    for row in np.flatnonzero(signal):
+        weights = advantages(REWARDS[row], baseline)
         answers = [
-            (REWARDS[row, s], lines[row * SAMPLES + s]["prompt"], lines[row * SAMPLES + s]["token_ids"])
+            (weights[s], lines[row * SAMPLES + s]["prompt"], lines[row * SAMPLES + s]["token_ids"])
             for s in range(SAMPLES)
             if not np.isnan(REWARDS[row, s])
         ]
-        np.testing.assert_allclose(vectors(table)[row], direction(model, answers), rtol=0, atol=1e-5)
+        expected = direction(model, answers, temperature or 1.0)
+        np.testing.assert_allclose(vectors(table)[row], expected, rtol=0, atol=1e-5)
     assert table["mean_reward"].to_pylist() == [0.5, pytest.approx(1 / 3), 0.25, 2.0, 1.0, None]
+    assert table["min_reward"].to_pylist() == [0.0, -1.0, 0.25, 1.0, 1.0, None]
+    assert table["max_reward"].to_pylist() == [1.0, 2.0, 0.25, 3.0, 1.0, None]
     assert table["n_scored"].to_pylist() == [3, 3, 3, 2, 3, 0]
     assert table["valid"].to_pylist() == [True, True, True, True, False, False]
     assert table["reason"].to_pylist() == [None] * 4 + ["there is nothing to answer", UNSCORED]
-    assert table["signal"].to_pylist() == [True] * 4 + [None] * 2
+    assert table["signal"].to_pylist() == signal + [None] * 2
     assert table["gradient"].null_count == 2
-    np.testing.assert_allclose(np.linalg.norm(vectors(table)[:4], axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(vectors(table)[:4], axis=1), signal, atol=1e-6)
 
 
 def test_the_rows_own_answer_has_the_gradient_that_less_takes(trained, tmp_path):
@@ -205,13 +220,14 @@ class Memory:
 
 
 def nice(**params):
-    return build_method("nice", method_class("nice"), {"reward_model_backend": "metric"} | params, "a test")
+    params = {"reward_model_backend": "metric", "baseline": "none"} | params
+    return build_method("nice", method_class("nice"), params, "a test")
 
 
 def begun(table, selection=None, **params):
     said = Listener()
     about = selection or api.Selection(1, 3, 5, said.say, 0.01, shared_seed=9)
-    state = nice(mc_samples=SAMPLES, **params).begin(
+    state = nice(**{"mc_samples": SAMPLES} | params).begin(
         {"target": Memory(table), "pool": Memory(table.set_column(1, "row_id", [["x"] * len(table)]))}, about
     )
     return state, said.lines
@@ -237,12 +253,60 @@ def test_the_method_says_where_own_answers_took_over(trained, tmp_path):
     )
 
 
-def test_a_target_without_any_signal_is_refused(trained, tmp_path):
-    table, _ = computed(trained, tmp_path, rewards=REWARDS * 0)
-    with pytest.raises(
-        DataError, match=r"None of the 4 target rows has a signal: .* all their rewards are 0"
-    ):
-        begun(table)
+@pytest.mark.parametrize(
+    ("reward", "baseline", "words"),
+    [
+        (0.0, "none", "all their rewards are 0.*policy=rejection"),
+        (0.0, "leave_one_out", "all their rewards are 0.*policy=rejection"),
+        (0.3, "leave_one_out", "all their rewards are equal.*Draw more"),
+    ],
+)
+def test_a_target_without_any_signal_is_refused(trained, tmp_path, reward, baseline, words):
+    """A constant reward among them: its gradients are exactly 0, and there is no ranking."""
+    table, _ = computed(trained, tmp_path, rewards=REWARDS * 0 + reward, baseline=baseline)
+    assert (vectors(table) == 0).all()
+    with pytest.raises(DataError, match=f"(?s)None of the 4 target rows has a signal: .*{words}"):
+        begun(table, baseline=baseline)
+
+
+def test_rewards_that_hardly_differ_and_such_that_are_all_0_are_said(trained, tmp_path):
+    rewards = np.array(
+        [[1.0, 0.0, 0.5], [0.5, 0.5, 0.54], [0.0] * 3, [np.nan, 0.4, 0.4], [1.0] * 3, [0.2] * 3]
+    )
+    table, _ = computed(trained, tmp_path, rewards=rewards, baseline="leave_one_out")
+    _, lines = begun(table, baseline="leave_one_out")
+    assert lines[1].startswith(
+        "3 of 5 target rows have no signal (all their rewards are equal, for 1 of them 0):"
+    )
+    assert lines[2].startswith(
+        "the rewards of 1 of 5 target rows differ by at most 0.05, 5% of the range of all rewards:"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"mc_samples": 1}, "baseline: none, since mc_samples: 1 leaves no other answer to compare with"),
+        ({"generation_temperature": 0}, "baseline: none, since generation_temperature: 0 draws the same"),
+        ({"top_p": 0.9}, "top_p 0.9 and top_k 0 cut the distribution of the answers: the policy gradient is"),
+        ({"top_k": 20}, "top_p 1 and top_k 20 cut the distribution of the answers: the policy gradient is"),
+    ],
+)
+def test_what_is_said_of_the_draws(trained, tmp_path, settings, line):
+    table, _ = computed(trained, tmp_path)
+    assert begun(table, **settings)[1][0].startswith(line)
+
+
+def test_the_default_baseline_follows_the_draws():
+    def made(**settings):
+        settings = {"reward_model_backend": "metric"} | settings
+        return build_method("nice", method_class("nice"), settings, "a test").params
+
+    assert made().baseline == "leave_one_out"
+    assert made(mc_samples=1).baseline == made(generation_temperature=0).baseline == "none"
+    for lone in ({"mc_samples": 1}, {"generation_temperature": 0}):
+        with pytest.raises(ConfigError, match="baseline: leave_one_out needs"):
+            made(baseline="leave_one_out", **lone)
 
 
 def test_the_score_is_the_mean_cosine_and_accumulates_as_less_does(trained, tmp_path):
