@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from dataflex_pipeline.models.batches import Room, is_out_of_memory
+from dataflex_pipeline.models.room import Room, is_out_of_memory
 
 METHODS = {
     "loss": (),
