@@ -249,7 +249,12 @@ class Config(BaseModel):
         "training",
         ge=0.0,
     )
-    gradient_checkpointing: bool = key(False, "recompute activations to save memory", "runtime", "training")
+    gradient_checkpointing: bool | Literal["auto"] = key(
+        "auto",
+        "recompute activations to save memory; auto: in training where a step would not fit without",
+        "runtime",
+        "training",
+    )
     seed: int = key(
         42,
         "the one seed; every consumer derives its own stream from it",

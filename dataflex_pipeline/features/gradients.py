@@ -128,7 +128,7 @@ class Gradients(api.Feature):
         )
         consumer = ProjectedGradients(projection, updates)
         with GradientCapture(
-            model, consumer, progress.say, checkpointing=self.config.gradient_checkpointing
+            model, consumer, progress.say, checkpointing=self.config.gradient_checkpointing is True
         ) as capture:
             room = Room(
                 self.config.score_batch_tokens,

@@ -128,7 +128,7 @@ class PolicyGradients(api.Feature):
         )
         consumer = ProjectedGradients(projection)
         with GradientCapture(
-            model, consumer, progress.say, checkpointing=self.config.gradient_checkpointing
+            model, consumer, progress.say, checkpointing=self.config.gradient_checkpointing is True
         ) as capture:
             room = Room(self.config.score_batch_tokens, progress.say, capture.save_memory, given.folder)
 

@@ -20,6 +20,7 @@ from dataflex_pipeline.models.source import (
     local_folder,
     quiet,
 )
+from dataflex_pipeline.models.weights import check_weights_fit
 
 if TYPE_CHECKING:
     import torch
@@ -195,6 +196,7 @@ def load_base(
         check_model_folder(folder)
     name = str(folder or config.model_name_or_path)
     number_format = dtype or precision(config, device).dtype
+    check_weights_fit(config, device, number_format)
     loaded = _load(name, config, device, number_format, **load_arguments(config))
     if loaded.unexpected:
         say(

@@ -74,7 +74,9 @@ def test_what_batches_take_is_found_whatever_it_is_made_of():
     assert tokens == 8 * 32
 
 
-@pytest.mark.parametrize(("tokens", "wanted"), [(0, 1), (1, 1), (5, 4), (7, 6), (11, 8), (12, 12), (3000, 2048)])
+@pytest.mark.parametrize(
+    ("tokens", "wanted"), [(0, 1), (1, 1), (5, 4), (7, 6), (11, 8), (12, 12), (3000, 2048)]
+)
 def test_sizes_are_rounded_down(tokens, wanted):
     assert quantised(tokens) == wanted
 

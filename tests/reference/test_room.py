@@ -100,7 +100,7 @@ def test_a_row_that_does_not_fit_alone_is_refused_in_words(tiny_demo, memory_for
     memory_for(20)  # the check of the model takes sequences of 16
     text = refused_after_preparing(tmp_path, *command)
     assert "The memory is too small for losses of the pool" in text
-    assert "score_batch_tokens" in text
+    assert "cutoff_len" in text
 
 
 def refused_after_preparing(folder, *arguments):

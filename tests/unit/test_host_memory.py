@@ -1,4 +1,4 @@
-"""What is left of the memory: the machine's, that of control groups at every level, the process's own limits."""
+"""Memory that is left: the machine's, that of control groups at every level, the process's own limits."""
 
 from __future__ import annotations
 
