@@ -13,12 +13,16 @@ The processes of a launch on one machine share the first two.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""What torch reads its allocator's settings from: by the first name up to 2.8, by the second since."""
 NO_LIMIT = 1 << 60
 """A limit above this is none: control groups of version 1 write a huge number for it."""
 
@@ -39,6 +43,23 @@ def total_bytes() -> int | None:
     if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def grow_segments(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let torch's allocator on GPUs grow its segments, unless something is said about it.
+
+    Every batch has another length, and segments of fixed sizes leave holes that none of the next ones fits.
+    It is read when the first GPU is used, so this has to come before.
+    """
+    if not any(name in environment for name in ALLOCATOR):
+        environment.update(dict.fromkeys(ALLOCATOR, "expandable_segments:True"))
+
+
+def give_back() -> None:
+    """Return freed memory to the system; the C library keeps it for later, gigabytes after a training."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def local_processes() -> int:

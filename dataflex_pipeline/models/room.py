@@ -108,6 +108,7 @@ class Room:
         lengths = sequences.lengths
         longest = int(np.argmax(lengths))
         ids = sequences.ids[sequences.starts[longest] : sequences.starts[longest + 1]]
+        give_memory_back()
         free = free_bytes(device)
         allowed = inf if free is None else share_of(device) * free
         there = "" if free is None else f"{allowed / MIB:,.0f} of {free / MIB:,.0f} MiB free may be taken"

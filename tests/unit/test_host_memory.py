@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dataflex_pipeline.host_memory import available_bytes, local_processes
+from dataflex_pipeline.host_memory import available_bytes, grow_segments, local_processes
 
 GIB = 1 << 30
 
@@ -76,3 +76,12 @@ def test_processes_of_a_launch(monkeypatch):
     assert local_processes() == 4
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert local_processes() == 2
+
+
+def test_segments_grow_unless_something_is_said_about_them():
+    fresh = {}
+    grow_segments(fresh)
+    assert set(fresh.values()) == {"expandable_segments:True"}
+    said = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128"}
+    grow_segments(said)
+    assert said == {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:128"}
