@@ -181,6 +181,6 @@ def _memory_warnings(found: Measured) -> list[str]:
         return []
     return [
         f"memory is short: the sample took {most / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free now; less "
-        "is taken with gradient_checkpointing: true, a lower cutoff_len, or a lower per_device_train_batch_size "
-        "with more gradient_accumulation_steps"
+        "is taken with gradient_checkpointing: true, a lower cutoff_len, or a lower "
+        "per_device_train_batch_size with more gradient_accumulation_steps"
     ]
