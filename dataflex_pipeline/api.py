@@ -379,6 +379,13 @@ class Feature(ABC):
         """Lines of the table per row of the split: line = row x lines_per_row + sample."""
         return 1
 
+    def row_flops(self, tokens: float) -> float:
+        """Return about how many floating-point operations a row of so many tokens takes; 0: not known.
+
+        It decides how many rows make a part where ``rows_per_part`` is auto, so it is the same each time.
+        """
+        return 0.0
+
     def needs(self, need: Need) -> Mapping[str, Need]:
         """Return the features that this one, asked for by ``need``, is computed from, by names of its own."""
         return {}

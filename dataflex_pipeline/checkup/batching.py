@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +14,14 @@ from dataflex_pipeline.checkup.findings import Finding
 from dataflex_pipeline.features.losses import batch_loss_sums
 from dataflex_pipeline.models.base import load_for_scoring, precision, resolve_device
 from dataflex_pipeline.models.batches import Sequences, logits_only_at
+from dataflex_pipeline.models.room import Room, memory_failure
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from dataflex_pipeline.config.fields import Config
 
+GIB = 1 << 30
 ROWS = 8
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest difference of two mean losses, relative to 1 + loss: rounding, and nothing else."""
@@ -46,6 +51,7 @@ def check_model(config: Config, rows: pa.Table) -> Iterator[Finding]:
     yield Finding(
         "vocabulary", "ok", f"{vocabulary:,} tokens, the largest here is {largest:,}", "", "configuration"
     )
+    yield _memory(config, model, sequences)
     everyone = np.arange(chosen.num_rows)
     counts = sequences.n_labels()
     with torch.inference_mode(), logits_only_at(model) as choose:
@@ -53,6 +59,28 @@ def check_model(config: Config, rows: pa.Table) -> Iterator[Finding]:
         alone = [batch_loss_sums(model, choose, sequences, everyone[i : i + 1])[0] for i in everyone] / counts
     yield _losses(alone, vocabulary)
     yield _difference(together, alone, precision(config, device).dtype)
+
+
+def _memory(config: Config, model: PreTrainedModel, sequences: Sequences) -> Finding:
+    """Measure what losses take, and say how much of it fits."""
+    import torch
+
+    from dataflex_pipeline.models.memory import free_bytes
+
+    said: list[str] = []
+    room = Room(config.score_batch_tokens, said.append)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    free = free_bytes(model.device)
+    found = f"the model takes {weights / GIB:.2f} GiB"
+    found += "" if free is None else f", and {free / GIB:.1f} GiB are free beside it"
+    with torch.inference_mode(), logits_only_at(model) as choose:
+        failure = memory_failure(
+            lambda: room.settle(sequences, partial(batch_loss_sums, model, choose), model.device)
+        )
+    if failure is not None:
+        advice = "Lower cutoff_len, or use a machine with more memory."
+        return Finding("model memory", "problem", f"{found}; {failure}", advice, "configuration")
+    return Finding("model memory", "ok", "; ".join([found, *said]), "", "configuration")
 
 
 def _different_lengths(rows: pa.Table) -> pa.Table:

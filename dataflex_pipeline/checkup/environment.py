@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from dataflex_pipeline.checkup.findings import Finding
+from dataflex_pipeline.host_memory import available_bytes, total_bytes
 
 TESTED = {
     "accelerate": "1.15.0",
@@ -190,13 +191,15 @@ def deepspeed_ready() -> list[Finding]:
 
 
 def _memory() -> Finding:
-    pages = {"SC_PHYS_PAGES", "SC_PAGE_SIZE"}
-    if not pages <= os.sysconf_names.keys():
+    total, free = total_bytes(), available_bytes()
+    if total is None:
         return Finding("memory", "ok", "not known on this system")
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if total < 4 * GIB:
-        return Finding("memory", "warning", f"{total / GIB:.1f} GiB", "Only small models fit.")
-    return Finding("memory", "ok", f"{total / GIB:.1f} GiB")
+    found = f"{total / GIB:.1f} GiB"
+    if free is not None:
+        found = f"{free / GIB:.1f} of {found} can be taken by this process"
+    if (total if free is None else free) < 4 * GIB:
+        return Finding("memory", "warning", found, "Only small models fit.")
+    return Finding("memory", "ok", found)
 
 
 def _disk(place: Path) -> Finding:

@@ -11,11 +11,25 @@ is what ``dataflex init`` writes beside the key. A field's *role* says what a ch
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Role = Literal["run", "selection", "runtime"]
+
+
+def _count_or_auto(value: Any) -> int | Literal["auto"]:
+    """Return ``auto`` or a count; a union of the two would explain a wrong value by one of them only."""
+    if value == "auto":
+        return "auto"
+    text = str(value)
+    if isinstance(value, bool) or not text.isdecimal() or int(text) < 1:
+        raise ValueError("It should be auto, or a whole number above 0")
+    return int(text)
+
+
+CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)]
+"""A number above 0, or auto where the program finds one."""
 DEMO = "demo"
 """In place of the name of a model or data set: those that are embedded."""
 
@@ -235,7 +249,12 @@ class Config(BaseModel):
         "training",
         ge=0.0,
     )
-    gradient_checkpointing: bool = key(False, "recompute activations to save memory", "runtime", "training")
+    gradient_checkpointing: bool | Literal["auto"] = key(
+        "auto",
+        "recompute activations to save memory; auto: in training where a step would not fit without",
+        "runtime",
+        "training",
+    )
     seed: int = key(
         42,
         "the one seed; every consumer derives its own stream from it",
@@ -328,9 +347,17 @@ class Config(BaseModel):
 
     # scoring
     device: str = key("auto", "auto, cpu, cuda, cuda:N or mps", "runtime", "scoring")
-    score_batch_tokens: int = key(16384, "padded tokens per scoring batch", "runtime", "scoring", ge=1)
-    rows_per_part: int = key(
-        1024, "rows per part of a feature: the unit of resume", "runtime", "scoring", ge=1
+    score_batch_tokens: CountOrAuto = key(
+        "auto",
+        "padded tokens per scoring batch; auto: as the memory has room for, up to 16384 (32768 on a GPU)",
+        "runtime",
+        "scoring",
+    )
+    rows_per_part: CountOrAuto = key(
+        "auto",
+        "rows per part of a feature: the unit of resume; auto: up to 1024, fewer where they take long",
+        "runtime",
+        "scoring",
     )
 
     # where

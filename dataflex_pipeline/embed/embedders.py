@@ -73,7 +73,7 @@ def make_embedder(name: str, settings: EmbedderSettings, say: Callable[[str], No
         return VllmEmbedder(settings, say)
     from dataflex_pipeline.embed.sentence_transformers import SentenceTransformersEmbedder
 
-    return SentenceTransformersEmbedder(settings)
+    return SentenceTransformersEmbedder(settings, say)
 
 
 def _installed(package: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy as np
 from dataflex_pipeline.embed.settings import KEY, EmbedderSettings, EmbedModel
 from dataflex_pipeline.hub import hub_reachable
 from dataflex_pipeline.models.base import free_memory, no_bars
-from dataflex_pipeline.models.source import explained
+from dataflex_pipeline.models.room import memory_failure
+from dataflex_pipeline.models.source import explained, quiet
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -20,13 +21,14 @@ class SentenceTransformersEmbedder:
     """An Embedder whose model lives on this process's device while the context lasts.
 
     Args:
-        settings: the model and how it is loaded.
+        settings: the model and how it is loaded. say: told where fewer texts fit the memory than are set.
     """
 
     dimension: int
 
-    def __init__(self, settings: EmbedderSettings) -> None:
+    def __init__(self, settings: EmbedderSettings, say: Callable[[str], None] = quiet) -> None:
         self.settings = settings
+        self._say, self._batch = say, settings.batch_size
         self._model: SentenceTransformer | None = None
 
     def __enter__(self) -> Self:
@@ -65,12 +67,34 @@ class SentenceTransformersEmbedder:
             raise RuntimeError("an embedder works inside its with block")
         if not len(texts):
             return np.zeros((0, self.dimension), dtype=np.float32)
-        found = self._model.encode(
-            list(texts),
-            prompt="",
-            batch_size=self.settings.batch_size,
-            show_progress_bar=False,
-            convert_to_tensor=True,
+        found: list[np.ndarray] = []
+        while not found:
+            failure = memory_failure(lambda: found.append(self._encoded(list(texts))))
+            if failure is not None:
+                self._shrink(failure)
+        return found[0]
+
+    def _encoded(self, texts: list[str]) -> np.ndarray:
+        assert self._model is not None  # noqa: S101 (embed has looked)
+        vectors = self._model.encode(
+            texts, prompt="", batch_size=self._batch, show_progress_bar=False, convert_to_tensor=True
         )
-        vectors: np.ndarray = found.float().cpu().numpy()
-        return vectors
+        made: np.ndarray = vectors.float().cpu().numpy()
+        return made
+
+    def _shrink(self, failure: str) -> None:
+        """Take half as many texts at a time from here on; the longest ones are tried first.
+
+        Raises:
+            OutOfMemoryError: a single text does not fit.
+        """
+        import torch
+
+        free_memory()
+        if self._batch == 1:
+            raise torch.OutOfMemoryError(failure)
+        before, self._batch = self._batch, self._batch // 2
+        self._say(
+            f"the memory was too small for {before} texts: {self._batch} at a time from here on "
+            "(embed_batch_size)"
+        )

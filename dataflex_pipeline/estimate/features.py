@@ -20,9 +20,12 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.estimate.costs import has_widths, row_bytes
 from dataflex_pipeline.estimate.machine import begin_peak, peak_bytes
 from dataflex_pipeline.estimate.sample import disk_of, numbered, write_parts
+from dataflex_pipeline.features.part_size import MOST, rows_per_part
 from dataflex_pipeline.features.plan import make_feature, params_of
 from dataflex_pipeline.models.batches import length_batches
+from dataflex_pipeline.models.room import LARGEST
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
+from dataflex_pipeline.store.agreed import BATCH_TOKENS, agreed
 from dataflex_pipeline.store.parts import PartedTable
 
 FIRST_ROWS = 8
@@ -43,7 +46,7 @@ class FeatureCost:
         start_seconds: for loading what it needs. unit_seconds: per unit of work.
         rows, units: that it was measured over. part_bytes, line_bytes: on disk, of a part and of a line.
         tokens_per_line: of a completion; 0 elsewhere. cut: share of the completions that were cut short.
-        peak_bytes: of memory.
+        peak_bytes: of memory. rows_per_part: of the table, as the sampled rows say.
     """
 
     start_seconds: float
@@ -55,6 +58,7 @@ class FeatureCost:
     peak_bytes: int
     tokens_per_line: float = 0.0
     cut: float = 0.0
+    rows_per_part: int = MOST
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ class Bench:
         return self._timed(need, make_feature(need, self.config), rows, self._given(rows), _tokens)
 
     def _given(self, rows: PartedTable, **tables: PartedTable) -> FeatureInput:
-        folder = self.scratch / "feature"
+        folder = self.scratch / f"feature-{time.monotonic_ns()}"
+        folder.mkdir()
         fingerprint = None if self.checkpoint is None else "estimate"
         return FeatureInput(rows, rows.fingerprint, self.checkpoint, fingerprint, tables, folder)
 
@@ -102,12 +107,13 @@ class Bench:
         units: Callable[[pa.Table], float],
     ) -> FeatureCost:
         names = [name for name in rows.schema.names if name in {*feature.input_columns, "n_tokens"}]
-        table = rows.part(0, names)
+        per_part = rows_per_part(feature, rows)
+        table = rows.part(0, names).slice(0, per_part)
         begin_peak(self.device)
         began = time.perf_counter()
         with feature.open(given, Silent()) as compute:
             start = time.perf_counter() - began
-            part, made, seconds = self._batch_by_batch(compute, table)
+            part, made, seconds = self._batch_by_batch(compute, table, given.folder)
         folder = self.scratch / f"{need.name}-{need.split}-{time.monotonic_ns()}"
         made = made.select(feature.schema.names).cast(feature.schema)
         part_bytes, line_bytes = disk_of(made, folder)
@@ -115,19 +121,28 @@ class Bench:
             line_bytes = min(line_bytes, row_bytes(feature.schema))
         work = units(part)
         return FeatureCost(
-            start, seconds / work, part.num_rows, work, part_bytes, line_bytes, peak_bytes(self.device)
+            start,
+            seconds / work,
+            part.num_rows,
+            work,
+            part_bytes,
+            line_bytes,
+            peak_bytes(self.device),
+            rows_per_part=per_part,
         )
 
     def _batch_by_batch(
-        self, compute: Callable[[pa.Table], pa.Table], table: pa.Table
+        self, compute: Callable[[pa.Table], pa.Table], table: pa.Table, folder: Path | None
     ) -> tuple[pa.Table, pa.Table, float]:
         """Compute batches as a part of a run has them, those of middling length first, within the budget."""
-        table = table.slice(0, self.config.rows_per_part)
         few = table.slice(0, FIRST_ROWS)
         compute(few)  # the first call sets up what later ones find ready
         _, seconds = _clocked(compute, few)
         affordable = int(PATIENCE * self.budget / seconds * few.num_rows)
-        batches = measured_batches(table, self.config.score_batch_tokens, max(FIRST_ROWS, affordable))
+        tokens = self.config.score_batch_tokens
+        if tokens == "auto":  # found by now, if the feature's batches go by tokens
+            tokens = (None if folder is None else agreed(folder, BATCH_TOKENS)) or LARGEST["cpu"]
+        batches = measured_batches(table, tokens, max(FIRST_ROWS, affordable))
         # The memory of a whole batch is new the first time, and that of the longest rows counts too.
         compute(max(batches, key=_longest))
         done: list[pa.Table] = []
@@ -172,6 +187,7 @@ class Bench:
             peak_bytes(self.device),
             float(whole.mean()) if len(whole) else float(asked.max_new_tokens),
             float(cut.mean()) if len(cut) else 1.0,
+            rows_per_part(feature, rows),
         )
 
     def _pairs(self, need: Need) -> FeatureCost:

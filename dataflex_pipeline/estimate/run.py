@@ -13,11 +13,15 @@ from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.estimate.machine import import_seconds
 from dataflex_pipeline.estimate.records import Measured, StageCost, total
 from dataflex_pipeline.estimate.sample import Sample, sample_prepared, sample_sources
+from dataflex_pipeline.host_memory import available_bytes
 from dataflex_pipeline.pipeline.prepare import read_sources, splits_of
 from dataflex_pipeline.pipeline.run import Run
 from dataflex_pipeline.store.parts import PartedTable
 
 LIBRARIES = ("torch", "transformers", "peft")
+NEAR = 0.7
+"""Share of the memory above which it is said to be short."""
+GIB = 1 << 30
 BUDGET = 3.0
 """Seconds of computing per measurement, about."""
 
@@ -156,6 +160,7 @@ def _warnings(context: Run, found: Measured) -> list[str]:
         lines.append("training was not measured: a checkpoint is larger than an estimate should write")
     if config.finetuning_type == "full" and found.training is not None:
         lines.append("a checkpoint holds all weights and Adam's moments, and every round leaves one")
+    lines += _memory_warnings(found)
     if not found.pool.exact:
         lines.append("tokens are scaled up from a sample of the pool")
     lines.append(
@@ -163,3 +168,19 @@ def _warnings(context: Run, found: Measured) -> list[str]:
         "takes more memory"
     )
     return lines
+
+
+def _memory_warnings(found: Measured) -> list[str]:
+    """Return what was seen to come near the memory that there is, on a CPU."""
+    from dataflex_pipeline.models.base import resolve_device
+
+    peaks = [cost.peak_bytes for cost in found.features.values()]
+    peaks += [found.training.peak_bytes] if found.training is not None else []
+    most, free = max(peaks, default=0), available_bytes()
+    if free is None or most < NEAR * (free + most) or resolve_device(found.config.device) != "cpu":
+        return []
+    return [
+        f"memory is short: the sample took {most / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free now; less "
+        "is taken with gradient_checkpointing: true, a lower cutoff_len, or a lower "
+        "per_device_train_batch_size with more gradient_accumulation_steps"
+    ]

@@ -2,13 +2,15 @@
 
 Where a launch has several processes, rank 0 gives the missing parts out, those with the most tokens first,
 and each process takes the next one when it is free. A part and its batches depend on neither, so the table
-is the same however many there are.
+is the same however many there are. A thread of its own writes each part while the next one is computed; a
+process of its own also reads the next rows ahead (in a launch it would hold a part that another could take).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -20,10 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataflex_pipeline import launch
-from dataflex_pipeline.api import Feature, FeatureInput, Need, Progress, Silent
+from dataflex_pipeline.ahead import ahead
+from dataflex_pipeline.api import BlockTable, Feature, FeatureInput, Need, Progress, Silent
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import dump_config
 from dataflex_pipeline.errors import DataError, RunError, UserError
+from dataflex_pipeline.features.part_size import choose_rows
 from dataflex_pipeline.features.plan import (
     FeaturePlan,
     from_plain,
@@ -32,6 +36,8 @@ from dataflex_pipeline.features.plan import (
     plan_feature,
     to_plain,
 )
+from dataflex_pipeline.models.room import is_out_of_memory
+from dataflex_pipeline.store.agreed import BATCH_TOKENS, agreed, agreed_file
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.locks import held
 from dataflex_pipeline.store.parts import MANIFEST, PartedTable, PartsWriter
@@ -152,39 +158,76 @@ def _complete(
     """
     folder, given, feature = plan.folder(features), plan.given, plan.feature
     writer = PartsWriter(folder, feature.schema, plan.ingredients)
-    plan = _as_begun(plan, writer, progress)
-    n_parts = -(-given.table.n_rows // plan.rows_per_part)
+    rows_per_part = _rows_per_part(plan, writer, progress)
+    plan = replace(plan, rows_per_part=rows_per_part)
+    n_parts = -(-given.table.n_rows // rows_per_part)
     missing = [number for number in range(n_parts) if number not in writer.done]
     if missing:
         whole = replace(given, tables=tables, folder=folder)
         team = launch.current()
         if team is None:
-            _compute(writer, missing, _rows_of(plan, missing), plan, whole, progress)
+            _compute(writer, missing, _rows_of(plan, missing), plan, whole, progress, reads_ahead=True)
             progress.finish()
         else:
             _compute_together(team, writer, missing, replace(plan, given=whole), features, progress)
     summary = _check_valid(writer, n_parts, plan.need)
-    return Built(
-        writer.finish(n_parts, summary, feature.side_files), len(missing), n_parts, time.monotonic() - began
-    )
+    tokens = agreed(folder, BATCH_TOKENS)
+    if tokens is not None:
+        summary[BATCH_TOKENS] = tokens
+    table = writer.finish(n_parts, summary, feature.side_files)
+    agreed_file(folder, BATCH_TOKENS).unlink(missing_ok=True)
+    return Built(table, len(missing), n_parts, time.monotonic() - began)
 
 
-def _as_begun(plan: FeaturePlan, writer: PartsWriter, progress: Progress) -> FeaturePlan:
-    """Return the plan with the rows per part that an unfinished table was begun with."""
+def _rows_per_part(plan: FeaturePlan, writer: PartsWriter, progress: Progress) -> int:
+    """Return the plan's rows per part, or those that an unfinished table was begun with."""
+    table, wanted = plan.given.table, plan.rows_per_part
+    if wanted == "auto":
+        wanted = choose_rows(plan.feature, _parted(table))
     if not writer.done:
-        return plan
+        return wanted
     number = max(writer.done)
     rows = writer.read(number, ["row"]).column("row")
     # Only of part 0 the first row does not tell; the part is full, or it is the whole table.
-    begun = rows[0].as_py() // number if number else pc.max(rows).as_py() + 1
-    n_rows = plan.given.table.n_rows
-    if begun == plan.rows_per_part or (begun == n_rows and plan.rows_per_part >= n_rows):
-        return plan
+    begun: int = rows[0].as_py() // number if number else pc.max(rows).as_py() + 1
+    if begun == wanted or (begun == table.n_rows and wanted >= table.n_rows):
+        return wanted
     progress.say(
         f"{plan.need.name} of the {plan.need.split}: begun with {begun} rows per part, and goes on so "
-        f"(rows_per_part is {plan.rows_per_part} now)"
+        f"(rows_per_part is {wanted} now)"
     )
-    return replace(plan, rows_per_part=begun)
+    return begun
+
+
+class _InParts(Silent):
+    """The progress that a feature is given: it may count rows of a part before the part is done.
+
+    Args:
+        progress: where it is reported. count: takes rows that are done here, returns those done in all
+            processes since the call before.
+    """
+
+    def __init__(self, progress: Progress, count: Callable[[int], int]) -> None:
+        self._progress, self._count = progress, count
+        self._room = 0
+
+    def begin(self, rows: int) -> None:
+        """Begin a part of so many rows."""
+        self._room = rows
+
+    def advance(self, n: int) -> None:
+        """Count rows of the part, never more than it has."""
+        n = min(n, self._room)
+        self._room -= n
+        self._progress.advance(self._count(n))
+
+    def end(self) -> None:
+        """Count what is left of the part."""
+        self.advance(self._room)
+
+    def say(self, line: str) -> None:
+        """Say it."""
+        self._progress.say(line)
 
 
 def _compute(
@@ -195,40 +238,65 @@ def _compute(
     given: FeatureInput,
     progress: Progress,
     count: Callable[[int], int] = lambda rows: rows,
+    *,
+    reads_ahead: bool = False,
 ) -> None:
     """Compute parts and write them; nothing is loaded where there is none.
 
     Args:
         numbers: of the parts, read as they are computed. missing: rows of all processes' parts.
-        count: takes the rows of a part that is done, returns those done since the call before.
+        count: takes rows that are done here, returns those done in all processes since the call before.
+        reads_ahead: whether the next parts' rows are read while one is computed.
     """
     pending = iter(numbers)
     first = next(pending, None)
     if first is None:
         return
-    read = _part_reader(given, plan.feature, plan.rows_per_part)
-    n_rows = given.table.n_rows
-    with _memory_told(plan.need), plan.feature.open(given, progress) as compute:
+    read = _part_reader(given, plan.feature, _size(plan))
+    parts = ((number, read(number)) for number in chain([first], pending))
+    n_rows, inside = given.table.n_rows, _InParts(progress, count)
+    with _memory_told(plan.need), _writing(writer) as write, plan.feature.open(given, inside) as compute:
         progress.start(f"{plan.need.name} of the {plan.need.split}", n_rows, "rows", n_rows - missing)
-        for number in chain([first], pending):
-            rows = read(number)
-            writer.write(number, compute(rows))
-            progress.advance(count(rows.num_rows))
+        for number, rows in ahead(parts) if reads_ahead else parts:
+            inside.begin(rows.num_rows)
+            write(number, compute(rows))
+            inside.end()
+
+
+@contextmanager
+def _writing(writer: PartsWriter) -> Iterator[Callable[[int, pa.Table], None]]:
+    """Yield the function that writes a part in a thread of its own, one at a time and in the order given.
+
+    An error of the thread is raised at the next part, or at the end. Where something else fails, the part
+    that was computed before is still written.
+    """
+    with ThreadPoolExecutor(1, "parts") as thread:
+        waiting: list[Future[None]] = []
+
+        def write(number: int, table: pa.Table) -> None:
+            if waiting:
+                waiting.pop().result()
+            waiting.append(thread.submit(writer.write, number, table))
+
+        yield write
+        if waiting:
+            waiting.pop().result()
 
 
 @contextmanager
 def _memory_told(need: Need) -> Iterator[None]:
-    """Say which settings an accelerator's memory depends on, where it is too small."""
-    import torch
-
+    """Say which settings the memory depends on, where it is too small for a single row."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(
             f"The memory is too small for {need.name} of the {need.split}: {str(error).splitlines()[0]}",
-            "A batch holds its activations, and gradients also the inputs of every trained layer in fp32.",
-            "Lower score_batch_tokens (for generations generation_batch_size, where it is set) and run the "
-            "same command: finished parts are kept. For gradients, gradient_checkpointing: true keeps less.",
+            "Batches were made smaller down to a single row; it holds its activations, and for gradients the "
+            "inputs of every trained layer, too.",
+            "Lower cutoff_len (in a new run), set gradient_checkpointing: true for gradients, or lower "
+            "max_new_tokens for generations. Finished parts are kept.",
         ) from error
 
 
@@ -296,15 +364,28 @@ def compute_share(job: launch.Job, content: Mapping[str, Any]) -> None:
     _compute(writer, job.tickets(content["order"]), 0, plan, given, Silent(), job.add)
 
 
+def _size(plan: FeaturePlan) -> int:
+    """Return the rows per part of a plan that is being computed."""
+    if plan.rows_per_part == "auto":
+        raise RuntimeError("the rows per part are found before the first one")
+    return plan.rows_per_part
+
+
+def _parted(table: BlockTable) -> PartedTable:
+    if not isinstance(table, PartedTable):
+        raise TypeError("features are computed over a parted table")
+    return table
+
+
 def _rows_of(plan: FeaturePlan, numbers: Iterable[int]) -> int:
     """Return the rows in some parts."""
-    per_part, n_rows = plan.rows_per_part, plan.given.table.n_rows
+    per_part, n_rows = _size(plan), plan.given.table.n_rows
     return sum(min(per_part, n_rows - number * per_part) for number in numbers)
 
 
 def _heaviest_first(plan: FeaturePlan, missing: list[int]) -> list[int]:
     """Return parts by falling number of tokens (ties by number), so that the last one ends soon."""
-    per_part, table = plan.rows_per_part, plan.given.table
+    per_part, table = _size(plan), plan.given.table
     tokens = np.zeros(-(-table.n_rows // per_part))  # [parts]
     for block in table.blocks(["row", "n_tokens"]):
         part = block.column("row").to_numpy() // per_part
@@ -313,9 +394,7 @@ def _heaviest_first(plan: FeaturePlan, missing: list[int]) -> list[int]:
 
 
 def _part_reader(given: FeatureInput, feature: Feature, rows_per_part: int) -> Callable[[int], pa.Table]:
-    table = given.table
-    if not isinstance(table, PartedTable):
-        raise TypeError("features are computed over a parted table")
+    table = _parted(given.table)
     columns = [name for name in feature.input_columns if name in table.schema.names]
 
     def read(number: int) -> pa.Table:

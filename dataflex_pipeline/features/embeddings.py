@@ -27,6 +27,7 @@ from dataflex_pipeline.embed.embedders import check_installed, make_embedder, re
 from dataflex_pipeline.embed.settings import EmbedderSettings, EmbedModel
 from dataflex_pipeline.errors import DataflexError
 from dataflex_pipeline.features.params import VectorParams
+from dataflex_pipeline.models.weights import stored_weights
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 
 UNIT_TOLERANCE = 1e-3
@@ -107,6 +108,13 @@ class Embeddings(api.Feature):
             self.model.check(self.config.trust_remote_code)
         elif n_rows is not None:
             self.made.check_rows(n_rows)
+
+    def row_flops(self, tokens: float) -> float:
+        """Return those of a forward pass of the embedding model; none where vectors are read from a file."""
+        if self.made is not None:
+            return 0.0
+        found = stored_weights(self.params.model, self.params.revision)
+        return 0.0 if found is None else 2.0 * found.parameters * min(tokens, self.max_length)
 
     @contextmanager
     def open(

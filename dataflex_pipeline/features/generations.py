@@ -33,9 +33,12 @@ from dataflex_pipeline.generate.settings import (
     model_settings,
 )
 from dataflex_pipeline.models.source import attention_kernel
+from dataflex_pipeline.models.weights import row_flops
 from dataflex_pipeline.schemas import IGNORED, REASON, ROW, ROW_ID, VALID, column
 from dataflex_pipeline.seeds import derive_seed
 
+DRAWN_COST = 4
+"""Tokens of a prompt that take about as long as one drawn token, for which all weights are read anew."""
 CUT_OFF = "cutoff_len takes the last response away, so there is no telling where its prompt ends"
 
 SCHEMA = pa.schema(
@@ -101,6 +104,11 @@ class Generations(api.Feature):
         kernel = attention_kernel(self.config) if self.params.generator == "transformers" else None
         return {"bf16": self.config.bf16, "attn_implementation": kernel}
 
+    def row_flops(self, tokens: float) -> float:
+        """Return those of its prompt and of the longest answers, whose tokens are drawn one by one."""
+        drawn = DRAWN_COST * self.params.max_new_tokens
+        return row_flops(self.config, tokens + drawn, passes=self.params.mc_samples)
+
     def check(self, need: api.Need, n_rows: int | None) -> None:
         """Check that the generator is installed."""
         check_generator(self._generator)
@@ -117,7 +125,7 @@ class Generations(api.Feature):
             say(f"generator: auto is {self._generator} (vllm on a GPU, if installed; else transformers)")
         longest = self.params.max_prompt_length
         with make_generator(
-            self._generator, self.config, given.checkpoint, settings, longest, say
+            self._generator, self.config, given.checkpoint, settings, longest, say, given.folder
         ) as generator:
 
             def compute(rows: pa.Table) -> pa.Table:

@@ -25,8 +25,10 @@ from pydantic import Field
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.features.params import GradientParams, ProjectionParams, SketchParams, UpdateParams
-from dataflex_pipeline.models.batches import Room, Sequences, label_budget, padded
+from dataflex_pipeline.models.batches import Sequences, label_budget, padded
+from dataflex_pipeline.models.room import Room
 from dataflex_pipeline.models.source import attention_kernel
+from dataflex_pipeline.models.weights import row_flops
 from dataflex_pipeline.schemas import GROUP, REASON, ROW, ROW_ID, VALID, column
 
 if TYPE_CHECKING:
@@ -103,6 +105,10 @@ class Gradients(api.Feature):
         """Return the precision and attention kernel, which move the last digits."""
         return {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
 
+    def row_flops(self, tokens: float) -> float:
+        """Return those of a forward and a backward pass."""
+        return row_flops(self.config, tokens, passes=3)
+
     @contextmanager
     def open(
         self, given: api.FeatureInput, progress: api.Progress
@@ -122,9 +128,15 @@ class Gradients(api.Feature):
         )
         consumer = ProjectedGradients(projection, updates)
         with GradientCapture(
-            model, consumer, progress.say, checkpointing=self.config.gradient_checkpointing
+            model, consumer, progress.say, checkpointing=self.config.gradient_checkpointing is True
         ) as capture:
-            room = Room(self.config.score_batch_tokens, progress.say, capture.save_memory)
+            room = Room(
+                self.config.score_batch_tokens,
+                progress.say,
+                capture.save_memory,
+                given.folder,
+                progress.advance,
+            )
 
             def compute(rows: pa.Table) -> pa.Table:
                 return self._table(rows, self._compute(model, capture, consumer, room, rows))
@@ -164,13 +176,17 @@ class Gradients(api.Feature):
         if not count:
             return losses, vectors, squares
 
+        def run(some: Sequences, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            tensors = [torch.from_numpy(array).to(model.device) for array in padded(some, batch)]
+            return projected_batch(capture, consumer, *tensors)
+
         def work(batch: np.ndarray) -> None:
-            tensors = [torch.from_numpy(array).to(model.device) for array in padded(sequences, batch)]
-            loss, projected, square = projected_batch(capture, consumer, *tensors)
+            loss, projected, square = run(sequences, batch)
             losses[batch] = loss.cpu().double().numpy()
             vectors[batch] = projected.cpu().numpy()
             squares[batch] = square.cpu().numpy()
 
+        room.settle(sequences, run, model.device)
         room.each_batch(sequences.lengths, n_labels, label_budget(model), work)
         return losses, vectors, squares
 

@@ -11,20 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from dataflex_pipeline.api import Feature, FeatureInput, Progress
-from dataflex_pipeline.models.batches import (
-    Room,
-    Sequences,
-    label_budget,
-    logits_only_at,
-    padded,
-)
+from dataflex_pipeline.models.batches import Sequences, label_budget, logits_only_at, padded
+from dataflex_pipeline.models.room import Room
 from dataflex_pipeline.models.source import attention_kernel
+from dataflex_pipeline.models.weights import row_flops
 from dataflex_pipeline.schemas import IGNORED, LOSSES
 
 if TYPE_CHECKING:
@@ -69,7 +66,9 @@ def mean_losses(
     def work(rows: np.ndarray) -> None:
         sums[rows] = batch_loss_sums(model, choose, sequences, rows)
 
-    Room.of(max_tokens).each_batch(sequences.lengths, n_labels, label_budget(model), work)
+    room = Room.of(max_tokens)
+    room.settle(sequences, partial(batch_loss_sums, model, choose), model.device)
+    room.each_batch(sequences.lengths, n_labels, label_budget(model), work)
     with np.errstate(invalid="ignore"):
         return np.where(n_labels > 0, sums / n_labels, np.nan)
 
@@ -84,6 +83,10 @@ class Losses(Feature):
         """Return the precision and attention kernel, which move the last digits."""
         return {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
 
+    def row_flops(self, tokens: float) -> float:
+        """Return those of a forward pass."""
+        return row_flops(self.config, tokens, passes=1)
+
     @contextmanager
     def open(self, given: FeatureInput, progress: Progress) -> Iterator[Callable[[pa.Table], pa.Table]]:
         """Load base and adapter once; yield the function from rows to losses."""
@@ -93,7 +96,9 @@ class Losses(Feature):
 
         device = resolve_device(self.config.device)
         model = load_for_scoring(self.config, given.checkpoint, device)
-        room = Room(self.config.score_batch_tokens, progress.say)
+        room = Room(
+            self.config.score_batch_tokens, progress.say, folder=given.folder, advance=progress.advance
+        )
         with torch.inference_mode(), logits_only_at(model) as choose:
 
             def compute(rows: pa.Table) -> pa.Table:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -41,8 +41,9 @@ class FeaturePlan:
     Attributes:
         need: what is asked for. feature: made from it. given: the rows and the checkpoint.
         upstream: plans of the features that it is computed from, by the feature's own names.
-        rows_per_part: rows of the split per part; batches are formed inside a part. No part of the
-            ingredients: a table that was begun with another number goes on with that one.
+        rows_per_part: rows of the split per part (auto: part_size.py finds them before the first one);
+            batches are formed inside a part. No part of the ingredients: a table that was begun with another
+            number goes on with that one.
         ingredients: what the table is made from; their digest is its fingerprint.
     """
 
@@ -50,7 +51,7 @@ class FeaturePlan:
     feature: Feature
     given: FeatureInput
     upstream: Mapping[str, FeaturePlan]
-    rows_per_part: int
+    rows_per_part: int | Literal["auto"]
     ingredients: dict[str, Any]
 
     def folder(self, features: Path) -> Path:
@@ -140,14 +141,17 @@ def _upstream_needs(feature: Feature, need: Need) -> dict[str, Need]:
 
 
 def plan_feature(
-    need: Need, config: Any, given: Callable[[Need], FeatureInput], rows_per_part: int
+    need: Need,
+    config: Any,
+    given: Callable[[Need], FeatureInput],
+    rows_per_part: int | Literal["auto"],
 ) -> FeaturePlan:
     """Work out a feature table and those that it is computed from.
 
     Args:
         need: what is asked for. config: the run's configuration.
         given: finds the rows and the checkpoint that a need speaks of.
-        rows_per_part: rows of the split per part.
+        rows_per_part: rows of the split per part, or auto.
     """
     feature, found = make_feature(need, config), given(need)
     upstream = {

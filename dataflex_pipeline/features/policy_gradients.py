@@ -38,8 +38,9 @@ from dataflex_pipeline.gradients.policy import (
     sample_weights,
     summed_gradients,
 )
-from dataflex_pipeline.models.batches import Room
+from dataflex_pipeline.models.room import Room
 from dataflex_pipeline.models.source import attention_kernel
+from dataflex_pipeline.models.weights import row_flops
 from dataflex_pipeline.schemas import GROUP, REASON, ROW, ROW_ID, VALID, column
 
 if TYPE_CHECKING:
@@ -109,6 +110,10 @@ class PolicyGradients(api.Feature):
         """Return the precision and attention kernel, which move the last digits."""
         return {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
 
+    def row_flops(self, tokens: float) -> float:
+        """Return those of a forward and a backward pass over each sample, taken as long as the row itself."""
+        return row_flops(self.config, tokens, passes=3 * self.params.generations.mc_samples)
+
     @contextmanager
     def open(
         self, given: api.FeatureInput, progress: api.Progress
@@ -127,9 +132,9 @@ class PolicyGradients(api.Feature):
         )
         consumer = ProjectedGradients(projection)
         with GradientCapture(
-            model, consumer, progress.say, checkpointing=self.config.gradient_checkpointing
+            model, consumer, progress.say, checkpointing=self.config.gradient_checkpointing is True
         ) as capture:
-            room = Room(self.config.score_batch_tokens, progress.say, capture.save_memory)
+            room = Room(self.config.score_batch_tokens, progress.say, capture.save_memory, given.folder)
 
             def compute(rows: pa.Table) -> pa.Table:
                 generations = _lines(given, "generations", rows, ["prompt", "token_ids", "valid", "reason"])

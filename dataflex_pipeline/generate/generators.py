@@ -46,6 +46,7 @@ def make_generator(
     settings: GenerationSettings,
     longest: int,
     say: Callable[[str], None],
+    folder: Path | None = None,
 ) -> Generator:
     """Make a generator, not yet loaded.
 
@@ -53,6 +54,7 @@ def make_generator(
         name: from `choose_generator`. config: names the model. settings: how completions are drawn.
         checkpoint: folder of the adapter or of the whole model; None: the model before the warm-up.
         longest: tokens of the longest prompt that may come. say: is told what a backend chose.
+        folder: of the table that is made, where the size of batches is agreed on.
     """
     if name == "vllm":
         from dataflex_pipeline.generate.vllm import VllmGenerator
@@ -60,4 +62,4 @@ def make_generator(
         return VllmGenerator(config, checkpoint, settings, longest, say)
     from dataflex_pipeline.generate.transformers import TransformersGenerator
 
-    return TransformersGenerator(config, checkpoint, settings)
+    return TransformersGenerator(config, checkpoint, settings, say, folder)

@@ -12,7 +12,7 @@ probability.)
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +21,9 @@ import numpy as np
 
 from dataflex_pipeline.generate import Completion, Prompt
 from dataflex_pipeline.generate.settings import GenerationSettings
+from dataflex_pipeline.models.batches import Sequences, padded
+from dataflex_pipeline.models.room import Room, give_memory_back, memory_failure
+from dataflex_pipeline.models.source import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -54,12 +57,24 @@ class TransformersGenerator:
         config: names the model, its precision and the device.
         checkpoint: folder of the adapter or of the whole model; None: the model before the warm-up.
         settings: how completions are drawn.
+        say: told how many are drawn at the same time, where the memory decides.
+        folder: of the table that is made, where that is agreed on; None: it is not.
     """
 
-    def __init__(self, config: Config, checkpoint: Path | None, settings: GenerationSettings) -> None:
+    def __init__(
+        self,
+        config: Config,
+        checkpoint: Path | None,
+        settings: GenerationSettings,
+        say: Callable[[str], None] = quiet,
+        folder: Path | None = None,
+    ) -> None:
         self._config = config
         self._checkpoint = checkpoint
         self._settings = settings
+        self._say = say
+        self._room = Room(config.score_batch_tokens, say, folder=folder)
+        self._most = settings.batch or BATCH
         self._model: Any = None
         self._accepted: frozenset[str] = frozenset()
 
@@ -85,15 +100,37 @@ class TransformersGenerator:
         order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place].token_ids))
         done: list[_Sample] = []
         with torch.inference_mode():
+            if order:
+                self._settle(prompts[order[0]])
             while len(done) < len(order):
                 size = self._size(len(prompts[order[len(done)]].token_ids))
                 places = order[len(done) : len(done) + size]
-                done += self._batch([prompts[place] for place in places], places)
+                failure = memory_failure(
+                    lambda places=places: done.extend(self._batch([prompts[p] for p in places], places))  # type: ignore[misc]
+                )
+                if failure is not None:
+                    self._shrink(len(places), failure)
         done.sort(key=lambda sample: sample.place)
         return [
             Completion(each.token_ids, self._settings.text(each.token_ids), each.finish, each.logprob)  # type: ignore[arg-type]
             for each in done
         ]
+
+    def _settle(self, longest: Prompt) -> None:
+        """Find how many tokens fit the memory, from a forward pass over the longest prompt and its answer."""
+        if self._settings.batch:
+            return
+        ids = np.asarray(longest.token_ids)
+        ids = np.concatenate([ids, np.repeat(ids[-1:], max(0, self._settings.room(len(ids))))])
+        self._room.settle(Sequences(ids, ids, np.array([0, len(ids)])), self._probe, self._model.device)
+
+    def _probe(self, sequences: Sequences, rows: np.ndarray) -> None:
+        import torch
+
+        ids, _, mask = (torch.from_numpy(a).to(self._model.device) for a in padded(sequences, rows))
+        logits, _ = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), None)
+        weights = cut_weights(logits, self._settings.top_k, self._settings.top_p)
+        invert(weights, torch.zeros(len(rows), dtype=torch.float64, device=logits.device))
 
     def _size(self, longest: int) -> int:
         """Return how many completions to draw at the same time, the longest prompt having so many tokens.
@@ -101,9 +138,26 @@ class TransformersGenerator:
         What is not set is bounded by ``score_batch_tokens``, since the key-value cache grows with the tokens.
         """
         if self._settings.batch:
-            return self._settings.batch
-        room = self._config.score_batch_tokens // max(1, longest + self._settings.room(longest))
-        return max(1, min(BATCH, room))
+            return self._most
+        room = self._room.tokens // max(1, longest + self._settings.room(longest))
+        return max(1, min(self._most, room))
+
+    def _shrink(self, size: int, failure: str) -> None:
+        """Draw half as many at the same time from here on.
+
+        Raises:
+            OutOfMemoryError: a single completion does not fit.
+        """
+        import torch
+
+        give_memory_back()
+        if size == 1:
+            raise torch.OutOfMemoryError(failure)
+        self._most = size // 2
+        self._say(
+            f"the memory was too small for {size} completions: {self._most} at the same time from here on "
+            "(generation_batch_size)"
+        )
 
     def _batch(self, prompts: Sequence[Prompt], places: Sequence[int]) -> list[_Sample]:
         """Draw one batch to the end; finished samples leave it as they finish."""

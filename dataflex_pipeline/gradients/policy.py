@@ -42,7 +42,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dataflex_pipeline.models.batches import Room, Sequences, label_budget, padded
+from dataflex_pipeline.models.batches import Sequences, label_budget, padded
+from dataflex_pipeline.models.room import Room
 from dataflex_pipeline.schemas import IGNORED
 
 if TYPE_CHECKING:
@@ -217,13 +218,18 @@ def summed_gradients(
     scales = answers.weights * (1.0 if token_mean else n_labels)
     capture.temperature = temperature
 
+    def run(some: Sequences, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        tensors = [torch.from_numpy(array).to(model.device) for array in padded(some, batch)]
+        return projected_batch(capture, consumer, *tensors)
+
     def work(batch: np.ndarray) -> None:
-        tensors = [torch.from_numpy(array).to(model.device) for array in padded(answers.sequences, batch)]
-        results = projected_batch(capture, consumer, *tensors)
+        results = run(answers.sequences, batch)
         losses, projected, squares = (result.cpu().double().numpy() for result in results)
         sound = np.isfinite(losses) & np.isfinite(squares) & np.isfinite(projected).all(axis=1)
         finite[answers.rows[batch[~sound]]] = False
         np.add.at(sums, answers.rows[batch[sound]], scales[batch[sound], None] * projected[sound])
 
-    Room.of(max_tokens).each_batch(answers.sequences.lengths, n_labels, label_budget(model), work)
+    room = Room.of(max_tokens)
+    room.settle(answers.sequences, run, model.device)
+    room.each_batch(answers.sequences.lengths, n_labels, label_budget(model), work)
     return sums, finite

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline.errors import ConfigError, CorruptError, UserError
+from dataflex_pipeline.host_memory import give_back, grow_segments
 from dataflex_pipeline.models.source import (
     attention_kernel,
     check_model_folder,
@@ -20,6 +21,7 @@ from dataflex_pipeline.models.source import (
     local_folder,
     quiet,
 )
+from dataflex_pipeline.models.weights import check_weights_fit
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dataflex_pipeline.config.fields import Config
+
+grow_segments()  # before a GPU is used: every model of the program is loaded through this module
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -156,6 +160,7 @@ def free_memory() -> None:
     import torch
 
     gc.collect()
+    give_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -195,6 +200,7 @@ def load_base(
         check_model_folder(folder)
     name = str(folder or config.model_name_or_path)
     number_format = dtype or precision(config, device).dtype
+    check_weights_fit(config, device, number_format)
     loaded = _load(name, config, device, number_format, **load_arguments(config))
     if loaded.unexpected:
         say(

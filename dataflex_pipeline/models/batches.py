@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from dataflex_pipeline.models.source import quiet
 from dataflex_pipeline.schemas import IGNORED
 
 if TYPE_CHECKING:
@@ -91,100 +90,6 @@ def length_batches(
         labels += int(n_labels[row])
     batches.append(order[begin:])
     return batches
-
-
-MEMORY_ERRORS = (
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "can't allocate memory",
-    "not enough memory",
-)
-"""What torch says where memory is too small, beside its own OutOfMemoryError."""
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that the memory was too small."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in MEMORY_ERRORS)
-
-
-class Room:
-    """How many padded tokens a batch may have: fewer from where the memory was too small for as many.
-
-    A batch that does not fit is left, its memory is freed, and the rows that are not done yet are put into
-    batches of half its size; later calls begin with that size.
-
-    Args:
-        tokens: padded tokens per batch, at first.
-        say: told once for every size that was too large.
-        relieve: makes a row take less memory, for one that does not fit alone; false where it cannot (again).
-    """
-
-    def __init__(
-        self, tokens: int, say: Callable[[str], None] = quiet, relieve: Callable[[], bool] = lambda: False
-    ) -> None:
-        self.tokens, self._say, self._relieve = tokens, say, relieve
-
-    @classmethod
-    def of(cls, tokens: int | Room) -> Room:
-        """Return a room as it is, or one of so many tokens."""
-        return tokens if isinstance(tokens, Room) else cls(tokens)
-
-    def each_batch(
-        self, lengths: np.ndarray, n_labels: np.ndarray, max_labels: int, work: Callable[[np.ndarray], None]
-    ) -> None:
-        """Do a piece of work for every batch of rows of similar length.
-
-        Args:
-            lengths: tokens per row. [rows]
-            n_labels: predicted tokens per row. [rows]
-            max_labels: predicted tokens per batch.
-            work: takes row numbers, and keeps nothing of a batch that it fails at.
-
-        Raises:
-            OutOfMemoryError: a single row does not fit.
-        """
-        left = np.arange(len(lengths))
-        while len(left):
-            batches = length_batches(lengths[left], n_labels[left], self.tokens, max_labels)
-            done, failure = 0, None
-            for batch in batches:
-                failure = _failure(work, left[batch])
-                if failure is not None:
-                    self._shrink(lengths[left[batch]], failure)
-                    break
-                done += 1
-            left = np.sort(left[np.concatenate(batches[done:])]) if failure is not None else left[:0]
-
-    def _shrink(self, lengths: np.ndarray, failure: str) -> None:
-        import torch
-
-        from dataflex_pipeline.models.base import free_memory
-
-        free_memory()
-        if len(lengths) == 1:
-            if self._relieve():
-                return
-            raise torch.OutOfMemoryError(failure)
-        longest, before = int(lengths.max()), int(lengths.max()) * len(lengths)
-        self.tokens = max(longest, before // 2)
-        self._say(
-            f"the memory was too small for a batch of {before:,} padded tokens: batches of {self.tokens:,} "
-            "from here on (score_batch_tokens)"
-        )
-
-
-def _failure(work: Callable[[np.ndarray], None], rows: np.ndarray) -> str | None:
-    """Do the work; return what was said where memory was too small, so that nothing of it is held."""
-    try:
-        work(rows)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return str(error)
-    return None
 
 
 def label_budget(model: PreTrainedModel) -> int:

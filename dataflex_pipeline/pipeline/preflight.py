@@ -150,6 +150,7 @@ def check_model(run: OpenRun, name: str | None = None) -> None:
     if has_trained(run.store) or scored or not _uses_model(run, name):
         return
     run.progress.say(f"checking the model {run.config.model_name_or_path}")
+    _check_memory(run)
     losses = _sample_losses(run)  # [ROWS] nats per token
     if np.isfinite(losses).any():
         return
@@ -161,6 +162,22 @@ def check_model(run: OpenRun, name: str | None = None) -> None:
         "so nothing can be scored or trained.",
         "Use sound weights; for a model that was trained in bfloat16 set bf16: true.",
     )
+
+
+def _check_memory(run: OpenRun) -> None:
+    """Refuse a model that the processes of this launch cannot hold, each for itself.
+
+    Raises:
+        UserError: the weights, or what training all of them needs, are larger than the memory.
+    """
+    from dataflex_pipeline.host_memory import local_processes
+    from dataflex_pipeline.models.base import precision, resolve_device
+    from dataflex_pipeline.models.weights import check_training_fits, check_weights_fit
+
+    config, device = run.config, resolve_device(run.config.device)
+    check_weights_fit(config, device, precision(config, device).dtype, local_processes())
+    if config.horizon:
+        check_training_fits(config, device, local_processes())
 
 
 def _uses_model(run: OpenRun, name: str | None) -> bool:

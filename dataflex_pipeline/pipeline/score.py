@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -183,7 +183,7 @@ def feature_input(run: OpenRun, need: api.Need) -> api.FeatureInput:
     return api.FeatureInput(table, table.fingerprint, checkpoint, fingerprint)
 
 
-def rows_per_part(run: OpenRun, entry: ComponentEntry) -> int:
+def rows_per_part(run: OpenRun, entry: ComponentEntry) -> int | Literal["auto"]:
     """Return the unit of resume: the method's ``save_interval`` or the configuration's ``rows_per_part``."""
     return entry.save_interval or run.given.rows_per_part
 

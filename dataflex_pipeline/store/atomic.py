@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,22 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def first_wins(final: Path, text: str) -> None:
+    """Write a small text file, unless another process has written it first."""
+    temporary = final.with_name(f"{final.name}.{socket.gethostname()}.{os.getpid()}{TEMPORARY}")
+    temporary.write_text(text, "utf-8")
+    fsync_path(temporary)
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not final.exists():
+            commit(temporary, final)
+    temporary.unlink(missing_ok=True)
+    fsync_path(final.parent)
 
 
 def write_json(final: Path, value: Any) -> None:

@@ -154,8 +154,10 @@ def training_arguments(config: Config, plan: RoundPlan) -> SFTConfig:
         **_optimizer(config),
         **_data(config, device),
         bf16=precision(config, device).dtype == "bfloat16",
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        gradient_checkpointing=config.gradient_checkpointing is True,
+        gradient_checkpointing_kwargs={"use_reentrant": False}
+        if config.gradient_checkpointing is True
+        else None,
         deepspeed=config.deepspeed,
         ddp_timeout=config.ddp_timeout,
         router_aux_loss_coef=config.router_aux_loss_coef,

@@ -142,11 +142,13 @@ def _train(job: _Job, start: Start, arguments: SFTConfig) -> None:
     from torch import OutOfMemoryError
 
     from dataflex_pipeline.training.conductor import Conductor
+    from dataflex_pipeline.training.first_step import settle_memory
     from dataflex_pipeline.training.sharded import release
 
     plan, config = job.plan, job.config
     conductor = Conductor(config, plan, start.course, start.log, job.rule, job.progress)
     trainer = _trainer(job, start, conductor, arguments)
+    settle_memory(trainer, config)
     total = plan.last_step - plan.first_step
     job.progress.start(f"train round {plan.round}", total, "steps", done=start.step - plan.first_step)
     try:

@@ -201,7 +201,7 @@ def test_a_table_of_an_earlier_edition_says_so(tiny_demo, tmp_path, monkeypatch)
 
     def earlier(*given):
         made = plan(*given)
-        made.ingredients["rows_per_part"] = made.rows_per_part
+        made.ingredients["rows_per_part"] = 1024
         return made
 
     monkeypatch.setattr("dataflex_pipeline.pipeline.score.plan_feature", earlier)

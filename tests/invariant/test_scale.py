@@ -102,6 +102,36 @@ def test_a_run_on_two_processes_is_that_of_one_with_the_same_global_batch(alone,
     assert "torchrun --standalone --nproc_per_node 2 -m -- dataflex_pipeline select --round 1" in text
 
 
+def test_a_rank_that_runs_out_of_memory_makes_the_same_tables(alone, tmp_path):
+    """Its batches are halved; the other's are not."""
+    folder = warmed_up(alone, tmp_path)
+    commands = json.dumps([score(1, "less", "rows_per_part=16")])
+    more = {"LIMITED": json.dumps({"1": 200})}
+    launch = Launch(folder, 2, commands, module="crash.limited_memory", more=more)
+    assert launch.end() == 0, launch.output
+    ours, theirs = (
+        pq.read_table(each / "runs/r/round-01/scores/less.parquet")["score"].to_numpy()
+        for each in (folder, alone)
+    )
+    assert np.abs(ours - theirs).max() <= 1e-5
+
+
+def test_the_size_of_batches_is_agreed_on_by_ranks_with_unequal_memory(alone, tmp_path):
+    """Bit for bit the table of one process with that number, which the manifest names."""
+    folder = warmed_up(alone, tmp_path / "two")
+    more = {"FREE": json.dumps({"0": 3_000_000, "1": 12_000_000})}
+    commands = json.dumps([score(1, "loss", "rows_per_part=32")])
+    launch = Launch(folder, 2, commands, module="crash.limited_memory", more=more)
+    assert launch.end() == 0, launch.output
+    manifest = next((folder / "runs/r/features").glob("losses-pool-*/_manifest.json"))
+    tokens = json.loads(manifest.read_text())["summary"]["batch_tokens"]
+    assert tokens < 16384
+    single = warmed_up(alone, tmp_path / "one")
+    run(single, 1, score(1, "loss", "rows_per_part=32", f"score_batch_tokens={tokens}"))
+    found, wanted = (scores(each / "runs/r") for each in (folder, single))
+    assert found["loss.score"] == wanted["loss.score"]
+
+
 @pytest.mark.slow
 def test_every_method_scores_the_same_on_one_two_and_four_processes(alone, minilm, tmp_path):
     embedder = {"embed_model": minilm, "embed_method": "sentence-transformers"}

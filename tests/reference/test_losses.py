@@ -229,7 +229,7 @@ class TestBuild:
         monkeypatch.setattr("dataflex_pipeline.features.losses.mean_losses", full)
         with pytest.raises(UserError, match="too small for losses of the pool: CUDA out of memory") as told:
             build(tmp_path / "a", model_folder, pool)
-        assert "Lower score_batch_tokens" in str(told.value)
+        assert "Lower cutoff_len" in str(told.value)
         assert "More lines" not in str(told.value)
 
     def test_batch_size_moves_nothing_but_last_digits_and_is_no_part_of_the_fingerprint(

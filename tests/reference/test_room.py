@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from dataflex_pipeline.models.batches import Room, is_out_of_memory
+from dataflex_pipeline.models.batches import length_batches
+from dataflex_pipeline.models.room import Room, is_out_of_memory
 
 METHODS = {
     "loss": (),
@@ -100,7 +101,7 @@ def test_a_row_that_does_not_fit_alone_is_refused_in_words(tiny_demo, memory_for
     memory_for(20)  # the check of the model takes sequences of 16
     text = refused_after_preparing(tmp_path, *command)
     assert "The memory is too small for losses of the pool" in text
-    assert "score_batch_tokens" in text
+    assert "cutoff_len" in text
 
 
 def refused_after_preparing(folder, *arguments):
@@ -129,6 +130,19 @@ def test_every_row_is_done_once_whatever_the_memory(lengths, tokens, limit):
     room.each_batch(lengths, np.ones_like(lengths), 10_000, work)
     assert counted == Counter(range(len(lengths)))
     assert room.tokens <= max(tokens, 1)
+
+
+def test_after_halving_batches_are_those_of_the_smaller_size():
+    lengths, fits, done_together = np.full(40, 10), 80, []
+
+    def work(rows):
+        if lengths[rows].sum() > fits:
+            raise torch.OutOfMemoryError("out of memory")
+        done_together.append(rows.tolist())
+
+    Room(320).each_batch(lengths, np.ones_like(lengths), 10_000, work)
+    smaller = length_batches(lengths, np.ones_like(lengths), fits, 10_000)
+    assert done_together == [batch.tolist() for batch in smaller]
 
 
 @pytest.mark.parametrize(

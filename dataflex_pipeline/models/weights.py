@@ -1,0 +1,153 @@
+"""The size of a model by the heads of its weight files: parameters and bytes, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.models.source import MODEL_KEY, WEIGHT_FILES, local_folder
+
+if TYPE_CHECKING:
+    from dataflex_pipeline.config.fields import Config
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+TRAINED_BYTES = 16
+"""Of a parameter that is trained in fp32: itself, its gradient and Adam's two moments."""
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """The weights in a model's files.
+
+    Attributes:
+        parameters: numbers in all tensors; tied ones are there once. bytes: of them on disk.
+    """
+
+    parameters: int
+    bytes: int
+
+
+def stored_weights(name: str, revision: str | None = None) -> StoredWeights | None:
+    """Return the size of a model's weights; None for a hub model that is not in the cache, or no safetensors.
+
+    Args:
+        name: folder or hub name. revision: of a hub model.
+    """
+    folder = local_folder(name) or _cached(name, revision)
+    if folder is None:
+        return None
+    found = [_head(path) for path in _weight_files(folder)]
+    if not found:
+        return None
+    return StoredWeights(sum(each.parameters for each in found), sum(each.bytes for each in found))
+
+
+def row_flops(config: Config, tokens: float, passes: float) -> float:
+    """Return about the FLOPs of a row of so many tokens: 2 per parameter and token for a forward pass.
+
+    Args:
+        config: names the model; 0 where the size of it is not known. tokens: of the row.
+        passes: forward passes; a backward pass is two.
+    """
+    found = stored_weights(config.model_name_or_path, config.model_revision)
+    return 0.0 if found is None else 2.0 * found.parameters * tokens * passes
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in WEIGHT_FILES:
+        found = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that transformers reads: some models have the same weights in another form, too."""
+    whole, index = (folder / name for name in WEIGHT_FILES)
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        return [folder / name for name in sorted(names) if (folder / name).is_file()]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _head(path: Path) -> StoredWeights:
+    """Read the head of a safetensors file: 8 bytes of length, then JSON of each tensor's shape and place."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length)) if length < path.stat().st_size else {}
+    tensors = [entry for name, entry in entries.items() if name != "__metadata__"]
+    places = [entry["data_offsets"] for entry in tensors]
+    return StoredWeights(
+        sum(prod(entry["shape"]) for entry in tensors), sum(stop - start for start, stop in places)
+    )
+
+
+def check_weights_fit(config: Config, device: str, dtype: str, processes: int = 1) -> None:
+    """Refuse a model whose weights are larger than the memory that is free for them.
+
+    Args:
+        config: names the model. device: torch's. dtype: that they are loaded in, a name of torch.
+        processes: of this machine that load them, each for itself, into the same memory.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    found = stored_weights(config.model_name_or_path, config.model_revision)
+    if found is None or dtype not in DTYPE_BYTES:
+        return
+    needed = found.parameters * DTYPE_BYTES[dtype] * (processes if device == "cpu" else 1)
+    refuse_too_large(config, device, needed, f"{found.parameters:,} parameters in {dtype}", processes)
+
+
+def check_training_fits(config: Config, device: str, processes: int = 1) -> None:
+    """Refuse to train all weights where they, their gradients and Adam's moments are larger than the memory.
+
+    Args:
+        config: of a run without DeepSpeed, which may share them out. device, processes: as above.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    found = stored_weights(config.model_name_or_path, config.model_revision)
+    if found is None or config.finetuning_type != "full" or config.deepspeed is not None:
+        return
+    needed = found.parameters * TRAINED_BYTES * (processes if device == "cpu" else 1)
+    what = f"{found.parameters:,} trained parameters with gradients and Adam's moments in fp32"
+    refuse_too_large(config, device, needed, what, processes)
+
+
+def refuse_too_large(config: Config, device: str, needed: int, what: str, processes: int) -> None:
+    """Raise UserError where so many bytes are not free on a device.
+
+    Args:
+        config: names the model. needed: bytes. what: takes them. processes: that share the memory.
+    """
+    from dataflex_pipeline.host_memory import available_bytes
+    from dataflex_pipeline.models.memory import free_bytes
+
+    free = available_bytes() if device == "cpu" else free_bytes(device)
+    if free is None or needed <= free:
+        return
+    times = f" in {processes} processes" if processes > 1 and device == "cpu" else ""
+    ways = ["a smaller model"]
+    if config.finetuning_type == "full":
+        ways.append("finetuning_type: lora, which keeps gradients and moments of the adapter only")
+    if not config.bf16 and device != "cpu":
+        ways.append("bf16: true, which halves the weights")
+    if processes > 1 and device == "cpu":
+        ways.append("fewer processes per machine")
+    raise UserError(
+        f"The model {config.model_name_or_path} takes {needed / GIB:.1f} GiB{times} ({what}), and "
+        f"{free / GIB:.1f} GiB are free on {device}.",
+        "It could not be loaded: on a CPU the system ends a process that takes more than there is.",
+        f"Use {' or '.join(ways)}, or a machine with more memory ({MODEL_KEY}, device).",
+    )
