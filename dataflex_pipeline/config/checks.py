@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dataflex_pipeline.config.candidates import check_candidates
 from dataflex_pipeline.config.draw_rules import (
     AMOUNTS,
     check_amounts,
@@ -43,7 +44,7 @@ Place = Callable[[str], str]
 
 def check(config: Config, place: Place) -> None:
     """Raise ConfigError for the first pair of settings that cannot both hold."""
-    for rule in (_draw, _sizes, schedule, _evaluation, _best, _trackers, _adapter):
+    for rule in (_draw, _candidates, _sizes, schedule, _evaluation, _best, _trackers, _adapter):
         rule(config, lambda name: f"{name}: {show(name, getattr(config, name))} ({place(name)})")
 
 
@@ -70,6 +71,11 @@ def _sizes(config: Config, said: Place) -> None:
                 f"An index holds at most {MOST_POSITIONS:,} rows.",
                 f"Lower {name}, per_device_train_batch_size or gradient_accumulation_steps.",
             )
+
+
+def _candidates(config: Config, said: Place) -> None:
+    amounts = {name: getattr(config, name) for name in AMOUNTS}
+    check_candidates(config.candidates, config.component_name, amounts, said)
 
 
 def _evaluation(config: Config, said: Place) -> None:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dataflex_pipeline.config.candidates import CandidateRule, candidate_rule
+
 Role = Literal["run", "selection", "runtime"]
 DEMO = "demo"
 """In place of the name of a model or data set: those that are embedded."""
@@ -161,6 +163,13 @@ class Config(BaseModel):
     methods: dict[str, dict[str, Any]] = key(
         {},
         "parameters of methods, over those of components_cfg_file: {loss: {focus: low}}",
+        "selection",
+        "rounds",
+    )
+    candidates: dict[str, str | float | int] = key(
+        {},
+        "a cheaper method scores all rows first, and the method only its best: "
+        "{method: near, fraction: 0.1}, or num_samples in place of fraction",
         "selection",
         "rounds",
     )
@@ -356,6 +365,14 @@ class Config(BaseModel):
         """Rows from the start of the pool that are the target, where ``eval_dataset`` is first_<number>."""
         match = re.fullmatch(r"first_([1-9][0-9]*)", self.eval_dataset or "")
         return None if match is None else int(match[1])
+
+    def candidates_of(self, method: str) -> CandidateRule | None:
+        """Return how the candidates of a method are chosen; None where it scores every row.
+
+        So does the method that chooses them.
+        """
+        rule = candidate_rule(self.candidates)
+        return None if rule is None or rule.method == method else rule
 
     @property
     def horizon(self) -> int:

@@ -24,6 +24,17 @@ ROWS, TOKENS = 8, 16
 """Made-up sequences; one finite loss among them is enough, since single bad rows are found when scoring."""
 
 
+def scoring_methods(run: OpenRun, name: str | None = None) -> list[str]:
+    """Return the methods that score a round: what chooses the candidates, and the one that they are for.
+
+    Args:
+        run: to be started. name: of the method; by default the configured one.
+    """
+    name = name or run.given.component_name
+    rule = run.given.candidates_of(name)
+    return [name] if rule is None else [rule.method, name]
+
+
 def check_target(run: OpenRun, name: str | None = None) -> None:
     """Check that there is a target if the method selects towards one.
 
@@ -33,7 +44,11 @@ def check_target(run: OpenRun, name: str | None = None) -> None:
     Raises:
         ConfigError: the method needs a target and ``eval_dataset`` is not set.
     """
-    name = name or run.given.component_name
+    for each in scoring_methods(run, name):
+        _check_target(run, each)
+
+
+def _check_target(run: OpenRun, name: str) -> None:
     method, _ = run.method(name)
     check_kept_checkpoints(run, name)
     first = Selection(1, run.given.last_round, 0, run.progress.say)
@@ -41,11 +56,17 @@ def check_target(run: OpenRun, name: str | None = None) -> None:
     has_query = "query" in type(method.params).model_fields
     if wants and "target" not in splits_of(run):
         raise ConfigError(
-            f"The method {name} was chosen and eval_dataset is not set.",
+            f"The method {name} was chosen{_for_candidates(run, name)} and eval_dataset is not set.",
             f"{name} selects rows towards a target set, and there is none.",
             "Set eval_dataset to rows of what the model should get good at"
             + (", or query: first_100 for the first 100 rows of the pool." if has_query else "."),
         )
+
+
+def _for_candidates(run: OpenRun, name: str) -> str:
+    """Return " for candidates" where a method was only named to choose them."""
+    rule = run.given.candidates_of(run.given.component_name)
+    return " for candidates" if rule is not None and rule.method == name else ""
 
 
 def check_method(
@@ -68,11 +89,17 @@ def check_method(
         _check_quotas(run, sources["pool"])
     if has_trained(run.store):
         return
-    name = name or run.given.component_name
+    for each in scoring_methods(run, name):
+        _check_scoring(run, sources, last, each)
+
+
+def _check_scoring(run: OpenRun, sources: Mapping[Split, Source], last: int, name: str) -> None:
+    """Check what one method will need in round 1."""
     method, _ = run.method(name)
     if last and method.compares_rounds and not run.given.trains_rounds:
         raise ConfigError(
-            f"The method {name} was chosen, and no round is trained (update_step or update_times is 0).",
+            f"The method {name} was chosen{_for_candidates(run, name)}, and no round is trained (update_step "
+            "or update_times is 0).",
             f"{name} compares the model with itself some rounds later; till then all rows score the same.",
             "Choose another method, such as loss or perplexity, or set update_step and update_times.",
         )
@@ -167,8 +194,8 @@ def _uses_model(run: OpenRun, name: str | None) -> bool:
     config = run.given
     if config.horizon:
         return True
-    method, _ = run.method(name or config.component_name)
-    return any(feature.uses_model for _, feature in features_of(run, method))
+    methods = [run.method(each)[0] for each in scoring_methods(run, name)]
+    return any(feature.uses_model for method in methods for _, feature in features_of(run, method))
 
 
 def _sample_losses(run: OpenRun) -> np.ndarray:

@@ -22,6 +22,7 @@ from dataflex_pipeline.pipeline.score import Scores, Scoring, block_rows, featur
 from dataflex_pipeline.sampling.draw import Drawn, DrawSettings, draw, top_k_probabilities
 from dataflex_pipeline.sampling.exported import export_probabilities
 from dataflex_pipeline.sampling.probabilities import import_probabilities, write_probabilities
+from dataflex_pipeline.sampling.rows import ScoreTable
 from dataflex_pipeline.schemas import SELECTION
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.atomic import commit, set_aside
@@ -131,7 +132,7 @@ class Selection(Output):
     @property
     def settings(self) -> DrawSettings:
         """How its rows are drawn."""
-        found = round_settings(self.run, self.plan, TableFile(self.scores.path))
+        found = round_settings(self.run, self.plan, ScoreTable(self.scores.path))
         counted = any(getattr(found, name) is not None for name in AMOUNTS)
         return replace(found, positions=0) if self.named and counted else found  # nothing is trained on it
 
@@ -139,7 +140,7 @@ class Selection(Output):
         """Return what the probability table is made from."""
         return {
             "table": "probabilities",
-            "scores": TableFile(self.scores.path).fingerprint,
+            "scores": ScoreTable(self.scores.path).fingerprint,
             "params": self.plan.wanted["params"],
             "draw": as_ingredients(self.settings),
         }
@@ -184,7 +185,7 @@ class Selection(Output):
             StaleError: it was made from others.
         """
         made_from = (found_ingredients(self.probabilities) or {}).get("scores")
-        now = TableFile(self.scores.path).fingerprint
+        now = ScoreTable(self.scores.path).fingerprint
         if made_from != now:
             raise stale(self.path, self.name, named_changes({"scores": made_from}, {"scores": now}))
         return self.path.is_file()
@@ -268,7 +269,7 @@ class Selection(Output):
             wanted: what the probabilities are made from; None where they are kept. own: the selection.
             changed: the settings by which an old selection differs that is replaced; None for none.
         """
-        run, plan, scores = self.run, self.plan, TableFile(self.scores.path)
+        run, plan, scores = self.run, self.plan, ScoreTable(self.scores.path)
         final, settings = self.probabilities, self.settings
         draft = final if wanted is None else final.with_name(final.name + DRAFT)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -308,7 +309,7 @@ class Selection(Output):
     def draw(self) -> Drawn:
         """Return what was drawn; it is drawn again where another process drew it."""
         if self.drawn is None:
-            scores, settings = TableFile(self.scores.path), self.settings
+            scores, settings = ScoreTable(self.scores.path), self.settings
             self.drawn = _draw(self.run, self.plan, scores, settings, TableFile(self.probabilities))
         return self.drawn
 
@@ -359,7 +360,7 @@ def _export(run: OpenRun, scoring: Scoring, probabilities: TableFile) -> None:
 def _draw(
     run: OpenRun,
     scoring: Scoring,
-    scores: TableFile,
+    scores: ScoreTable,
     settings: DrawSettings,
     probabilities: TableFile | None,
 ) -> Drawn:
@@ -370,7 +371,7 @@ def _draw(
     return replace(drawn, notices=(*rankings.notices, *drawn.notices))
 
 
-def round_settings(run: OpenRun, scoring: Scoring, scores: TableFile) -> DrawSettings:
+def round_settings(run: OpenRun, scoring: Scoring, scores: ScoreTable) -> DrawSettings:
     """Return how the rows of a scored round are drawn."""
     strategy = run.given.strategy or scoring.method.default_strategy
     replacement = run.given.replacement
@@ -406,7 +407,7 @@ def _takes_turns_by_row(run: OpenRun, scoring: Scoring, n_groups: int) -> bool:
 def _write_probabilities(
     run: OpenRun,
     scoring: Scoring,
-    scores: TableFile,
+    scores: ScoreTable,
     settings: DrawSettings,
     output: Path,
     wanted: dict[str, Any],
