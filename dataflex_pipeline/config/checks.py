@@ -10,6 +10,7 @@ from dataflex_pipeline.config.draw_rules import (
     check_amounts,
     check_balance,
     check_quotas,
+    check_similarity,
     check_strategy,
 )
 from dataflex_pipeline.config.fields import DEMO, Config
@@ -50,7 +51,9 @@ def check(config: Config, place: Place) -> None:
 
 def notices(config: Config) -> list[str]:
     """Return a line for every setting that has no effect, or more effect than one may think."""
-    return [*_model_notices(config), *_evaluation_notices(config)]
+    unused = config.similarity and config.max_similarity is None
+    lines = ["similarity has no effect without max_similarity"] if unused else []
+    return [*_model_notices(config), *_evaluation_notices(config), *lines]
 
 
 def _draw(config: Config, said: Place) -> None:
@@ -58,6 +61,7 @@ def _draw(config: Config, said: Place) -> None:
     check_quotas(config.source_quotas, said)
     check_balance(config.balanced, config.source_quotas, said)
     check_strategy(config.strategy or "sample", config.replacement, config.weights, said)
+    check_similarity(config.max_similarity, config.replacement, config.weights, said)
 
 
 def _sizes(config: Config, said: Place) -> None:

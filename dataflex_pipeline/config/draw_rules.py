@@ -83,6 +83,29 @@ def check_strategy(strategy: str, replacement: bool | None, weights: str, said: 
             )
 
 
+def check_similarity(limit: float | None, replacement: bool | None, weights: str, said: Said) -> None:
+    """Refuse what a selection of different rows cannot be.
+
+    Raises:
+        ConfigError: draws with replacement, or importance weights, beside ``max_similarity``.
+    """
+    if limit is None:
+        return
+    if replacement:
+        raise ConfigError(
+            f"Set together: {said('max_similarity')}; {said('replacement')}.",
+            "With replacement a row may come again, and it is like itself.",
+            "Leave one of them out.",
+        )
+    if weights == "importance":
+        raise ConfigError(
+            f"Set together: {said('max_similarity')}; {said('weights')}.",
+            "Importance weights undo how likely a row was drawn, and that is not known where a row can be "
+            "passed over for another.",
+            "Set weights to uniform or probability, or leave max_similarity out.",
+        )
+
+
 def exact(share: float) -> Fraction:
     """Return the decimal number that a share was written as, so that 0.07 of 100 is 7 and not a bit more."""
     return Fraction(repr(float(share)))

@@ -214,6 +214,21 @@ class Config(BaseModel):
         "selection",
         "selection",
     )
+    max_similarity: float | None = key(
+        None,
+        "pass over a row whose embedding has a higher cosine with that of a row already taken",
+        "selection",
+        "selection",
+        gt=0.0,
+        le=1.0,
+    )
+    similarity: dict[str, str | float | int] = key(
+        {},
+        "the embeddings that max_similarity compares, {embed_model: ..., embed_text: prompt, ...} as for "
+        "near; by default those of the method, or of what chooses its candidates, else near's defaults",
+        "selection",
+        "selection",
+    )
     disable_shuffling: bool = key(
         False,
         "keep the order of selection (best or first drawn first) instead of a seeded shuffle",

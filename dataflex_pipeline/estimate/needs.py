@@ -15,6 +15,7 @@ from dataflex_pipeline.pipeline.checkpoints import checkpoint_of
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.prepare import look
 from dataflex_pipeline.pipeline.score import candidates
+from dataflex_pipeline.pipeline.similarity import similarity_need
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartedTable
@@ -38,6 +39,10 @@ def needs_by_round(method: Method, config: Config, chooser: Method | None = None
                 if key not in seen:
                     seen.add(key)
                     fresh.append(each)
+        compared = similarity_need(config, [each for each in (chooser, method) if each is not None])
+        if compared is not None and need_key(compared) not in seen:
+            seen.add(need_key(compared))
+            fresh.append(compared)
         rounds.append(fresh)
     return rounds
 
@@ -54,7 +59,9 @@ def candidate_keys(method: Method, config: Config, chooser: Method | None) -> fr
         return frozenset()
     numbers = range(1, config.last_round + 1)
     whole = {need_key(need) for number in numbers for need in _needs(chooser, config, number)}
-    return frozenset(need_key(need) for number in numbers for need in _needs(method, config, number)) - whole
+    compared = similarity_need(config, [chooser, method])
+    own = {need_key(need) for number in numbers for need in _needs(method, config, number)}
+    return frozenset(own | (set() if compared is None else {need_key(compared)})) - whole
 
 
 def _needs(method: Method, config: Config, number: int) -> Iterator[Need]:

@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from dataflex_pipeline.errors import RunError
 from dataflex_pipeline.pipeline.damage import check_tables
+from dataflex_pipeline.pipeline.drawing import as_ingredients, draw_settings
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Outcome, Output
 from dataflex_pipeline.pipeline.prepare import open_split
-from dataflex_pipeline.pipeline.select import Selection, as_ingredients, draw_settings
+from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.sampling.draw import Drawn, DrawSettings, draw_uniform
 from dataflex_pipeline.schemas import INDEX
 from dataflex_pipeline.store.atomic import set_aside

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,10 +10,11 @@ from dataflex_pipeline.api import Feature, Method, Need, Selection, Split
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.features.plan import method_needs, with_upstream
 from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
+from dataflex_pipeline.pipeline.drawing import draw_settings, positions
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.prepare import Source, splits_of
 from dataflex_pipeline.pipeline.score import check_pool_columns
-from dataflex_pipeline.pipeline.select import draw_settings, positions
+from dataflex_pipeline.pipeline.similarity import similarity_need
 from dataflex_pipeline.sampling.exported import check_export
 from dataflex_pipeline.sampling.quotas import check_quotas
 from dataflex_pipeline.schemas import PREPARED
@@ -89,8 +90,12 @@ def check_method(
         _check_quotas(run, sources["pool"])
     if has_trained(run.store):
         return
-    for each in scoring_methods(run, name):
+    names = scoring_methods(run, name)
+    for each in names:
         _check_scoring(run, sources, last, each)
+    if last and draws:
+        for need, feature in similarity_features(run, names):
+            feature.check(need, sources["pool"].scan.n_rows)
 
 
 def _check_scoring(run: OpenRun, sources: Mapping[Split, Source], last: int, name: str) -> None:
@@ -160,6 +165,16 @@ def features_of(run: OpenRun, method: Method) -> Iterator[tuple[Need, Feature]]:
             if need not in seen:
                 seen.append(need)
                 yield need, feature
+
+
+def similarity_features(run: OpenRun, names: Sequence[str]) -> Iterator[tuple[Need, Feature]]:
+    """Yield the embeddings that rows are kept apart by, where they are.
+
+    Args:
+        run: to be started. names: of the methods that score a round.
+    """
+    need = similarity_need(run.given, [run.method(name)[0] for name in names])
+    yield from () if need is None else with_upstream(need, run.given)
 
 
 def check_model(run: OpenRun, name: str | None = None) -> None:

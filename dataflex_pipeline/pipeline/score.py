@@ -57,7 +57,7 @@ class Scoring:
         other_before: why scores of the round before that are there are not added to; empty otherwise.
         wanted: ingredients of the score table.
         chooser: the method whose best rows are the candidates; None where every row is scored.
-        candidates: those rows.
+        cascade: those rows.
     """
 
     name: str
@@ -71,7 +71,12 @@ class Scoring:
     other_before: str
     wanted: dict[str, Any]
     chooser: str | None = None
-    candidates: Candidates | None = None
+    cascade: Cascade | None = None
+
+    @property
+    def candidates(self) -> Candidates | None:
+        """The rows that are scored; None where all are."""
+        return None if self.cascade is None else self.cascade.candidates
 
     @property
     def rows(self) -> PartedTable:
@@ -138,7 +143,7 @@ def plan_scoring(run: OpenRun, number: int, name: str) -> Scoring:
         other,
         wanted,
         None if rule is None else rule.method,
-        None if cascade is None else cascade.candidates,
+        cascade,
     )
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.errors import ConfigError, DataError, did_you_mean
+from dataflex_pipeline.sampling.apart import KeepsApart, draw_apart
 from dataflex_pipeline.sampling.probabilities import ProbabilitySummary, write_probabilities
 from dataflex_pipeline.sampling.quotas import amounts_of, balance, interleave
 from dataflex_pipeline.sampling.ranked import Rankings, round_robin, round_robin_rows, top_k
@@ -37,6 +38,7 @@ def draw(
     *,
     rankings: Rankings | None = None,
     block_rows: int = BLOCK_ROWS,
+    apart: KeepsApart | None = None,
 ) -> Drawn:
     """Select rows and lay them out as an index.
 
@@ -51,6 +53,7 @@ def draw(
         settings: what is asked for.
         rankings: with ``over_target_rows``: how each target row values the rows of the pool.
         block_rows: rows read at a time; fewer where there are many groups or target rows.
+        apart: with ``max_similarity``: tells which rows are too like each other.
 
     Raises:
         ConfigError: unknown source or group column, quotas that cannot be filled.
@@ -83,7 +86,9 @@ def draw(
         with_tokens=settings.token_budget is not None,
         block_rows=block_rows,
     )
-    if rankings is not None:
+    if apart is not None:
+        selections, notices = draw_apart(rows, settings, amounts, apart, rankings)
+    elif rankings is not None:
         selections, notices = round_robin_rows(rows, rankings, settings, amounts)
     else:
         select = {"sample": sample, "top_k": top_k, "round_robin": round_robin}[settings.strategy]
