@@ -9,6 +9,7 @@ from dataflex_pipeline.config.draw_rules import (
     AMOUNTS,
     check_amounts,
     check_balance,
+    check_order,
     check_quotas,
     check_similarity,
     check_strategy,
@@ -62,6 +63,7 @@ def _draw(config: Config, said: Place) -> None:
     check_balance(config.balanced, config.source_quotas, said)
     check_strategy(config.strategy or "sample", config.replacement, config.weights, said)
     check_similarity(config.max_similarity, config.replacement, config.weights, said)
+    check_order(config.order, config.disable_shuffling, said)
 
 
 def _sizes(config: Config, said: Place) -> None:

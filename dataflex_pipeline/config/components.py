@@ -28,8 +28,8 @@ _SECTION = "selectors"
 PASSED_OVER_SECTIONS = {
     "mixers": "source_quotas sets fixed shares of the data sets",
     "weighters": "weights sets what a selected row weighs",
-    "reorders": "disable_shuffling keeps the order of selection",
-    "reorderers": "disable_shuffling keeps the order of selection",
+    "reorders": "order puts a round's rows in order by score",
+    "reorderers": "order puts a round's rows in order by score",
     "pipelines": "a method is one component here",
 }
 """Sections of the peer's newer components.yaml that hold no methods; what there is here instead."""

@@ -106,6 +106,20 @@ def check_similarity(limit: float | None, replacement: bool | None, weights: str
         )
 
 
+def check_order(order: str, disable_shuffling: bool, said: Said) -> None:
+    """Refuse two orders at once.
+
+    Raises:
+        ConfigError: an order by score beside ``disable_shuffling``.
+    """
+    if order != "shuffled" and disable_shuffling:
+        raise ConfigError(
+            f"Set together: {said('order')}; {said('disable_shuffling')}.",
+            "disable_shuffling keeps the order of selection, so only one of them can hold.",
+            "Keep one of them.",
+        )
+
+
 def exact(share: float) -> Fraction:
     """Return the decimal number that a share was written as, so that 0.07 of 100 is 7 and not a bit more."""
     return Fraction(repr(float(share)))

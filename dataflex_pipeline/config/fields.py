@@ -236,6 +236,14 @@ class Config(BaseModel):
         "selection",
     )
 
+    order: Literal["shuffled", "ascending", "descending", "folded"] = key(
+        "shuffled",
+        "order of a round's rows in training: shuffled, or by score in every pass over them: ascending, "
+        "descending, or folded (from low to high three times over, each time with every third row)",
+        "selection",
+        "selection",
+    )
+
     # training
     per_device_train_batch_size: int = key(8, "rows per process and forward pass", "run", "training", ge=1)
     gradient_accumulation_steps: int = key(1, "forward passes per optimizer step", "run", "training", ge=1)

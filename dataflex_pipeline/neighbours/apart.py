@@ -116,9 +116,9 @@ class Apart:
 
     def _most_like(self, places: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the taken row that each row is most like, among those taken before it, and the cosine."""
-        vectors, n = self._vectors[places], int(counts.max())
+        vectors, n, least = self._vectors[places], int(counts.max()), int(counts.min())
         found = vectors @ self._taken[:n].T  # [b, n]
-        found[np.arange(n) >= counts[:, None]] = -np.inf
+        found[:, least:][np.arange(least, n) >= counts[:, None]] = -np.inf
         best = found.max(axis=1)
         like, similarity = np.empty(len(places), dtype=np.int64), np.empty(len(places))
         for line in range(len(places)):

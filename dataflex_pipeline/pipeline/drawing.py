@@ -46,6 +46,7 @@ def draw_settings(
         seed=derive_seed(config.seed, "select", number),
         group_columns=groups,
         over_target_rows=over_target_rows,
+        order=config.order if number else "shuffled",
         max_similarity=config.max_similarity if number else None,
         embeddings=embeddings,
     )
@@ -61,6 +62,7 @@ def as_ingredients(settings: DrawSettings) -> dict[str, Any]:
         "seed": settings.seed,
         **({"over": "target_rows"} if settings.over_target_rows else {}),
         **({"balanced": "source"} if settings.balanced else {}),
+        **({} if settings.order == "shuffled" else {"order": settings.order}),
         **_apart(settings),
     }
 

@@ -108,7 +108,8 @@ class Index(Output):
             drawn = self.selection.draw()
             run.memo.forget_output(self.path)
             set_aside(self.path)
-            _write_index(self, drawn, wanted, {"method": self.method, "round": str(self.number)})
+            notes = {"method": self.method, "round": str(self.number), "order": self.run.given.order}
+            _write_index(self, drawn, wanted, notes)
             run.memo.written(self.path)
         found = TableFile(self.path).metadata.get("found", "")
         return Outcome(self.stage, self.path, done, time.monotonic() - began, found)

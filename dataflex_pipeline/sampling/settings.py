@@ -19,6 +19,7 @@ from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.sampling.uniforms import Integers
 
 Strategy = Literal["sample", "top_k", "round_robin"]
+Order = Literal["shuffled", "ascending", "descending", "folded"]
 Weights = Literal["uniform", "importance", "probability"]
 
 
@@ -44,6 +45,7 @@ class DrawSettings:
         seed: of this round and purpose; every stream inside is derived from it.
         group_columns: for ``round_robin``, the score columns that take turns, higher is better.
         over_target_rows: for ``round_robin``, that target rows take turns instead.
+        order: of the rows within each pass; by score in place of the random order.
         max_similarity: rows whose embedding has a higher cosine with one already taken are passed over.
         embeddings: fingerprint of those embeddings.
 
@@ -64,6 +66,7 @@ class DrawSettings:
     seed: int = 0
     group_columns: tuple[str, ...] = ()
     over_target_rows: bool = False
+    order: Order = "shuffled"
     max_similarity: float | None = None
     embeddings: str = ""
 
