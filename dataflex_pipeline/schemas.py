@@ -105,6 +105,19 @@ SELECTION = pa.schema(
 )
 """The rows that were chosen, one line each; a row drawn several times has as many lines."""
 
+PASSED_OVER = pa.schema(
+    [
+        ROW,
+        ROW_ID,
+        column("source", pa.string(), "name of the data set that the row came from"),
+        column("score", pa.float64(), "score of the row, higher is better; null where it has none"),
+        column("like_row", pa.int64(), "selected row that it resembles most; null without an embedding"),
+        column("like_row_id", pa.string(), "content hash of that row (hex)"),
+        column("similarity", pa.float64(), "cosine of the two embeddings, above max_similarity"),
+    ]
+)
+"""Rows that a selection with ``max_similarity`` passed over, in the order in which they were looked at."""
+
 INDEX = pa.schema(
     [
         column("position", pa.int64(), "training position within the round, from 0", nullable=False),

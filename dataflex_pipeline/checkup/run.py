@@ -86,11 +86,12 @@ def _shared_features(place: Path) -> Finding:
 
 def _needed(context: Run, name: str) -> list[Finding]:
     """Check the models, packages, files and servers that the method needs; nothing is loaded or paid for."""
-    from dataflex_pipeline.pipeline.preflight import features_of
+    from dataflex_pipeline.pipeline.preflight import features_of, scoring_methods, similarity_features
 
-    method, _ = context.method(name)
+    methods = [context.method(each)[0] for each in scoring_methods(context, name)]
     findings: list[Finding] = []
-    for need, feature in features_of(context, method):
+    needed = [each for method in methods for each in features_of(context, method)]
+    for need, feature in [*needed, *similarity_features(context, scoring_methods(context, name))]:
         label = f"{need.name.replace('_', ' ')} of the {need.split}"
 
         def look(need: Need = need, feature: Feature = feature, label: str = label) -> list[Finding]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dataflex_pipeline.config.candidates import check_candidates
 from dataflex_pipeline.config.draw_rules import (
     AMOUNTS,
     check_amounts,
     check_balance,
+    check_order,
     check_quotas,
+    check_similarity,
     check_strategy,
 )
 from dataflex_pipeline.config.fields import DEMO, Config
@@ -43,13 +46,15 @@ Place = Callable[[str], str]
 
 def check(config: Config, place: Place) -> None:
     """Raise ConfigError for the first pair of settings that cannot both hold."""
-    for rule in (_draw, _sizes, schedule, _evaluation, _best, _trackers, _adapter):
+    for rule in (_draw, _candidates, _sizes, schedule, _evaluation, _best, _trackers, _adapter):
         rule(config, lambda name: f"{name}: {show(name, getattr(config, name))} ({place(name)})")
 
 
 def notices(config: Config) -> list[str]:
     """Return a line for every setting that has no effect, or more effect than one may think."""
-    return [*_model_notices(config), *_evaluation_notices(config)]
+    unused = config.similarity and config.max_similarity is None
+    lines = ["similarity has no effect without max_similarity"] if unused else []
+    return [*_model_notices(config), *_evaluation_notices(config), *lines]
 
 
 def _draw(config: Config, said: Place) -> None:
@@ -57,6 +62,8 @@ def _draw(config: Config, said: Place) -> None:
     check_quotas(config.source_quotas, said)
     check_balance(config.balanced, config.source_quotas, said)
     check_strategy(config.strategy or "sample", config.replacement, config.weights, said)
+    check_similarity(config.max_similarity, config.replacement, config.weights, said)
+    check_order(config.order, config.disable_shuffling, said)
 
 
 def _sizes(config: Config, said: Place) -> None:
@@ -70,6 +77,11 @@ def _sizes(config: Config, said: Place) -> None:
                 f"An index holds at most {MOST_POSITIONS:,} rows.",
                 f"Lower {name}, per_device_train_batch_size or gradient_accumulation_steps.",
             )
+
+
+def _candidates(config: Config, said: Place) -> None:
+    amounts = {name: getattr(config, name) for name in AMOUNTS}
+    check_candidates(config.candidates, config.component_name, amounts, said)
 
 
 def _evaluation(config: Config, said: Place) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataflex_pipeline.config.candidates import candidate_rule
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.names import check_name
 from dataflex_pipeline.config.peer import shipped_in_place_of
@@ -27,8 +28,8 @@ _SECTION = "selectors"
 PASSED_OVER_SECTIONS = {
     "mixers": "source_quotas sets fixed shares of the data sets",
     "weighters": "weights sets what a selected row weighs",
-    "reorders": "disable_shuffling keeps the order of selection",
-    "reorderers": "disable_shuffling keeps the order of selection",
+    "reorders": "order puts a round's rows in order by score",
+    "reorderers": "order puts a round's rows in order by score",
     "pipelines": "a method is one component here",
 }
 """Sections of the peer's newer components.yaml that hold no methods; what there is here instead."""
@@ -104,13 +105,14 @@ def known_methods(config: Config, config_dir: Path | None) -> dict[str, str]:
 
 
 def check_method_names(config: Config, config_dir: Path | None) -> None:
-    """Check that there are the methods that the configuration sets parameters of, in use or not.
+    """Check that there are the methods that the configuration sets parameters of, or chooses candidates by.
 
     Raises:
         ConfigError: no such method, or its entry cannot be used.
     """
     known = _entries(config, config_dir)
-    for name in config.methods:
+    chooser = candidate_rule(config.candidates)
+    for name in [*config.methods, *([] if chooser is None else [chooser.method])]:
         if name not in known:
             raise _unknown_method(name, known)
         _checked_entry(name, known[name])

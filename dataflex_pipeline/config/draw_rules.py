@@ -83,6 +83,43 @@ def check_strategy(strategy: str, replacement: bool | None, weights: str, said: 
             )
 
 
+def check_similarity(limit: float | None, replacement: bool | None, weights: str, said: Said) -> None:
+    """Refuse what a selection of different rows cannot be.
+
+    Raises:
+        ConfigError: draws with replacement, or importance weights, beside ``max_similarity``.
+    """
+    if limit is None:
+        return
+    if replacement:
+        raise ConfigError(
+            f"Set together: {said('max_similarity')}; {said('replacement')}.",
+            "With replacement a row may come again, and it is like itself.",
+            "Leave one of them out.",
+        )
+    if weights == "importance":
+        raise ConfigError(
+            f"Set together: {said('max_similarity')}; {said('weights')}.",
+            "Importance weights undo how likely a row was drawn, and that is not known where a row can be "
+            "passed over for another.",
+            "Set weights to uniform or probability, or leave max_similarity out.",
+        )
+
+
+def check_order(order: str, disable_shuffling: bool, said: Said) -> None:
+    """Refuse two orders at once.
+
+    Raises:
+        ConfigError: an order by score beside ``disable_shuffling``.
+    """
+    if order != "shuffled" and disable_shuffling:
+        raise ConfigError(
+            f"Set together: {said('order')}; {said('disable_shuffling')}.",
+            "disable_shuffling keeps the order of selection, so only one of them can hold.",
+            "Keep one of them.",
+        )
+
+
 def exact(share: float) -> Fraction:
     """Return the decimal number that a share was written as, so that 0.07 of 100 is 7 and not a bit more."""
     return Fraction(repr(float(share)))

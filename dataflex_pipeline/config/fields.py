@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from dataflex_pipeline.config.candidates import CandidateRule, candidate_rule
+
 Role = Literal["run", "selection", "runtime"]
 
 
@@ -178,6 +180,13 @@ class Config(BaseModel):
         "selection",
         "rounds",
     )
+    candidates: dict[str, str | float | int] = key(
+        {},
+        "a cheaper method scores all rows first, and the method only its best: "
+        "{method: near, fraction: 0.1}, or num_samples in place of fraction",
+        "selection",
+        "rounds",
+    )
 
     # selection
     strategy: Literal["sample", "top_k", "round_robin"] | None = key(
@@ -219,9 +228,32 @@ class Config(BaseModel):
         "selection",
         "selection",
     )
+    max_similarity: float | None = key(
+        None,
+        "pass over a row whose embedding has a higher cosine with that of a row already taken",
+        "selection",
+        "selection",
+        gt=0.0,
+        le=1.0,
+    )
+    similarity: dict[str, str | float | int] = key(
+        {},
+        "the embeddings that max_similarity compares, {embed_model: ..., embed_text: prompt, ...} as for "
+        "near; by default those of the method, or of what chooses its candidates, else near's defaults",
+        "selection",
+        "selection",
+    )
     disable_shuffling: bool = key(
         False,
         "keep the order of selection (best or first drawn first) instead of a seeded shuffle",
+        "selection",
+        "selection",
+    )
+
+    order: Literal["shuffled", "ascending", "descending", "folded"] = key(
+        "shuffled",
+        "order of a round's rows in training: shuffled, or by score in every pass over them: ascending, "
+        "descending, or folded (from low to high three times over, each time with every third row)",
         "selection",
         "selection",
     )
@@ -383,6 +415,14 @@ class Config(BaseModel):
         """Rows from the start of the pool that are the target, where ``eval_dataset`` is first_<number>."""
         match = re.fullmatch(r"first_([1-9][0-9]*)", self.eval_dataset or "")
         return None if match is None else int(match[1])
+
+    def candidates_of(self, method: str) -> CandidateRule | None:
+        """Return how the candidates of a method are chosen; None where it scores every row.
+
+        So does the method that chooses them.
+        """
+        rule = candidate_rule(self.candidates)
+        return None if rule is None or rule.method == method else rule
 
     @property
     def horizon(self) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from dataflex_pipeline.config import checks
 from dataflex_pipeline.config.aliases import data_of_method
+from dataflex_pipeline.config.candidates import without_other_amount
 from dataflex_pipeline.config.components import (
     check_method_names,
     components_file,
@@ -111,6 +112,8 @@ class _Settings:
                 self.emptied[name] = layer.place(name)
             else:
                 under = self.values.get(name) if layer.merge or name == "methods" else None
+                if name == "candidates" and isinstance(under, dict) and isinstance(value, dict):
+                    under = without_other_amount(under, value)
                 self.values[name] = merged(under, value)
                 self.sources[name], self.places[name] = layer.label, layer.place(name)
                 self.emptied.pop(name, None)

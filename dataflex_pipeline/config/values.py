@@ -24,6 +24,8 @@ _BOUNDS: tuple[tuple[type, str, str], ...] = (
 )
 _PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
+_VALUES: dict[Any, str] = {float: "numbers", str: "text", str | float | int: "text and numbers"}
+
 
 def base_type(name: str) -> Any:
     """Return the type of a key without its ``| None``: str, int, a Literal, dict[str, float], ..."""
@@ -90,10 +92,7 @@ def _type_in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(a) for a in get_args(kind))
     if get_origin(kind) is dict:
-        value = get_args(kind)[1]
-        return (
-            f"a mapping of names to {'numbers' if value is float else 'text' if value is str else 'mappings'}"
-        )
+        return f"a mapping of names to {_VALUES.get(get_args(kind)[1], 'mappings')}"
     return _PLAIN[kind]
 
 

@@ -73,8 +73,8 @@ def predict(context: Run, budget: float = BUDGET) -> Estimate:
         UserError: several processes were started, or the configuration cannot work.
     """
     from dataflex_pipeline.estimate.calibrate import calibrate
-    from dataflex_pipeline.estimate.needs import needs_by_round, tables_there
-    from dataflex_pipeline.estimate.stages import run_stages
+    from dataflex_pipeline.estimate.needs import candidate_keys, needs_by_round, tables_there
+    from dataflex_pipeline.estimate.stages import Chooser, run_stages
     from dataflex_pipeline.pipeline.epochs import settle_epochs
     from dataflex_pipeline.pipeline.preflight import check_target
 
@@ -90,7 +90,11 @@ def predict(context: Run, budget: float = BUDGET) -> Estimate:
     name = context.given.component_name
     chosen, _ = context.method(name)
     doubts = _check_features(context, chosen)
-    rounds = needs_by_round(chosen, context.config)
+    rule = context.given.candidates_of(name)
+    chooser = None if rule is None else context.method(rule.method)[0]
+    doubts += [] if chooser is None else _check_features(context, chooser)
+    rounds = needs_by_round(chosen, context.config, chooser)
+    few = candidate_keys(chosen, context.config, chooser)
     with tempfile.TemporaryDirectory(prefix="dataflex-estimate-") as folder:
         scratch = Path(folder)
         context.progress.say("reading the data")
@@ -114,7 +118,8 @@ def predict(context: Run, budget: float = BUDGET) -> Estimate:
             chosen,
             rounds,
             context.global_batch,
-            tables_there(context, rounds),
+            tables_there(context, rounds, few),
+            None if rule is None or chooser is None else Chooser(rule, chooser, few),
         )
     return Estimate(stages, measured, context.global_batch, [*doubts, *_warnings(context, measured)])
 

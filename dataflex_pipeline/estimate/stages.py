@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from dataflex_pipeline.api import Method, Need
+from dataflex_pipeline.config.candidates import CandidateRule
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.estimate.costs import (
     ID_BYTES,
@@ -32,6 +33,20 @@ PASSES = 2
 """How often scoring goes over a score table: writing it, and saying what is in it."""
 
 
+@dataclass(frozen=True)
+class Chooser:
+    """What scores all rows before the method, and leaves it the best of them.
+
+    Attributes:
+        rule: how many they are. method: the chooser.
+        of_candidates: `need_key` of the feature tables that are made of the candidates alone.
+    """
+
+    rule: CandidateRule
+    method: Method
+    of_candidates: frozenset[str]
+
+
 def run_stages(
     found: Measured,
     samples: Sequence[Sample],
@@ -40,6 +55,7 @@ def run_stages(
     rounds: Sequence[Sequence[Need]],
     batch: int,
     there: Collection[str] = (),
+    chooser: Chooser | None = None,
 ) -> list[StageCost]:
     """Return the stages of a run in order.
 
@@ -47,6 +63,7 @@ def run_stages(
         found: the calibration. samples: of the splits. workers: processes that prepare each of them.
         method: the one that scores. rounds: its feature tables by round. batch: rows per optimizer step.
         there: `need_key` of feature tables that are finished.
+        chooser: what chooses the candidates; None where every row is scored.
     """
     stages = [_start(found)]
     stages += [_prepare(sample, count) for sample, count in zip(samples, workers, strict=True)]
@@ -55,13 +72,25 @@ def run_stages(
     groups = max((len(set(_groups(sample))) for sample in samples), default=1)
     for number, needs in enumerate(rounds, 1):
         for need in needs:
-            stage = feature_stage(found, need, number)
+            stage = _feature(found, need, number, chooser)
             stages.append(_found(stage) if need_key(need) in there else stage)
+        if chooser is not None:
+            stages.append(_score(found, chooser.method, number, groups))
         stages.append(_score(found, method, number, groups))
         stages.append(_select(found, method, number, batch))
         if found.config.trains_rounds:
             stages.append(training_stage(found, number, batch))
     return stages
+
+
+def _feature(found: Measured, need: Need, number: int, chooser: Chooser | None) -> StageCost:
+    """Predict a feature table, of the candidates alone where it is."""
+    if chooser is None or need_key(need) not in chooser.of_candidates:
+        return feature_stage(found, need, number)
+    few = found.pool.drawn(chooser.rule.count(round(found.pool.valid)))
+    stage = feature_stage(replace(found, pool=few), need, number)
+    note = f"{few.rows:,} candidates" + (f"; {stage.note}" if stage.note else "")
+    return replace(stage, note=note) if need.split == "pool" else stage
 
 
 def _found(stage: StageCost) -> StageCost:

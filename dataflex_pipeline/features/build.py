@@ -27,6 +27,7 @@ from dataflex_pipeline.api import BlockTable, Feature, FeatureInput, Need, Progr
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.load import dump_config
 from dataflex_pipeline.errors import DataError, RunError, UserError
+from dataflex_pipeline.features.candidates import CandidateTable
 from dataflex_pipeline.features.part_size import choose_rows
 from dataflex_pipeline.features.plan import (
     FeaturePlan,
@@ -83,6 +84,8 @@ def build_feature(
 ) -> Built:
     """Open a feature table, computing only the parts that are not on disk, and what it is computed from.
 
+    One that is read through candidates is computed for every row.
+
     In a folder that runs share, one process at a time computes a table; another one that needs it waits,
     and then takes what is there. A finished table is read without any lock.
 
@@ -98,6 +101,19 @@ def build_feature(
         DataError: no row of the split could be computed.
         CorruptError: the table on disk is damaged or foreign, and ``overwrite`` is not set.
     """
+    built = _build(features, plan, progress, overwrite=overwrite, verify=verify, shared=shared)
+    return built if plan.through is None else replace(built, table=CandidateTable(built.table, plan.through))
+
+
+def _build(
+    features: Path,
+    plan: FeaturePlan,
+    progress: Progress,
+    *,
+    overwrite: bool,
+    verify: Callable[[Path], object],
+    shared: bool,
+) -> Built:
     began = time.monotonic()
     folder = plan.folder(features)
     if overwrite and is_damaged(folder, plan.ingredients):
@@ -357,7 +373,8 @@ def compute_share(job: launch.Job, content: Mapping[str, Any]) -> None:
     for key, inner in plan.upstream.items():
         folder = inner.folder(features)
         launch.await_file(folder / MANIFEST)
-        tables[key] = PartedTable.reopen(folder)
+        whole = PartedTable.reopen(folder)
+        tables[key] = whole if inner.through is None else CandidateTable(whole, inner.through)
     folder = plan.folder(features)
     writer = PartsWriter(folder, plan.feature.schema, plan.ingredients, joining=True)
     given = replace(plan.given, tables=tables, folder=folder)
@@ -387,9 +404,10 @@ def _heaviest_first(plan: FeaturePlan, missing: list[int]) -> list[int]:
     """Return parts by falling number of tokens (ties by number), so that the last one ends soon."""
     per_part, table = _size(plan), plan.given.table
     tokens = np.zeros(-(-table.n_rows // per_part))  # [parts]
-    for block in table.blocks(["row", "n_tokens"]):
-        part = block.column("row").to_numpy() // per_part
-        tokens += np.bincount(part, block.column("n_tokens").to_numpy(), minlength=len(tokens))
+    for block in table.blocks(["row", "n_tokens", "valid"]):
+        used = block.filter(block.column("valid"))
+        part = used.column("row").to_numpy() // per_part
+        tokens += np.bincount(part, used.column("n_tokens").to_numpy(), minlength=len(tokens))
     return sorted(missing, key=lambda number: (-tokens[number], number))
 
 

@@ -16,6 +16,7 @@ from dataflex_pipeline.api import Feature, FeatureInput, Method, Need, Params, S
 from dataflex_pipeline.config.explain import explain
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.features.candidates import Candidates, CandidateTable, Cascade
 from dataflex_pipeline.store.fingerprint import digest, file_digest
 from dataflex_pipeline.store.parts import MANIFEST, PartedTable
 from dataflex_pipeline.store.stale import MARKER
@@ -44,7 +45,10 @@ class FeaturePlan:
         rows_per_part: rows of the split per part (auto: part_size.py finds them before the first one);
             batches are formed inside a part. No part of the ingredients: a table that was begun with another
             number goes on with that one.
-        ingredients: what the table is made from; their digest is its fingerprint.
+        ingredients: what the table is made from; their digest is the fingerprint of the table on disk.
+        cascade: the candidates that the pool's features are restricted to; None for every row.
+        through: the candidates that the table, which holds every row, is read through; None where it is read
+            as it is.
     """
 
     need: Need
@@ -53,6 +57,20 @@ class FeaturePlan:
     upstream: Mapping[str, FeaturePlan]
     rows_per_part: int | Literal["auto"]
     ingredients: dict[str, Any]
+    cascade: Cascade | None = None
+    through: Candidates | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the table as it is read."""
+        own = digest(self.ingredients)
+        return own if self.through is None else digest({"table": own, "candidates": self.through.digest})
+
+    def with_upstream(self) -> Iterator[FeaturePlan]:
+        """Yield the plans of the tables that it is computed from, and then itself."""
+        for inner in self.upstream.values():
+            yield from inner.with_upstream()
+        yield self
 
     def folder(self, features: Path) -> Path:
         """Return the table's folder: name, split and the head of its fingerprint."""
@@ -145,6 +163,7 @@ def plan_feature(
     config: Any,
     given: Callable[[Need], FeatureInput],
     rows_per_part: int | Literal["auto"],
+    cascade: Cascade | None = None,
 ) -> FeaturePlan:
     """Work out a feature table and those that it is computed from.
 
@@ -152,12 +171,34 @@ def plan_feature(
         need: what is asked for. config: the run's configuration.
         given: finds the rows and the checkpoint that a need speaks of.
         rows_per_part: rows of the split per part, or auto.
+        cascade: the candidates that the pool's features are restricted to; None: every row.
     """
     feature, found = make_feature(need, config), given(need)
     upstream = {
-        key: plan_feature(inner, config, given, rows_per_part)
+        key: plan_feature(inner, config, given, rows_per_part, cascade)
         for key, inner in _upstream_needs(feature, need).items()
     }
+    ingredients = _ingredients(need, feature, found, upstream)
+    through = None
+    if cascade is not None and need.split == "pool":
+        # A row's own feature is the same whatever rows are beside it; one made from other tables may not be.
+        if not upstream and digest(ingredients) in cascade.whole:
+            through = cascade.candidates
+        else:
+            ingredients["candidates"] = cascade.candidates.digest
+            found = replace(found, table=_restricted(found.table, cascade.candidates))
+    return FeaturePlan(need, feature, found, upstream, rows_per_part, ingredients, cascade, through)
+
+
+def _restricted(table: Any, candidates: Candidates) -> Any:
+    """Return the pool's rows seen through candidates; None where only fingerprints are looked at."""
+    return None if table is None else CandidateTable(table, candidates)
+
+
+def _ingredients(
+    need: Need, feature: Feature, found: FeatureInput, upstream: Mapping[str, FeaturePlan]
+) -> dict[str, Any]:
+    """Return what a feature table of every row is made from."""
     ingredients = {
         "feature": need.name,
         "version": feature.version,
@@ -171,8 +212,8 @@ def plan_feature(
     if file is not None:
         ingredients["implementation"] = f"file {file_digest(file)}"
     if upstream:
-        ingredients["features"] = {key: digest(plan.ingredients) for key, plan in upstream.items()}
-    return FeaturePlan(need, feature, found, upstream, rows_per_part, ingredients)
+        ingredients["features"] = {key: plan.fingerprint for key, plan in upstream.items()}
+    return ingredients
 
 
 def _own_file(kind: type[Feature]) -> Path | None:
@@ -204,6 +245,7 @@ def to_plain(plan: FeaturePlan) -> dict[str, Any]:
         "checkpoint_fingerprint": given.checkpoint_fingerprint,
         "upstream": {key: to_plain(inner) for key, inner in plan.upstream.items()},
         "rows_per_part": plan.rows_per_part,
+        "cascade": None if plan.cascade is None else plan.cascade.plain(),
     }
 
 
@@ -211,8 +253,11 @@ def from_plain(content: Mapping[str, Any], config: Config) -> FeaturePlan:
     """Return the plan that ``to_plain`` described, its inputs opened as soon as they are visible here."""
     inputs: dict[Key, FeatureInput] = {}
     _collect_inputs(content, inputs)
-    need = Need(**content["need"])
-    return plan_feature(need, config, lambda each: inputs[_key(each)], content["rows_per_part"])
+    need, restricted = Need(**content["need"]), content["cascade"]
+    if restricted is not None:
+        launch.await_file(Path(restricted["scores"]))
+    cascade = None if restricted is None else Cascade.of_plain(restricted)
+    return plan_feature(need, config, lambda each: inputs[_key(each)], content["rows_per_part"], cascade)
 
 
 def _collect_inputs(content: Mapping[str, Any], found: dict[Key, FeatureInput]) -> None:

@@ -14,7 +14,7 @@ from dataflex_pipeline.errors import CorruptError, StaleError
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.store.atomic import set_aside
 from dataflex_pipeline.store.fingerprint import digest
-from dataflex_pipeline.store.run import BEST, PROBABILITIES, RoundFolder, RunFolder
+from dataflex_pipeline.store.run import BEST, PASSED_OVER_FILE, PROBABILITIES, RoundFolder, RunFolder
 from dataflex_pipeline.store.stale import found_ingredients, is_complete
 from dataflex_pipeline.training.kept import KEPT
 from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
@@ -26,7 +26,8 @@ def tables_of(where: RoundFolder) -> Iterator[Path]:
         yield from sorted((where.folder / kind).glob("*.parquet"))
     for path in where.named_selections():
         yield from sorted(path.parent.glob("*.parquet"))
-    yield from (path for path in (where.selection, where.index) if path.is_file())
+    beside = where.selection.with_name(PASSED_OVER_FILE)
+    yield from (path for path in (where.selection, beside, where.index) if path.is_file())
 
 
 def check_outputs(run: OpenRun, last: int) -> None:

@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from dataflex_pipeline.errors import RunError
 from dataflex_pipeline.pipeline.damage import check_tables
+from dataflex_pipeline.pipeline.drawing import as_ingredients, draw_settings
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Outcome, Output
 from dataflex_pipeline.pipeline.prepare import open_split
-from dataflex_pipeline.pipeline.select import Selection, as_ingredients, draw_settings
+from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.sampling.draw import Drawn, DrawSettings, draw_uniform
 from dataflex_pipeline.schemas import INDEX
 from dataflex_pipeline.store.atomic import set_aside
@@ -107,7 +108,8 @@ class Index(Output):
             drawn = self.selection.draw()
             run.memo.forget_output(self.path)
             set_aside(self.path)
-            _write_index(self, drawn, wanted, {"method": self.method, "round": str(self.number)})
+            notes = {"method": self.method, "round": str(self.number), "order": self.run.given.order}
+            _write_index(self, drawn, wanted, notes)
             run.memo.written(self.path)
         found = TableFile(self.path).metadata.get("found", "")
         return Outcome(self.stage, self.path, done, time.monotonic() - began, found)

@@ -17,7 +17,7 @@ from dataflex_pipeline.pipeline.output import Outcome, Output, State
 from dataflex_pipeline.pipeline.preflight import check_method, check_model, check_target
 from dataflex_pipeline.pipeline.prepare import Rows, Source, look, read_sources, splits_of
 from dataflex_pipeline.pipeline.published import BestCheckpoint, PublishedAdapter
-from dataflex_pipeline.pipeline.score import Scores, check_scored_round
+from dataflex_pipeline.pipeline.score import Scores, check_scored_round, scores_of
 from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.pipeline.settings import check_settings
 from dataflex_pipeline.pipeline.train import Checkpoint
@@ -45,9 +45,9 @@ def planned_outputs(
     for number in range(1, last + 1):
         if Checkpoint(run, number - 1).ended_early:
             return
-        scores = Scores(run, number, method)
-        yield scores
-        yield from _chosen(run, scores)
+        tables = scores_of(run, number, method)
+        yield from tables
+        yield from _chosen(run, tables[-1])
 
 
 def _warmup(run: OpenRun) -> Iterator[Output]:
@@ -85,7 +85,9 @@ def all_outputs(run: OpenRun) -> Iterator[Output]:
         if not scored:
             scored = {selecting: Scores(run, number, selecting)}
             scored[selecting].label = f"round {number} scores"
-        yield from scored.values()
+        yield from sorted(
+            scored.values(), key=lambda each: len(each.follows)
+        )  # what chooses candidates first
         yield from _chosen(run, scored.get(selecting) or Scores(run, number, selecting))
         for path in run.store.round(number).named_selections():
             method = str(_recorded(path, run).get("method", selecting))
@@ -174,7 +176,7 @@ def check_planned(run: OpenRun, last: int, sources: Mapping[Split, Source]) -> N
         if not damage_checked and not isinstance(output, Rows):
             check_outputs(run, last)
             damage_checked = True
-        if isinstance(output, Scores):
+        if isinstance(output, Scores) and output.method == run.given.component_name:
             Selection(output).check_method()
         if isinstance(output, Checkpoint) and not is_complete(output.path):
             return
@@ -208,7 +210,7 @@ def make_part(run: OpenRun, number: int, outputs: Sequence[Output], *, keeps: bo
     check_settings(run)
     sources = None
     if begins:
-        method = first.method if isinstance(first, Scores | Selection) else None
+        method = next((each.method for each in outputs[::-1] if isinstance(each, Scores | Selection)), None)
         sources = check_before_start(run, number, method, draws=not isinstance(first, Scores))
     say_versions(run)
     check_outputs(run, number - 1 if run.overwrite else number)

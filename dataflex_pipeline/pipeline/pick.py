@@ -15,7 +15,7 @@ from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Outcome
 from dataflex_pipeline.pipeline.outputs import check_before_start, make_up_to
 from dataflex_pipeline.pipeline.preflight import check_how_many
-from dataflex_pipeline.pipeline.score import Scores
+from dataflex_pipeline.pipeline.score import scores_of
 from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.pipeline.settings import check_settings
 from dataflex_pipeline.pipeline.versions import say_versions
@@ -43,19 +43,20 @@ def pick(run: OpenRun, method: str, to: Path | None, trainer: Trainer) -> tuple[
     """
     check_settings(run)
     check_how_many(run, method)
-    selection = Selection(Scores(run, 1, method), replace=True)
+    tables = scores_of(run, 1, method)
+    selection = Selection(tables[-1], replace=True)
     if to is not None:
         check_place(run, to, None if run.overwrite else selection)
     sources = check_before_start(run, 1, method)
     if is_complete(run.store.pool) and not run.overwrite:
-        selection.scores.is_current()  # raises where other settings made them
+        all(table.is_current() for table in tables)  # raises where other settings made them
     say_versions(run)
     check_outputs(run, 1)
     with run.writing():
         if run.overwrite:
             set_aside_damaged_tables(run, 1)
         done = make_up_to(run, 0, sources, keeps=False)
-        done += [selection.scores.make(), selection.make()]
+        done += [output.make() for output in (*tables, selection)]
         run.save_settings()
         place = run.folder / "selected.jsonl" if to is None else to
         done += export_rows(run, place, Asked("data", 1, trainer=trainer), replaces=to is None)

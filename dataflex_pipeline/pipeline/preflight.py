@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,10 +10,11 @@ from dataflex_pipeline.api import Feature, Method, Need, Selection, Split
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.features.plan import method_needs, with_upstream
 from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
+from dataflex_pipeline.pipeline.drawing import draw_settings, positions
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.prepare import Source, splits_of
 from dataflex_pipeline.pipeline.score import check_pool_columns
-from dataflex_pipeline.pipeline.select import draw_settings, positions
+from dataflex_pipeline.pipeline.similarity import similarity_need
 from dataflex_pipeline.sampling.exported import check_export
 from dataflex_pipeline.sampling.quotas import check_quotas
 from dataflex_pipeline.schemas import PREPARED
@@ -22,6 +23,17 @@ from dataflex_pipeline.training.finished import has_trained
 
 ROWS, TOKENS = 8, 16
 """Made-up sequences; one finite loss among them is enough, since single bad rows are found when scoring."""
+
+
+def scoring_methods(run: OpenRun, name: str | None = None) -> list[str]:
+    """Return the methods that score a round: what chooses the candidates, and the one that they are for.
+
+    Args:
+        run: to be started. name: of the method; by default the configured one.
+    """
+    name = name or run.given.component_name
+    rule = run.given.candidates_of(name)
+    return [name] if rule is None else [rule.method, name]
 
 
 def check_target(run: OpenRun, name: str | None = None) -> None:
@@ -33,7 +45,11 @@ def check_target(run: OpenRun, name: str | None = None) -> None:
     Raises:
         ConfigError: the method needs a target and ``eval_dataset`` is not set.
     """
-    name = name or run.given.component_name
+    for each in scoring_methods(run, name):
+        _check_target(run, each)
+
+
+def _check_target(run: OpenRun, name: str) -> None:
     method, _ = run.method(name)
     check_kept_checkpoints(run, name)
     first = Selection(1, run.given.last_round, 0, run.progress.say)
@@ -41,11 +57,17 @@ def check_target(run: OpenRun, name: str | None = None) -> None:
     has_query = "query" in type(method.params).model_fields
     if wants and "target" not in splits_of(run):
         raise ConfigError(
-            f"The method {name} was chosen and eval_dataset is not set.",
+            f"The method {name} was chosen{_for_candidates(run, name)} and eval_dataset is not set.",
             f"{name} selects rows towards a target set, and there is none.",
             "Set eval_dataset to rows of what the model should get good at"
             + (", or query: first_100 for the first 100 rows of the pool." if has_query else "."),
         )
+
+
+def _for_candidates(run: OpenRun, name: str) -> str:
+    """Return " for candidates" where a method was only named to choose them."""
+    rule = run.given.candidates_of(run.given.component_name)
+    return " for candidates" if rule is not None and rule.method == name else ""
 
 
 def check_method(
@@ -68,11 +90,21 @@ def check_method(
         _check_quotas(run, sources["pool"])
     if has_trained(run.store):
         return
-    name = name or run.given.component_name
+    names = scoring_methods(run, name)
+    for each in names:
+        _check_scoring(run, sources, last, each)
+    if last and draws:
+        for need, feature in similarity_features(run, names):
+            feature.check(need, sources["pool"].scan.n_rows)
+
+
+def _check_scoring(run: OpenRun, sources: Mapping[Split, Source], last: int, name: str) -> None:
+    """Check what one method will need in round 1."""
     method, _ = run.method(name)
     if last and method.compares_rounds and not run.given.trains_rounds:
         raise ConfigError(
-            f"The method {name} was chosen, and no round is trained (update_step or update_times is 0).",
+            f"The method {name} was chosen{_for_candidates(run, name)}, and no round is trained (update_step "
+            "or update_times is 0).",
             f"{name} compares the model with itself some rounds later; till then all rows score the same.",
             "Choose another method, such as loss or perplexity, or set update_step and update_times.",
         )
@@ -135,6 +167,16 @@ def features_of(run: OpenRun, method: Method) -> Iterator[tuple[Need, Feature]]:
                 yield need, feature
 
 
+def similarity_features(run: OpenRun, names: Sequence[str]) -> Iterator[tuple[Need, Feature]]:
+    """Yield the embeddings that rows are kept apart by, where they are.
+
+    Args:
+        run: to be started. names: of the methods that score a round.
+    """
+    need = similarity_need(run.given, [run.method(name)[0] for name in names])
+    yield from () if need is None else with_upstream(need, run.given)
+
+
 def check_model(run: OpenRun, name: str | None = None) -> None:
     """Load the model once and compute a few losses, before an hour of preparing and training.
 
@@ -184,8 +226,8 @@ def _uses_model(run: OpenRun, name: str | None) -> bool:
     config = run.given
     if config.horizon:
         return True
-    method, _ = run.method(name or config.component_name)
-    return any(feature.uses_model for _, feature in features_of(run, method))
+    methods = [run.method(each)[0] for each in scoring_methods(run, name)]
+    return any(feature.uses_model for method in methods for _, feature in features_of(run, method))
 
 
 def _sample_losses(run: OpenRun) -> np.ndarray:

@@ -51,7 +51,7 @@ from dataflex_pipeline.pipeline.outputs import (
 from dataflex_pipeline.pipeline.pick import NOTHING_TRAINED, pick
 from dataflex_pipeline.pipeline.row import RowStory, row_story
 from dataflex_pipeline.pipeline.row_search import Found, find_text
-from dataflex_pipeline.pipeline.score import Scores
+from dataflex_pipeline.pipeline.score import Scores, scores_of
 from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.pipeline.table import Table
 from dataflex_pipeline.pipeline.train import Checkpoint
@@ -207,8 +207,9 @@ class Run(OpenRun):
             RunError: the round before is not trained.
         """
         with self._call(settings):
-            scores = Scores(self, whole_round(number), method or self.given.component_name)
-            self.outcomes = make_part(self, number, [scores])
+            tables = scores_of(self, whole_round(number), method or self.given.component_name)
+            self.outcomes = make_part(self, number, tables)
+            scores = tables[-1]
             return Table(scores.path, scores.describe(), by="score")
 
     def select(

@@ -1,40 +1,45 @@
-"""Scoring a round: the plan of a method's score table, the table, and its freshness."""
+"""Scoring a round: the plan of a method's score table, the table, and its freshness.
+
+With ``candidates`` a cheaper method scores the round first, and the method is asked about its best rows alone
+(features/candidates.py).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataflex_pipeline import api
+from dataflex_pipeline.config.candidates import CandidateRule
 from dataflex_pipeline.config.components import ComponentEntry
 from dataflex_pipeline.data.columns import PREFIX
 from dataflex_pipeline.errors import ConfigError, DataError, RunError, did_you_mean
 from dataflex_pipeline.features.build import FeaturePlan, build_feature, method_needs, plan_feature
+from dataflex_pipeline.features.candidates import Candidates, CandidateTable, Cascade
 from dataflex_pipeline.pipeline.base_model import is_given
 from dataflex_pipeline.pipeline.checkpoints import checkpoint_of, checkpoints_before
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Output, note
 from dataflex_pipeline.pipeline.prepare import open_split
+from dataflex_pipeline.pipeline.scored_block import Unscored, beside_candidates, score_block
 from dataflex_pipeline.schemas import SCORES
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.fingerprint import changes, digest, file_digest
 from dataflex_pipeline.store.parquet import ROW_GROUP
 from dataflex_pipeline.store.parts import PartedTable
-from dataflex_pipeline.store.ranks import column_values, quantiles
+from dataflex_pipeline.store.ranks import column_values, count, quantiles
 from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current
 from dataflex_pipeline.store.tables import TableFile, table_writer, zip_blocks
 from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
 
-ROWS_SHOWN = 3
 BLOCK_BYTES = 1 << 25
 """Bytes of one feature per block, at most about."""
 FEWEST_ROWS = 256
@@ -51,6 +56,8 @@ class Scoring:
         before: the method's own scores of the round before, where it adds to them.
         other_before: why scores of the round before that are there are not added to; empty otherwise.
         wanted: ingredients of the score table.
+        chooser: the method whose best rows are the candidates; None where every row is scored.
+        cascade: those rows.
     """
 
     name: str
@@ -63,6 +70,18 @@ class Scoring:
     before: TableFile | None
     other_before: str
     wanted: dict[str, Any]
+    chooser: str | None = None
+    cascade: Cascade | None = None
+
+    @property
+    def candidates(self) -> Candidates | None:
+        """The rows that are scored; None where all are."""
+        return None if self.cascade is None else self.cascade.candidates
+
+    @property
+    def rows(self) -> PartedTable:
+        """The pool as the method sees it: rows that are no candidates are not valid."""
+        return self.pool if self.candidates is None else CandidateTable(self.pool, self.candidates)
 
 
 def plan_scoring(run: OpenRun, number: int, name: str) -> Scoring:
@@ -78,7 +97,9 @@ def plan_scoring(run: OpenRun, number: int, name: str) -> Scoring:
     own = run.given.seed if entry.seed is None else entry.seed
     seed, shared = derive_seed(own, "method", name, number), derive_seed(own, "features", number)
     params = method.params.model_dump(mode="json")
-    before, other = _scores_before(run, number, name, params) if method.accumulates else (None, "")
+    chosen = candidates(run, number, name)
+    rule, cascade = (None, None) if chosen is None else chosen
+    before, other = _scores_before(run, number, name, params, cascade) if method.accumulates else (None, "")
     rate = _learning_rate(run, number - 1)
     several = checkpoints_before(run, number, name) if method.every_checkpoint else ()
     selection = api.Selection(
@@ -89,7 +110,7 @@ def plan_scoring(run: OpenRun, number: int, name: str) -> Scoring:
     method.check_pool(pool.n_rows)
     part = rows_per_part(run, entry)
     needs = {
-        key: plan_feature(need, run.config, partial(feature_input, run), part)
+        key: plan_feature(need, run.config, partial(feature_input, run), part, cascade)
         for key, need in method_needs(method, selection).items()
     }
     wanted = {
@@ -102,23 +123,75 @@ def plan_scoring(run: OpenRun, number: int, name: str) -> Scoring:
         "update_times": selection.update_times,
         "seed": seed,
         "pool": pool.fingerprint,
-        "features": {key: digest(plan.ingredients) for key, plan in needs.items()},
+        "features": {key: plan.fingerprint for key, plan in needs.items()},
     }
+    if rule is not None and cascade is not None:
+        wanted["candidates"] = {**rule.plain(), "chosen": cascade.candidates.digest}
     if method.accumulates:
         wanted |= {"before": before.fingerprint if before is not None else None, "learning_rate": rate}
     if several:
         wanted["checkpoints"] = [{"step": one.step, "learning_rate": one.learning_rate} for one in several]
-    return Scoring(name, method, entry, selection, lines, pool, needs, before, other, wanted)
+    return Scoring(
+        name,
+        method,
+        entry,
+        selection,
+        lines,
+        pool,
+        needs,
+        before,
+        other,
+        wanted,
+        None if rule is None else rule.method,
+        cascade,
+    )
+
+
+def candidates(run: OpenRun, number: int, name: str) -> tuple[CandidateRule, Cascade] | None:
+    """Return how the candidates of a method are chosen, and which rows they are; None where it has none.
+
+    Raises:
+        RunError: the method that chooses them has not scored the round.
+        StaleError: it did, with other settings.
+    """
+    rule = run.given.candidates_of(name)
+    if rule is None:
+        return None
+    chooser = Scores(run, number, rule.method)
+    if not chooser.is_current():
+        raise RunError(
+            f"Round {number} has no finished {rule.method} scores ({chooser.path}).",
+            f"{name} is asked about the best rows of {rule.method} alone (candidates).",
+            f"Run `dataflex score --round {number} --method {name}`: it scores with {rule.method} first.",
+        )
+    table = TableFile(chooser.path)
+    wanted = rule.count(count(column_values(table, "score")))
+    whole = {plan.fingerprint for need in chooser.plan.needs.values() for plan in need.with_upstream()}
+    return rule, Cascade(Candidates.best(chooser.path, wanted), frozenset(whole))
+
+
+def scores_of(run: OpenRun, number: int, name: str) -> list[Scores]:
+    """Return a method's score table of a round, after that of the method that chooses its candidates."""
+    rule = run.given.candidates_of(name)
+    first = [] if rule is None else [Scores(run, number, rule.method)]
+    return [*first, Scores(run, number, name)]
 
 
 def _scores_before(
-    run: OpenRun, number: int, name: str, params: Mapping[str, Any]
+    run: OpenRun, number: int, name: str, params: Mapping[str, Any], cascade: Cascade | None
 ) -> tuple[TableFile | None, str]:
-    """Return the scores to add to; or None and, where those there are of other parameters, which."""
+    """Return the scores to add to; or None and, where those there are of other parameters or rows, which."""
     path = run.store.round(number - 1).scores(name)
     if not path.is_file():
         return None, ""
-    found = changes((found_ingredients(path) or {}).get("params", {}), params)
+    made_from = found_ingredients(path) or {}
+    found = changes(made_from.get("params", {}), params)
+    now = None if cascade is None else cascade.candidates.digest
+    if made_from.get("candidates", {}).get("chosen") != now:
+        return None, (
+            f"round {number - 1} scored other candidates: its scores are not added, the sum over rounds "
+            "starts here"
+        )
     if not found:
         return TableFile(path), ""
     listed = ", ".join(found)
@@ -212,7 +285,9 @@ class Scores(Output):
             run.store.round(number).scores(method),
         )
         self.number, self.method = number, method
-        self.follows = ("pool", f"round {number - 1} checkpoint")
+        rule = run.given.candidates_of(method)
+        chooser = () if rule is None else (f"round {number} scores/{rule.method}",)
+        self.follows = ("pool", f"round {number - 1} checkpoint", *chooser)
 
     @cached_property
     def plan(self) -> Scoring:
@@ -244,9 +319,10 @@ class Scores(Output):
         """Return the number of scored rows and the spread of the score."""
         table = TableFile(self.path)
         low, middle, high = quantiles(column_values(table, "score"), [0.0, 0.5, 1.0])
-        n_valid = sum(pc.sum(block.column("valid")).as_py() or 0 for block in table.blocks(["valid"]))
+        scored, among = count(column_values(table, "score")), table.metadata.get("candidates")
         return (
-            f"{n_valid:,} of {table.n_rows:,} rows scored: min {low:.4g}, median {middle:.4g}, max {high:.4g}"
+            f"{scored:,} of {table.n_rows:,} rows scored{f', {among}' if among else ''}: min {low:.4g}, "
+            f"median {middle:.4g}, max {high:.4g}"
         )
 
 
@@ -255,7 +331,7 @@ def _feature_ingredients(run: OpenRun, scoring: Scoring, fingerprint: str) -> Ma
     plans = list(scoring.needs.values())
     while plans:
         plan = plans.pop()
-        if digest(plan.ingredients) == fingerprint:
+        if plan.fingerprint == fingerprint:
             return plan.ingredients
         plans += plan.upstream.values()
     folders = dict.fromkeys([run.features, *run.store.feature_folders()])
@@ -294,12 +370,16 @@ def _write_scores(run: OpenRun, scoring: Scoring) -> None:
     schema = pa.schema([*SCORES, *scoring.method.own_columns(state)])
     notes = {"method": scoring.name, "round": str(scoring.selection.round)}
     output = run.store.round(scoring.selection.round).scores(scoring.name)
-    n_valid, unscored = 0, _Unscored()
+    n_valid, unscored = 0, Unscored()
     with table_writer(output, schema, scoring.wanted, notes) as write:
-        for block in pool_blocks(scoring, tables):
+        for block, chosen in zip(
+            pool_blocks(scoring, tables), _chooser_blocks(scoring, tables), strict=False
+        ):
             table = score_block(scoring.method, block, state, schema)
             n_valid += pc.sum(table.column("valid")).as_py() or 0
             unscored.see(block, table)
+            if chosen is not None:
+                table = beside_candidates(table, block.pool, chosen, scoring.chooser or "")
             write(table)
         if n_valid == 0:
             raise DataError(
@@ -308,7 +388,19 @@ def _write_scores(run: OpenRun, scoring: Scoring) -> None:
                 "Correct what the reasons name; the run's tables in pool/ and features/ give every row's.",
             )
         unscored.say(scoring.selection.say)
+        if scoring.candidates is not None:
+            notes["candidates"] = f"the {scoring.candidates.count:,} candidates of {scoring.chooser}"
         notes["notices"] = "\n".join(scoring.lines)
+
+
+def _chooser_blocks(scoring: Scoring, tables: Mapping[str, PartedTable]) -> Iterator[pa.RecordBatch | None]:
+    """Yield, beside `pool_blocks`, what the method that chose the candidates says of every row; else None."""
+    if scoring.candidates is None:
+        yield from repeat(None)
+        return
+    table = TableFile(scoring.candidates.scores)
+    for (block,) in zip_blocks((table, ["valid", "reason"]), max_rows=block_rows(scoring, tables)):
+        yield block
 
 
 def pool_blocks(
@@ -322,7 +414,7 @@ def pool_blocks(
     """
     over_pool = _over_pool(scoring, tables)
     columns = ["row", "row_id", "valid", "reason", *scoring.method.pool_columns]
-    sources: list[tuple[api.BlockTable, list[str]]] = [(scoring.pool, columns)]
+    sources: list[tuple[api.BlockTable, list[str]]] = [(scoring.rows, columns)]
     sources += [(table, table.schema.names) for table in over_pool.values()]
     if scoring.before is not None:
         sources.append((scoring.before, scoring.before.schema.names))
@@ -348,82 +440,3 @@ def _row_bytes(schema: pa.Schema) -> int:
         if pa.types.is_fixed_size_list(column.type)
     ]
     return sum(sizes) + 64
-
-
-class _Unscored:
-    """Names rows that are valid in the pool and get no score; the table has each one's reason."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._shown: list[str] = []
-
-    def see(self, block: api.Block, table: pa.Table) -> None:
-        lost = pc.and_not(block.pool.column("valid"), table.column("valid").combine_chunks())
-        self._count += pc.sum(lost).as_py() or 0
-        if self._count and len(self._shown) < ROWS_SHOWN:
-            few = table.select(["row", "reason"]).filter(lost).slice(0, ROWS_SHOWN - len(self._shown))
-            self._shown += [f"row {line['row']} ({line['reason']})" for line in few.to_pylist()]
-
-    @property
-    def examples(self) -> str:
-        """The first of them with their reasons."""
-        more = ", ..." if self._count > len(self._shown) else ""
-        return ", ".join(self._shown) + more if self._shown else "no row of the pool can be used"
-
-    def say(self, say: Callable[[str], None]) -> None:
-        if self._count:
-            say(f"{self._count} rows of the pool could not be scored: {self.examples}")
-
-
-def score_block(method: api.Method, block: api.Block, state: Any, schema: pa.Schema) -> pa.Table:
-    """Score one block: the method's columns, with nulls and the reason where a row cannot be scored."""
-    columns = dict(method.score(block, state))
-    score_values = np.asarray(columns.pop("score"), dtype=np.float64)
-    valid, reason = _validity(block, score_values, columns.pop("reason", None))
-    _check_columns(method, set(columns), {*schema.names} - {*SCORES.names})
-    arrays: dict[str, Any] = {
-        "row": block.pool.column("row"),
-        "row_id": block.pool.column("row_id"),
-        "score": pa.array(score_values, mask=~valid),
-        "valid": pa.array(valid),
-        "reason": pa.array(reason, pa.string()),
-    }
-    for column in schema:
-        if column.name in arrays:
-            continue
-        arrays[column.name] = pa.array(columns[column.name], mask=~valid).cast(column.type, safe=False)
-    return pa.table([arrays[name] for name in schema.names], schema=schema)
-
-
-def _check_columns(method: api.Method, returned: set[str], declared: set[str]) -> None:
-    """Refuse a method whose ``score`` returns other columns than it declares: one would be lost.
-
-    Raises:
-        ConfigError: they differ.
-    """
-    if returned != declared:
-        kind = type(method).__name__
-        lost, lacking = sorted(returned - declared), sorted(declared - returned)
-        said = [f"returns {', '.join(lost)}, which it does not declare"] if lost else []
-        said += [f"declares {', '.join(lacking)}, and does not return it"] if lacking else []
-        raise ConfigError(
-            f"The method {kind} {'; it '.join(said)}.",
-            "A score table has the score and the columns that the method declares.",
-            f"Bring {kind}.columns (or own_columns) and what score() returns together.",
-        )
-
-
-def _validity(
-    block: api.Block, scores: np.ndarray, own: np.ndarray | None
-) -> tuple[np.ndarray, list[str | None]]:
-    """Return which rows have a score, and the first reason of those that have none; ``own``: the method's."""
-    valid = np.isfinite(scores)
-    for batch in [block.pool, *block.features.values()]:
-        valid &= batch.column("valid").to_numpy(zero_copy_only=False)
-    reason: list[str | None] = [None] * len(scores)
-    for position in np.flatnonzero(~valid):
-        reasons = [
-            batch.column("reason")[int(position)].as_py() for batch in [block.pool, *block.features.values()]
-        ] + ([] if own is None else [own[position]])
-        reason[position] = next((text for text in reasons if text), "the score is not finite")
-    return valid, reason

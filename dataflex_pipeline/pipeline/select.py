@@ -5,29 +5,37 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dataflex_pipeline import api
-from dataflex_pipeline.api import Strategy
 from dataflex_pipeline.config.draw_rules import AMOUNTS
 from dataflex_pipeline.config.names import check_name
-from dataflex_pipeline.errors import ConfigError, CorruptError, RunError, StaleError, UserError
+from dataflex_pipeline.errors import CorruptError, RunError, StaleError, UserError
+from dataflex_pipeline.features.plan import FeaturePlan
 from dataflex_pipeline.pipeline.damage import check_tables
+from dataflex_pipeline.pipeline.drawing import as_ingredients, round_settings
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Outcome, Output, note
 from dataflex_pipeline.pipeline.score import Scores, Scoring, block_rows, feature_tables, pool_blocks
+from dataflex_pipeline.pipeline.similarity import (
+    keep_apart,
+    passed_over_table,
+    said_of,
+    similarity_plan,
+)
 from dataflex_pipeline.sampling.draw import Drawn, DrawSettings, draw, top_k_probabilities
 from dataflex_pipeline.sampling.exported import export_probabilities
 from dataflex_pipeline.sampling.probabilities import import_probabilities, write_probabilities
-from dataflex_pipeline.schemas import SELECTION
-from dataflex_pipeline.seeds import derive_seed
+from dataflex_pipeline.sampling.rows import ScoreTable
+from dataflex_pipeline.schemas import PASSED_OVER, SELECTION
 from dataflex_pipeline.store.atomic import commit, set_aside
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartedTable
-from dataflex_pipeline.store.run import PROBABILITIES
+from dataflex_pipeline.store.run import PASSED_OVER_FILE, PROBABILITIES
 from dataflex_pipeline.store.stale import found_ingredients, is_current, is_kept, named_changes, stale
 from dataflex_pipeline.store.tables import TableFile, table_writer
 
@@ -39,54 +47,6 @@ HOW = {
     "round_robin": "in turns",
 }
 """What a strategy does, for the summary."""
-
-
-def positions(run: OpenRun, number: int) -> int:
-    """Return the training positions of a round: steps x global batch; 0 where rounds are not trained."""
-    config = run.given
-    if number == 0:
-        return config.warmup_step * run.global_batch
-    return config.update_step * run.global_batch if config.trains_rounds else 0
-
-
-def draw_settings(
-    run: OpenRun,
-    number: int,
-    strategy: Strategy,
-    replacement: bool,
-    groups: tuple[str, ...] = (),
-    over_target_rows: bool = False,
-) -> DrawSettings:
-    """Return how a round's rows are drawn, with the round's own random stream."""
-    config = run.given
-    return DrawSettings(
-        strategy=strategy,
-        positions=positions(run, number),
-        num_samples=config.num_samples if number else None,
-        fraction=config.fraction if number else None,
-        token_budget=config.token_budget if number else None,
-        replacement=replacement,
-        weights=config.weights if number else "uniform",
-        source_quotas=config.source_quotas if number else {},
-        balanced=config.balanced is not None and number > 0,
-        shuffle=not config.disable_shuffling,
-        seed=derive_seed(config.seed, "select", number),
-        group_columns=groups,
-        over_target_rows=over_target_rows,
-    )
-
-
-def as_ingredients(settings: DrawSettings) -> dict[str, Any]:
-    """Return how rows are drawn as plain values; what was added later is named only where it is set."""
-    return {
-        **{name: getattr(settings, name) for name in ("strategy", "positions", "num_samples", "fraction")},
-        **{name: getattr(settings, name) for name in ("token_budget", "replacement", "weights", "shuffle")},
-        "source_quotas": dict(settings.source_quotas),
-        "group_columns": list(settings.group_columns),
-        "seed": settings.seed,
-        **({"over": "target_rows"} if settings.over_target_rows else {}),
-        **({"balanced": "source"} if settings.balanced else {}),
-    }
 
 
 class Selection(Output):
@@ -124,14 +84,27 @@ class Selection(Output):
         self.follows = (scores.label,)
 
     @property
+    def passed_over(self) -> Path:
+        """Path of the table of rows that were passed over for being too like others."""
+        return self.path.with_name(PASSED_OVER_FILE)
+
+    @property
     def plan(self) -> Scoring:
         """The plan of the score table that it is drawn from."""
         return self.scores.plan
 
+    @cached_property
+    def embeddings(self) -> FeaturePlan | None:
+        """The plan of the embeddings that rows are kept apart by; None without ``max_similarity``."""
+        chooser = None if self.plan.chooser is None else self.run.method(self.plan.chooser)[0]
+        return similarity_plan(self.run, self.plan, chooser)
+
     @property
     def settings(self) -> DrawSettings:
         """How its rows are drawn."""
-        found = round_settings(self.run, self.plan, TableFile(self.scores.path))
+        plan = self.embeddings
+        fingerprint = "" if plan is None else plan.fingerprint
+        found = round_settings(self.run, self.plan, ScoreTable(self.scores.path), fingerprint)
         counted = any(getattr(found, name) is not None for name in AMOUNTS)
         return replace(found, positions=0) if self.named and counted else found  # nothing is trained on it
 
@@ -139,7 +112,7 @@ class Selection(Output):
         """Return what the probability table is made from."""
         return {
             "table": "probabilities",
-            "scores": TableFile(self.scores.path).fingerprint,
+            "scores": ScoreTable(self.scores.path).fingerprint,
             "params": self.plan.wanted["params"],
             "draw": as_ingredients(self.settings),
         }
@@ -184,7 +157,7 @@ class Selection(Output):
             StaleError: it was made from others.
         """
         made_from = (found_ingredients(self.probabilities) or {}).get("scores")
-        now = TableFile(self.scores.path).fingerprint
+        now = ScoreTable(self.scores.path).fingerprint
         if made_from != now:
             raise stale(self.path, self.name, named_changes({"scores": made_from}, {"scores": now}))
         return self.path.is_file()
@@ -225,8 +198,9 @@ class Selection(Output):
         done = not (is_kept(self.path, own, self.name, overwrite=anew) and kept)
         if done:
             self._select(None if kept else wanted, own, changed)
-            for path in (self.probabilities, self.path):
-                run.memo.written(path)
+            for path in (self.probabilities, self.path, self.passed_over):
+                if path.is_file():
+                    run.memo.written(path)
             note(run, "select", self.number, began, on_device=False, method=self.method)
         else:
             _export(run, self.plan, TableFile(self.probabilities))
@@ -268,15 +242,15 @@ class Selection(Output):
             wanted: what the probabilities are made from; None where they are kept. own: the selection.
             changed: the settings by which an old selection differs that is replaced; None for none.
         """
-        run, plan, scores = self.run, self.plan, TableFile(self.scores.path)
+        run, plan, scores = self.run, self.plan, ScoreTable(self.scores.path)
         final, settings = self.probabilities, self.settings
         draft = final if wanted is None else final.with_name(final.name + DRAFT)
         final.parent.mkdir(parents=True, exist_ok=True)
         drawn = None
         try:
             if wanted is not None and not is_kept(draft, wanted, "The draft", overwrite=True):
-                drawn = _write_probabilities(run, plan, scores, settings, draft, wanted)
-            drawn = drawn or _draw(run, plan, scores, settings, TableFile(draft))
+                drawn = _write_probabilities(run, plan, scores, settings, draft, wanted, self.embeddings)
+            drawn = drawn or _draw(run, plan, scores, settings, TableFile(draft), self.embeddings)
             if self.named is None:
                 _export(run, plan, TableFile(draft))
         except UserError:
@@ -293,6 +267,10 @@ class Selection(Output):
             commit(draft, final)
         for notice in drawn.notices:
             run.progress.say(f"  select: {notice}")
+        self._put_away(self.passed_over, changed)
+        if drawn.passed_over is not None:
+            with table_writer(self.passed_over, PASSED_OVER, own) as write:
+                write(drawn.passed_over)
         notes = {"method": self.method, "round": str(self.number), "how": HOW[settings.strategy]}
         notes["notices"] = "\n".join(drawn.notices)
         rows = drawn.selection
@@ -308,8 +286,9 @@ class Selection(Output):
     def draw(self) -> Drawn:
         """Return what was drawn; it is drawn again where another process drew it."""
         if self.drawn is None:
-            scores, settings = TableFile(self.scores.path), self.settings
-            self.drawn = _draw(self.run, self.plan, scores, settings, TableFile(self.probabilities))
+            scores, settings = ScoreTable(self.scores.path), self.settings
+            drawn_by = TableFile(self.probabilities)
+            self.drawn = _draw(self.run, self.plan, scores, settings, drawn_by, self.embeddings)
         return self.drawn
 
     def write(self) -> None:
@@ -359,62 +338,39 @@ def _export(run: OpenRun, scoring: Scoring, probabilities: TableFile) -> None:
 def _draw(
     run: OpenRun,
     scoring: Scoring,
-    scores: TableFile,
+    scores: ScoreTable,
     settings: DrawSettings,
     probabilities: TableFile | None,
+    embeddings: FeaturePlan | None,
 ) -> Drawn:
-    if not settings.over_target_rows:
-        return draw(scores, probabilities, scoring.pool, settings)
-    rankings = PoolRankings(run, scoring)
-    drawn = draw(scores, None, scoring.pool, settings, rankings=rankings, block_rows=rankings.block_rows)
-    return replace(drawn, notices=(*rankings.notices, *drawn.notices))
-
-
-def round_settings(run: OpenRun, scoring: Scoring, scores: TableFile) -> DrawSettings:
-    """Return how the rows of a scored round are drawn."""
-    strategy = run.given.strategy or scoring.method.default_strategy
-    replacement = run.given.replacement
-    if replacement is None:
-        replacement = scoring.method.replaces and strategy == "sample"
-    groups: tuple[str, ...] = ()
-    over_rows = False
-    if strategy == "round_robin":
-        groups = scoring.method.group_columns(scores.schema)
-        over_rows = _takes_turns_by_row(run, scoring, len(groups))
-    return draw_settings(
-        run, scoring.selection.round, strategy, replacement, () if over_rows else groups, over_rows
-    )
-
-
-def _takes_turns_by_row(run: OpenRun, scoring: Scoring, n_groups: int) -> bool:
-    """Whether target rows take turns rather than groups.
-
-    Raises:
-        ConfigError: target rows were asked for, and the method has one ranking of the pool only.
-    """
-    over, able = run.given.round_robin_over, scoring.method.ranks_by_target_row
-    if over == "target_rows" and not able:
-        raise ConfigError(
-            f"round_robin_over: target_rows was set with the method {scoring.name}.",
-            "Target rows take turns by their own rankings of the pool, and this method has only one for all.",
-            "Set round_robin_over: groups if it has groups, or use a method that compares row with row, "
-            "such as less.",
-        )
-    return able and (over == "target_rows" or (over is None and n_groups < 2))
+    apart = None if embeddings is None else keep_apart(run, embeddings)
+    pool = scoring.pool
+    if settings.over_target_rows:
+        turns = PoolRankings(run, scoring)
+        drawn = draw(scores, None, pool, settings, rankings=turns, block_rows=turns.block_rows, apart=apart)
+        drawn = replace(drawn, notices=(*turns.notices, *drawn.notices))
+    else:
+        drawn = draw(scores, probabilities, pool, settings, apart=apart)
+    if apart is None or settings.max_similarity is None:
+        return drawn
+    passed = passed_over_table(apart, pool, scores)
+    notices = (*drawn.notices, said_of(passed, settings.max_similarity))
+    return replace(drawn, passed_over=passed, notices=notices)
 
 
 def _write_probabilities(
     run: OpenRun,
     scoring: Scoring,
-    scores: TableFile,
+    scores: ScoreTable,
     settings: DrawSettings,
     output: Path,
     wanted: dict[str, Any],
+    embeddings: FeaturePlan | None,
 ) -> Drawn | None:
     """Write the probability table; strategies that are not random draw first, and the draw is returned."""
     notes = {"method": scoring.name, "round": str(scoring.selection.round)}
     if settings.strategy != "sample":
-        drawn = _draw(run, scoring, scores, settings, None)
+        drawn = _draw(run, scoring, scores, settings, None, embeddings)
         top_k_probabilities(scores, drawn, output, wanted, notes)
         return drawn
     scoring.lines.clear()

@@ -42,6 +42,8 @@ def examples(
     relation = queries.table(table.view)
     if "valid" in table.schema.names:
         relation = relation.filter("valid")
+    if table.kind == "scores":  # rows that are no candidates of a cascade are valid, without a score
+        relation = relation.filter("score is not null")
     columns = ["row", *([quoted(main)] if main is not None else [])]
     relation = relation.project(", ".join(columns))
     chosen: dict[str, Any] = {}
@@ -120,6 +122,8 @@ def look(queries: Queries, table: RunTable, tables: list[RunTable], wanted: Want
     if "valid" in schema.names:
         found["valid"] = relation.filter("valid").aggregate("count(*)").fetchall()[0][0]
         found["reasons"] = reasons(relation)
+    if table.kind == "scores":
+        found["scored"] = relation.filter("score is not null").aggregate("count(*)").fetchall()[0][0]
     main = main_column(table, [each.column for each in spreads if each.n])
     if main is not None:
         shape = next(each for each in spreads if each.column == main)

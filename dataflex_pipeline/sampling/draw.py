@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.errors import ConfigError, DataError, did_you_mean
+from dataflex_pipeline.sampling.apart import KeepsApart, draw_apart
 from dataflex_pipeline.sampling.probabilities import ProbabilitySummary, write_probabilities
 from dataflex_pipeline.sampling.quotas import amounts_of, balance, interleave
 from dataflex_pipeline.sampling.ranked import Rankings, round_robin, round_robin_rows, top_k
 from dataflex_pipeline.sampling.rows import BLOCK_ROWS, Rows, count_valid, gather, gather_row_ids
 from dataflex_pipeline.sampling.selection import Selection
-from dataflex_pipeline.sampling.settings import Drawn, DrawSettings
+from dataflex_pipeline.sampling.settings import Drawn, DrawSettings, Order
 from dataflex_pipeline.sampling.successive import sample
 from dataflex_pipeline.sampling.uniforms import Floats, Integers, permutation
 from dataflex_pipeline.sampling.weights import float32_mean_one, weigh
@@ -25,6 +26,8 @@ from dataflex_pipeline.schemas import INDEX, SELECTION
 
 __all__ = ["DrawSettings", "Drawn", "draw", "draw_uniform", "top_k_probabilities"]
 
+FOLDS = 3
+"""Folds of ``order: folded``, as in Dai et al. 2025, Data Efficacy for Language Model Training (DELT)."""
 BLOCK_VALUES = 1 << 22
 """Values of rows by target rows, or by groups, in a block (32 MiB)."""
 
@@ -37,6 +40,7 @@ def draw(
     *,
     rankings: Rankings | None = None,
     block_rows: int = BLOCK_ROWS,
+    apart: KeepsApart | None = None,
 ) -> Drawn:
     """Select rows and lay them out as an index.
 
@@ -51,6 +55,7 @@ def draw(
         settings: what is asked for.
         rankings: with ``over_target_rows``: how each target row values the rows of the pool.
         block_rows: rows read at a time; fewer where there are many groups or target rows.
+        apart: with ``max_similarity``: tells which rows are too like each other.
 
     Raises:
         ConfigError: unknown source or group column, quotas that cannot be filled.
@@ -83,7 +88,9 @@ def draw(
         with_tokens=settings.token_budget is not None,
         block_rows=block_rows,
     )
-    if rankings is not None:
+    if apart is not None:
+        selections, notices = draw_apart(rows, settings, amounts, apart, rankings)
+    elif rankings is not None:
         selections, notices = round_robin_rows(rows, rankings, settings, amounts)
     else:
         select = {"sample": sample, "top_k": top_k, "round_robin": round_robin}[settings.strategy]
@@ -176,6 +183,8 @@ def _lay_out(
         selections, order = _first(selections, order[: settings.positions])
         trained = _Laid.of(selections, order, settings)
     places = _places(len(trained.rows), settings)
+    if settings.order != "shuffled" and len(places):
+        places = in_order(places, trained.rows, trained.known_scores(scores), settings.order)
     index = trained.table(places, pool, scores).append_column("position", pa.array(np.arange(len(places))))
     return Drawn(
         selection=selection.select(SELECTION.names).cast(SELECTION).combine_chunks(),
@@ -218,6 +227,15 @@ class _Laid:
             np.concatenate([weigh(chosen, settings.weights) for chosen in selections])[order],
             np.concatenate(known)[order] if len(known) == len(selections) else None,
         )
+
+    def known_scores(self, scores: BlockTable | None) -> Floats:
+        """Return the scores of the rows, read where they are not known. [n]"""
+        if self.scores is not None:
+            return self.scores
+        if scores is None:
+            raise ValueError("rows without scores have no order by score")
+        found: Floats = gather(scores, self.rows, "score").to_numpy(zero_copy_only=False).astype(np.float64)
+        return found
 
     def table(self, places: Integers, pool: BlockTable, scores: BlockTable | None) -> pa.Table:
         """Return what a selection and an index both say of the rows at some places."""
@@ -265,12 +283,33 @@ def _places(n: int, settings: DrawSettings) -> Integers:
     return places
 
 
+def in_order(places: Integers, rows: Integers, scores: Floats, order: Order) -> Integers:
+    """Return places put in order by score, pass by pass; which rows a pass has stays as it was.
+
+    Args:
+        places: of rows in the selection, pass after pass. [positions]
+        rows: row numbers, which break ties. [n]
+        scores: of the rows. [n]
+        order: ascending; descending; or folded: ascending, then dealt out to `FOLDS` folds in turns, and one
+            fold after the other, so that every fold goes from low to high.
+    """
+    sign = -1 if order == "descending" else 1
+    found = []
+    for start in range(0, len(places), len(rows)):
+        some = places[start : start + len(rows)]
+        some = some[np.lexsort((rows[some], sign * scores[some]))]
+        folds = FOLDS if order == "folded" else 1
+        found += [some[fold::folds] for fold in range(folds)]
+    return np.concatenate(found)
+
+
 def _length_notice(selected: int, settings: DrawSettings) -> list[str]:
     positions = settings.positions
     if not positions:
         return []
     if selected < positions:
         order = "reshuffled" if settings.shuffle else "in the same order"
+        order = order if settings.order == "shuffled" else f"{settings.order} by score"
         return [f"{selected} rows were selected for {positions} positions: repeated, each pass {order}."]
     if selected > positions:
         which = "the first of them are" if _cuts_the_last(settings) else "a random part of them is"

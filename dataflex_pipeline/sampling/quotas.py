@@ -12,7 +12,7 @@ import numpy as np
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.config.draw_rules import exact
 from dataflex_pipeline.errors import ConfigError, did_you_mean
-from dataflex_pipeline.sampling.rows import count_by_source, count_valid, source_names
+from dataflex_pipeline.sampling.rows import ScoreTable, count_by_source, count_valid, source_names
 from dataflex_pipeline.sampling.settings import DrawSettings
 from dataflex_pipeline.sampling.uniforms import Integers
 
@@ -61,7 +61,8 @@ def asked_for(settings: DrawSettings, ranked: BlockTable) -> int:
     if settings.token_budget is not None:
         return settings.token_budget
     if settings.fraction is not None:
-        return math.ceil(exact(settings.fraction) * count_valid(ranked))
+        table = ranked.whole if isinstance(ranked, ScoreTable) else ranked
+        return math.ceil(exact(settings.fraction) * count_valid(table))
     return settings.positions if settings.num_samples is None else settings.num_samples
 
 

@@ -177,16 +177,7 @@ def round_robin(
     that it looks at are taken, by itself or by others, except the last one; so the best ``amount`` rows
     of each group are all that is held. Arguments, returns and errors are those of ``top_k``.
     """
-    groups = settings.group_columns
-    kept = [containers(settings, amounts) for _ in groups]
-    usable = [0] * len(amounts)
-    for block in rows:
-        values = [block.values[name] for name in groups]
-        for value, containers_of_group in zip(values, kept, strict=True):
-            _offer(block, value, containers_of_group, amounts)
-        any_value = block.valid & ~np.all([np.isnan(value) for value in values], axis=0)
-        for i, inside in enumerate(strata(block, any_value, len(amounts))):
-            usable[i] += int(np.count_nonzero(inside))
+    kept, usable = best_by_columns(rows, settings.group_columns, settings, amounts)
     chosen = [
         # A group's next row that was not kept was left out because those before it use the amount up.
         take_turns([by_quota[i].finish() for by_quota in kept], amount, settings.token_budget is not None)[0]
@@ -195,6 +186,22 @@ def round_robin(
         for i, amount in enumerate(amounts)
     ]
     return _finished(chosen, settings, amounts, usable)
+
+
+def best_by_columns(
+    rows: Rows, columns: Sequence[str], settings: DrawSettings, amounts: Sequence[int]
+) -> tuple[list[list[Smallest]], list[int]]:
+    """Return what holds the best rows of each column and quota, and each quota's rows with any value."""
+    kept = [containers(settings, amounts) for _ in columns]
+    usable = [0] * len(amounts)
+    for block in rows:
+        values = [block.values[name] for name in columns]
+        for value, containers_of_group in zip(values, kept, strict=True):
+            _offer(block, value, containers_of_group, amounts)
+        any_value = block.valid & ~np.all([np.isnan(value) for value in values], axis=0)
+        for i, inside in enumerate(strata(block, any_value, len(amounts))):
+            usable[i] += int(np.count_nonzero(inside))
+    return kept, usable
 
 
 def round_robin_rows(
@@ -217,7 +224,7 @@ def round_robin_rows(
     budgeted = settings.token_budget is not None
     depth = max(FIRST_DEPTH, 0 if budgeted else -(-4 * max(amounts) // rankings.n_turns))
     while True:
-        kept, usable = _best_per_turn(rows, rankings, depth, amounts)
+        kept, usable = best_by_target_row(rows, rankings, depth, amounts)
         turns = [take_turns(k.finish(), amount, budgeted) for k, amount in zip(kept, amounts, strict=True)]
         lacking = (
             short and (budgeted or len(taken) < amount)
@@ -228,7 +235,7 @@ def round_robin_rows(
         depth *= 4
 
 
-def _best_per_turn(
+def best_by_target_row(
     rows: Rows, rankings: Rankings, depth: int, amounts: Sequence[int]
 ) -> tuple[list[BestPerTurn], list[int]]:
     """Return the best ``depth`` rows of everyone who takes turns, and how many rows anyone looks at."""

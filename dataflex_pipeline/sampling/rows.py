@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -192,6 +193,31 @@ def _flags(array: pa.BooleanArray) -> npt.NDArray[np.bool_]:
     stop = array.offset + len(array)
     bits = np.frombuffer(array.buffers()[1], np.uint8)
     return np.unpackbits(bits, count=stop, bitorder="little")[array.offset :].view(np.bool_)
+
+
+class ScoreTable(TableFile):
+    """A score table as a draw sees it: a row without a score (no candidate of its method) is not valid.
+
+    Attributes:
+        whole: the table as it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.whole = TableFile(path)
+
+    def blocks(
+        self, columns: Sequence[str] | None = None, max_rows: int = ROW_GROUP
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield record batches of at most ``max_rows`` rows, in row order."""
+        names = list(self.schema.names if columns is None else columns)
+        if "candidates" not in self.metadata or "valid" not in names:
+            yield from super().blocks(names, max_rows)
+            return
+        for block in super().blocks([*names, *(["score"] if "score" not in names else [])], max_rows):
+            drawable = pc.and_(block.column("valid"), block.column("score").is_valid())
+            place = block.schema.get_field_index("valid")
+            yield block.set_column(place, block.schema.field(place), drawable).select(names)
 
 
 def count_valid(table: BlockTable) -> int:

@@ -8,11 +8,18 @@ from typing import Literal
 
 import pyarrow as pa
 
-from dataflex_pipeline.config.draw_rules import AMOUNTS, check_amounts, check_quotas, check_strategy
+from dataflex_pipeline.config.draw_rules import (
+    AMOUNTS,
+    check_amounts,
+    check_quotas,
+    check_similarity,
+    check_strategy,
+)
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.sampling.uniforms import Integers
 
 Strategy = Literal["sample", "top_k", "round_robin"]
+Order = Literal["shuffled", "ascending", "descending", "folded"]
 Weights = Literal["uniform", "importance", "probability"]
 
 
@@ -38,6 +45,9 @@ class DrawSettings:
         seed: of this round and purpose; every stream inside is derived from it.
         group_columns: for ``round_robin``, the score columns that take turns, higher is better.
         over_target_rows: for ``round_robin``, that target rows take turns instead.
+        order: of the rows within each pass; by score in place of the random order.
+        max_similarity: rows whose embedding has a higher cosine with one already taken are passed over.
+        embeddings: fingerprint of those embeddings.
 
     Raises:
         ConfigError: settings that contradict each other or are out of range.
@@ -56,12 +66,16 @@ class DrawSettings:
     seed: int = 0
     group_columns: tuple[str, ...] = ()
     over_target_rows: bool = False
+    order: Order = "shuffled"
+    max_similarity: float | None = None
+    embeddings: str = ""
 
     def __post_init__(self) -> None:
         amounts = {name: getattr(self, name) for name in AMOUNTS}
         check_amounts(amounts, self._said)
         check_quotas(self.source_quotas, self._said)
         check_strategy(self.strategy, self.replacement, self.weights, self._said)
+        check_similarity(self.max_similarity, self.replacement, self.weights, self._said)
         if self.positions < 0:
             raise ValueError(f"an index has no {self.positions} positions")
         if not self.positions and not any(amounts.values()):
@@ -99,6 +113,7 @@ class Drawn:
         selected: rows selected, before repeating or cutting, first selected first; a row drawn more than
             once stands here as often. [selected] int64
         n_distinct: different rows in the index.
+        passed_over: ``schemas.PASSED_OVER`` with ``max_similarity``, else None.
         tau: the key of the first row not drawn, for one draw without replacement (infinity if every row
             with a probability was drawn); None with replacement, quotas or another strategy.
     """
@@ -109,3 +124,4 @@ class Drawn:
     selected: Integers
     n_distinct: int
     tau: float | None
+    passed_over: pa.Table | None = None

@@ -195,7 +195,7 @@ def sample(rows: Rows, settings: DrawSettings, amounts: Sequence[int]) -> tuple[
     """
     if settings.replacement:
         return with_replacement(rows, settings, amounts), []
-    kept, positive = _smallest_keys(rows, settings, amounts)
+    kept, positive = smallest_keys(rows, settings, amounts)
     finished = [container.finish() for container in kept]
     selections = [_selection(each) for each in finished]
     if settings.token_budget is not None:
@@ -213,7 +213,7 @@ def sample(rows: Rows, settings: DrawSettings, amounts: Sequence[int]) -> tuple[
     return [again[i] if short[i] else chosen for i, chosen in enumerate(selections)], notices
 
 
-def _smallest_keys(
+def smallest_keys(
     rows: Rows, settings: DrawSettings, amounts: Sequence[int]
 ) -> tuple[list[Smallest], list[int]]:
     """Return the rows with the smallest keys of each quota, and its rows with a probability above 0."""

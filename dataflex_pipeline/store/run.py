@@ -6,6 +6,7 @@ runs/<name>/
   features/             costly tables, shared by methods and rounds; with features_dir they lie there
   round-00/             index.parquet  checkpoint/           (the warm-up)
   round-01/             scores/  probabilities/  selection.parquet  index.parquet  checkpoint/
+                        passed_over.parquet  (with max_similarity)
                         selections/<name>/  (others that were tried; nothing is trained on them)
   history.jsonl         one line per finished piece of work
 """
@@ -36,6 +37,8 @@ BEST = "best"
 """Folder of a run that holds a copy of its best checkpoint."""
 PROBABILITIES = "probabilities.parquet"
 """The probabilities of a selection with a name, in its folder."""
+PASSED_OVER_FILE = "passed_over.parquet"
+"""The rows that a selection passed over for being too like others, beside it."""
 RECORD = "run"
 """Key of run.yaml that holds what is not configuration."""
 

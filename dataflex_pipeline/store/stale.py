@@ -20,8 +20,11 @@ SHOWN_CHANGES = 12
 DIGESTS = {
     "adapter": "the files of adapter_name_or_path",
     "before": "the scores of the round before",
+    "candidates": "the candidates",
     "checkpoint": "the checkpoint that it is computed from",
+    "chosen": "the rows that are candidates",
     "digest": "the content of the data set",
+    "embeddings": "the embeddings that max_similarity compares",
     "file_content": "the content of the file of scores",
     "index": "the index of the round",
     "model": "the files of model_name_or_path",

@@ -57,7 +57,9 @@ def _title(found: Mapping[str, Any]) -> str:
 def _validity(found: Mapping[str, Any]) -> str:
     if "valid" not in found:
         return ""
-    return f"; {found['valid']:,} valid, {found['rows'] - found['valid']:,} not"
+    text = f"; {found['valid']:,} valid, {found['rows'] - found['valid']:,} not"
+    scored = found.get("scored", found["valid"])
+    return text if scored == found["valid"] else f"{text}; {scored:,} scored: the candidates"
 
 
 def _fact(value: Any) -> str:

@@ -14,7 +14,7 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features.build import make_feature
 from dataflex_pipeline.methods import build_method
-from dataflex_pipeline.pipeline.score import score_block
+from dataflex_pipeline.pipeline.scored_block import score_block
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, SCORES, VALID, column
 from dataflex_pipeline.store.fingerprint import canonical
 from dataflex_pipeline.store.tables import zip_blocks

@@ -14,7 +14,7 @@ from sampling_tables import MemoryTable, identities
 from dataflex_pipeline import api
 from dataflex_pipeline.methods import build_method, method_class
 from dataflex_pipeline.methods.focus import Focus
-from dataflex_pipeline.pipeline.score import score_block
+from dataflex_pipeline.pipeline.scored_block import score_block
 from dataflex_pipeline.schemas import LOSSES, SCORES
 
 SAME = {"low": "low", "medium": "middle", "high": "high"}

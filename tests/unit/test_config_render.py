@@ -78,6 +78,8 @@ fixed = {
     "gradient_accumulation_steps": st.integers(1, 1000),
     "ddp_timeout": st.integers(1, 180_000_000),
     "balanced": st.none(),
+    "candidates": st.just({"method": "near", "fraction": 0.5}),
+    "similarity": st.just({"embed_text": "prompt", "max_length": 64}),
     "num_train_epochs": st.none(),  # it stands in place of update_step
     **dict.fromkeys(SECRETS, st.none()),
 }

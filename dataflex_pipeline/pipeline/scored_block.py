@@ -1,0 +1,122 @@
+"""A scored block of the pool: the method's columns, with nulls and the reason where a row has no score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataflex_pipeline import api
+from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.features.candidates import NOT_A_CANDIDATE
+from dataflex_pipeline.schemas import SCORES
+
+ROWS_SHOWN = 3
+
+
+class Unscored:
+    """Names rows that are valid in the pool and get no score; the table has each one's reason."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._shown: list[str] = []
+
+    def see(self, block: api.Block, table: pa.Table) -> None:
+        """Take in a block of the pool and its scores."""
+        lost = pc.and_not(block.pool.column("valid"), table.column("valid").combine_chunks())
+        self._count += pc.sum(lost).as_py() or 0
+        if self._count and len(self._shown) < ROWS_SHOWN:
+            few = table.select(["row", "reason"]).filter(lost).slice(0, ROWS_SHOWN - len(self._shown))
+            self._shown += [f"row {line['row']} ({line['reason']})" for line in few.to_pylist()]
+
+    @property
+    def examples(self) -> str:
+        """The first of them with their reasons."""
+        more = ", ..." if self._count > len(self._shown) else ""
+        return ", ".join(self._shown) + more if self._shown else "no row of the pool can be used"
+
+    def say(self, say: Callable[[str], None]) -> None:
+        """Say how many there are."""
+        if self._count:
+            say(f"{self._count} rows of the pool could not be scored: {self.examples}")
+
+
+def score_block(method: api.Method, block: api.Block, state: Any, schema: pa.Schema) -> pa.Table:
+    """Score one block: the method's columns, with nulls and the reason where a row cannot be scored."""
+    columns = dict(method.score(block, state))
+    score_values = np.asarray(columns.pop("score"), dtype=np.float64)
+    valid, reason = _validity(block, score_values, columns.pop("reason", None))
+    _check_columns(method, set(columns), {*schema.names} - {*SCORES.names})
+    arrays: dict[str, Any] = {
+        "row": block.pool.column("row"),
+        "row_id": block.pool.column("row_id"),
+        "score": pa.array(score_values, mask=~valid),
+        "valid": pa.array(valid),
+        "reason": pa.array(reason, pa.string()),
+    }
+    for column in schema:
+        if column.name in arrays:
+            continue
+        arrays[column.name] = pa.array(columns[column.name], mask=~valid).cast(column.type, safe=False)
+    return pa.table([arrays[name] for name in schema.names], schema=schema)
+
+
+def _check_columns(method: api.Method, returned: set[str], declared: set[str]) -> None:
+    """Refuse a method whose ``score`` returns other columns than it declares: one would be lost.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if returned != declared:
+        kind = type(method).__name__
+        lost, lacking = sorted(returned - declared), sorted(declared - returned)
+        said = [f"returns {', '.join(lost)}, which it does not declare"] if lost else []
+        said += [f"declares {', '.join(lacking)}, and does not return it"] if lacking else []
+        raise ConfigError(
+            f"The method {kind} {'; it '.join(said)}.",
+            "A score table has the score and the columns that the method declares.",
+            f"Bring {kind}.columns (or own_columns) and what score() returns together.",
+        )
+
+
+def _validity(
+    block: api.Block, scores: np.ndarray, own: np.ndarray | None
+) -> tuple[np.ndarray, list[str | None]]:
+    """Return which rows have a score, and the first reason of those that have none; ``own``: the method's."""
+    valid = np.isfinite(scores)
+    for batch in [block.pool, *block.features.values()]:
+        valid &= batch.column("valid").to_numpy(zero_copy_only=False)
+    reason: list[str | None] = [None] * len(scores)
+    for position in np.flatnonzero(~valid):
+        reasons = [
+            batch.column("reason")[int(position)].as_py() for batch in [block.pool, *block.features.values()]
+        ] + ([] if own is None else [own[position]])
+        reason[position] = next((text for text in reasons if text), "the score is not finite")
+    return valid, reason
+
+
+def beside_candidates(table: pa.Table, pool: pa.RecordBatch, cheaper: pa.RecordBatch, name: str) -> pa.Table:
+    """Return a scored block with what is to be said of the rows that are no candidates.
+
+    They are valid, without a score; one that the cheaper method could not score is not valid, as it says.
+
+    Args:
+        table: from `score_block`, of the pool seen through the candidates. pool: ``reason`` of the same rows.
+        cheaper: ``valid`` and ``reason`` of the same rows in the score table that the candidates are of.
+        name: of the method that made it.
+    """
+    passed_over = pc.equal(pool.column("reason"), NOT_A_CANDIDATE).fill_null(False)
+    usable = pc.and_(passed_over, cheaper.column("valid"))
+    unusable = pc.and_(passed_over, pc.invert(cheaper.column("valid")))
+    said = pc.binary_join_element_wise(name, cheaper.column("reason"), ": ", null_handling="replace")
+    columns = {
+        "valid": pc.or_(table.column("valid").combine_chunks(), usable),
+        "reason": pc.if_else(unusable, said, table.column("reason").combine_chunks()),
+    }
+    for key, column in columns.items():
+        place = table.schema.get_field_index(key)
+        table = table.set_column(place, table.schema.field(place), column)
+    return table
