@@ -8,11 +8,11 @@ cut to answers of FEWEST-MOST words where that is given, and to rows of at most 
 and the held-out rows are taken from the target's source before the pool is, and before anything runs; the
 split and its digest are printed. A seed is that of warm-up, draws and answers; the split stays.
 
-Reported of every method: AUC of the target's source by score (0.5 is chance), how many of its rows are among
-the best k (k: how many there are), their share of the selection, and the held-out loss (nats per token) after
-as many steps as every other method, with the paired difference to random. --rank-only trains the warm-up
-alone. `NAME=METHOD:key=value,key=value` runs a method with settings of its own. Folders below --work are
-kept: a second call goes on where the first was stopped.
+Reported of every method: AUC of the target's source by score (0.5 is chance) and its standard error over the
+rows, how many of its rows are among the best k (k: how many there are), their share of the selection, and the
+held-out loss (nats per token) after as many steps as every other method, with the paired difference to
+random. --rank-only trains the warm-up alone. `NAME=METHOD:key=value,key=value` runs a method with settings of
+its own. Folders below --work are kept: a second call goes on where the first was stopped.
 """
 
 from __future__ import annotations
@@ -177,14 +177,18 @@ def warmed(args: argparse.Namespace, data: Path, seed: int) -> Path:
     return Path(folder)
 
 
-def area(scores: np.ndarray, wanted: np.ndarray) -> float:
-    """Return the probability that a wanted row scores above another one; ties count half.
+def area(scores: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
+    """Return the probability that a wanted row scores above another one, and its standard error over rows.
+
+    Ties count half. The error is DeLong et al. (1988): the variances of the rows' own shares, added up.
 
     Args:
         scores: [N]. wanted: [N] bool
     """
-    pairs = scores[wanted][:, None] - scores[~wanted]  # [wanted, others]
-    return float((pairs > 0).mean() + (pairs == 0).mean() / 2)
+    mine, others = scores[wanted][:, None], scores[~wanted]
+    above = (mine > others) + (mine == others) / 2  # [wanted, others]
+    parts = (above.mean(axis=axis) for axis in (0, 1))
+    return float(above.mean()), float(np.sqrt(sum(part.var(ddof=1) / len(part) for part in parts)))
 
 
 def held_out_loss(run: Run, number: Any) -> float:
@@ -232,7 +236,8 @@ def ranked(scored: Any, folder: Path, target: str) -> dict[str, float]:
     scores = np.nan_to_num(scored["score"].to_numpy(zero_copy_only=False).astype(float), nan=-np.inf)
     ties = np.random.default_rng(0).permutation(len(scores))  # by row, the first source would come first
     best = np.lexsort((ties, -scores))[: wanted.sum()]
-    return {"auc": area(scores, wanted), "among_best": int(wanted[best].sum()), "best": len(best)}
+    auc, error = area(scores, wanted)
+    return {"auc": auc, "auc_error": error, "among_best": int(wanted[best].sum()), "best": len(best)}
 
 
 def table(results: dict[str, dict[int, dict[str, float]]]) -> str:
@@ -240,14 +245,15 @@ def table(results: dict[str, dict[int, dict[str, float]]]) -> str:
     from scipy.stats import ttest_rel
 
     lines = [
-        "| method | AUC | among best | share selected | held-out loss | minus random (p) |",
-        "|" + "---|" * 6,
+        "| method | AUC | its error | among best | share selected | held-out loss | minus random (p) |",
+        "|" + "---|" * 7,
     ]
     base = results.get("random", {})
     for name, by_seed in results.items():
         cells = []
         for figure, form in (
             ("auc", ".2f"),
+            ("auc_error", ".2f"),
             ("among_best", ".1f"),
             ("share_selected", ".2f"),
             ("held_out_loss", ".4f"),
