@@ -24,10 +24,10 @@ class ProjectionParams(api.Params):
     """The random projection; tables to be compared share it, so that their products mean something."""
 
     proj_dim: int = Field(4096, ge=1, description="dimensions that gradients are projected to")
-    projection: Literal["countsketch", "rademacher", "trak"] = Field(
+    projection: Literal["countsketch", "countshift", "rademacher", "trak"] = Field(
         "countsketch",
-        description="the random projection; countsketch: one signed bucket per coordinate, rademacher: dense "
-        "signs, trak: dense signs by traker, on a GPU",
+        description="the random projection; countsketch: one signed bucket per coordinate, countshift: the "
+        "same by rotated chunks, faster, rademacher: dense signs, trak: dense signs by traker, on a GPU",
     )
     dtype: Literal["float16", "float32"] = Field(
         "float16", description="number format of projected gradients on disk"

@@ -2,22 +2,14 @@
 
 For a vector x over all trainable parameters, S x in R^K with E <Sx, Sy> = <x, y>:
 
-- ``countsketch`` (Charikar, Chen and Farach-Colton, 2002): coordinate i goes to one bucket h(i) with one
-  sign s(i), (Sx)_k = sum over h(i) = k of s(i) x_i. Linear time, whatever K.
+- ``countsketch`` and ``countshift`` (sketches.py): every coordinate goes to one bucket with one sign. Linear
+  time, whatever K.
 - ``rademacher`` (the published choice of LESS): S_ki = +-1 / sqrt(K), independent. Time P x K.
 
-Both have Var <Sx, Sy> = (|x|^2 |y|^2 + <x, y>^2 - 2 sum_i x_i^2 y_i^2) / K. The randomness of coordinate i
-of a parameter comes from (seed, name of the parameter, i) by Philox, so that the matrix does not depend on
-device, batch, order or sharding. Nothing is rescaled by the shape of a parameter.
-
-Philox-4x32 with 10 rounds (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011, section 3.3). A counter of four 32-bit words and a key of two give four random words. One round:
-
-    (c0, c1, c2, c3) <- (hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0))
-    (k0, k1)         <- (k0 + W0, k1 + W1)    between rounds, modulo 2^32
-
-Words live in int64 tensors in [0, 2^32): the product of two of them wraps modulo 2^64, which leaves both
-halves right once the sign bits of the shifted upper half are masked off.
+All have Var <Sx, Sy> = (|x|^2 |y|^2 + <x, y>^2 - 2 sum_i x_i^2 y_i^2) / K (countshift: at most that). The
+randomness of coordinate i of a parameter comes from (seed, name of the parameter, i) by Philox (philox.py),
+so that the matrix does not depend on device, batch, order or sharding. Nothing is rescaled by the shape of a
+parameter.
 
 ``trak`` takes the CUDA kernels of the ``traker`` package, where it is installed. Every parameter is
 projected by a projector of its own, with a seed from (seed, name), and the results add up: the same
@@ -34,54 +26,13 @@ from typing import Any, Protocol
 import torch  # noqa: TID253  (imported lazily with the whole layer)
 
 from dataflex_pipeline.errors import ConfigError, did_you_mean
+from dataflex_pipeline.gradients.philox import counter_words, random_octets
+from dataflex_pipeline.gradients.sketches import CountShift, CountSketch, table_limit
 from dataflex_pipeline.seeds import derive_seed
 
-ROUNDS = 10
-MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-MASK = 0xFFFFFFFF
-
-Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def philox(counter: Words, key: int) -> Words:
-    """Return four random words for every counter.
-
-    Args:
-        counter: four int64 tensors of values in [0, 2^32), of shapes that broadcast.
-        key: 64 bits; the lower half is the first key word.
-
-    Returns:
-        Four int64 tensors of values in [0, 2^32), of the broadcast shape.
-    """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key & MASK, (key >> 32) & MASK
-    for _ in range(ROUNDS):
-        first, second = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((second >> 32) & MASK) ^ c1 ^ k0,
-            second & MASK,
-            ((first >> 32) & MASK) ^ c3 ^ k1,
-            first & MASK,
-        )
-        k0, k1 = (k0 + KEY_STEPS[0]) & MASK, (k1 + KEY_STEPS[1]) & MASK
-    return c0, c1, c2, c3
-
-
-def counter_words(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split non-negative int64 numbers into their lower and upper 32-bit words."""
-    return numbers & MASK, numbers >> 32
-
-
-CACHE_BYTES = 1 << 30
-"""Buckets and signs are kept up to this; those of further parameters are made anew for every batch."""
-SIGN_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
+CPU_SIGNS, DEVICE_SIGNS = 1 << 20, 1 << 26
 """Elements of the dense sign matrix that exist at a time: few for a CPU's cache, many for a GPU's cores."""
-CACHED_ELEMENTS = 1 << 18
-"""Elements that a CPU works on at a time (1 MiB)."""
-COORDINATES = 1 << 24
-"""Coordinates whose buckets are made at a time; each takes about 50 bytes while that lasts."""
-NAMES = ("countsketch", "rademacher", "trak")
+NAMES = ("countsketch", "countshift", "rademacher", "trak")
 
 
 class Projection(Protocol):
@@ -99,13 +50,13 @@ class Projection(Protocol):
 
 
 def make_projection(
-    name: str, proj_dim: int, seed: int, cache_bytes: int = CACHE_BYTES, device: str = "cpu"
+    name: str, proj_dim: int, seed: int, cache_bytes: int | None = None, device: str = "cpu"
 ) -> Projection:
     """Return the projection that the setting ``projection`` names.
 
     Args:
-        name: countsketch, rademacher or trak. proj_dim: K. seed: 64 bits.
-        cache_bytes: at most this much of countsketch's buckets is kept.
+        name: countsketch, countshift, rademacher or trak. proj_dim: K. seed: 64 bits.
+        cache_bytes: at most this much of a sketch's tables is kept; None: as the device has room.
         device: where the gradients are; trak needs a GPU.
 
     Raises:
@@ -118,114 +69,18 @@ def make_projection(
             "Set proj_dim to 4096, say; more dimensions make similarities more exact and take more disk.",
         )
     if name == "countsketch":
-        return CountSketch(proj_dim, seed, cache_bytes)
+        return CountSketch(proj_dim, seed, table_limit(device) if cache_bytes is None else cache_bytes)
+    if name == "countshift":
+        return CountShift(proj_dim, seed, table_limit(device) if cache_bytes is None else cache_bytes)
     if name == "rademacher":
         return Rademacher(proj_dim, seed)
     if name == "trak":
-        from dataflex_pipeline.gradients.projection import TrakProjection
-
         return TrakProjection(proj_dim, seed, device)
     raise ConfigError(
         f"projection: {name} was set.{did_you_mean(name, NAMES)}",
         f"It is not a projection; {', '.join(NAMES)} are.",
         "Set projection: countsketch, or one of the others.",
     )
-
-
-class CountSketch:
-    """One signed bucket per coordinate.
-
-    Coordinate i takes the words 2 (i mod 2) and 2 (i mod 2) + 1 of the Philox block i // 2: the bucket is the
-    first word times K, shifted right by 32; the sign is minus where the second word is odd.
-    """
-
-    def __init__(self, dim: int, seed: int, cache_bytes: int = CACHE_BYTES) -> None:
-        self.dim = dim
-        self._seed = seed
-        self._left = cache_bytes
-        self._codes: dict[str, torch.Tensor] = {}
-        self._sorted: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-
-    def add(self, name: str, block: torch.Tensor, into: torch.Tensor) -> None:
-        """Add the sketch of ``block`` [b, numel] to ``into`` [b, K]."""
-        if block.device.type == "cuda":
-            self.add_sorted(name, block, into)
-            return
-        code = self._code(name, block.shape[1], block.device)
-        # On a CPU every row's sums are made by one thread in the order of the coordinates. What exists of the
-        # signed block at a time stays in its cache: a third of the time of a large parameter done whole.
-        step = max(1, CACHED_ELEMENTS // max(1, len(block)))
-        for first in range(0, block.shape[1], step):
-            bucket, sign = _decoded(code[first : first + step])
-            signed = block[:, first : first + step] * sign
-            into.scatter_add_(1, bucket.expand(signed.shape), signed)
-
-    def add_sorted(self, name: str, block: torch.Tensor, into: torch.Tensor) -> None:
-        """Do the same bucket by bucket: a fixed order of additions where scatters have none (CUDA)."""
-        order, starts, sign = self._by_bucket(name, block.shape[1], block.device)
-        sums = torch.nn.functional.embedding_bag(
-            order, block.T.contiguous(), starts, mode="sum", per_sample_weights=sign
-        )  # [K, b]
-        into += sums.T
-
-    def buckets(self, name: str, numel: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return bucket (int64) and sign (float32) of each coordinate of a parameter. [numel] each"""
-        return _decoded(self._code(name, numel, device))
-
-    def _code(self, name: str, numel: int, device: torch.device) -> torch.Tensor:
-        code = self._codes.get(name)
-        if code is None:
-            code = self._make_codes(name, numel, device)
-            if self._take(code):
-                self._codes[name] = code
-        return code
-
-    def _make_codes(self, name: str, numel: int, device: torch.device) -> torch.Tensor:
-        """Return 2 x bucket + (1 where the sign is minus). [numel] int32, int64 for K over 2^30"""
-        dtype = torch.int32 if self.dim <= 1 << 30 else torch.int64
-        key = derive_seed(self._seed, "countsketch", name)
-        zero = torch.zeros((), dtype=torch.int64, device=device)
-        parts = []
-        for first in range(0, numel, COORDINATES):
-            last = min(first + COORDINATES, numel)
-            blocks = torch.arange(first // 2, (last + 1) // 2, device=device)
-            a, b, c, d = philox((*counter_words(blocks), zero, zero), key)
-            bucket_word, sign_word = torch.stack([a, c], 1).flatten(), torch.stack([b, d], 1).flatten()
-            code = ((bucket_word * self.dim) >> 32) * 2 + (sign_word & 1)
-            parts.append(code[: last - first].to(dtype))
-        return torch.cat(parts)
-
-    def _by_bucket(
-        self, name: str, numel: int, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        known = self._sorted.get(name)
-        if known is not None:
-            return known
-        bucket, sign = self.buckets(name, numel, device)
-        self._forget(name)
-        ordered, order = torch.sort(bucket, stable=True)
-        starts = torch.searchsorted(ordered, torch.arange(self.dim, device=device))
-        made = (order.int(), starts.int(), sign[order])
-        if self._take(*made):
-            self._sorted[name] = made
-        return made
-
-    def _take(self, *arrays: torch.Tensor) -> bool:
-        needed = sum(array.numel() * array.element_size() for array in arrays)
-        if needed > self._left:
-            return False
-        self._left -= needed
-        return True
-
-    def _forget(self, name: str) -> None:
-        code = self._codes.pop(name, None)
-        if code is not None:
-            self._left += code.numel() * code.element_size()
-
-
-def _decoded(code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return buckets (int64) and signs (float32) from 2 x bucket + (1 where the sign is minus). [n] each"""
-    return (code >> 1).long(), (1 - 2 * (code & 1)).float()
 
 
 class Rademacher:
@@ -242,7 +97,8 @@ class Rademacher:
 
     def add(self, name: str, block: torch.Tensor, into: torch.Tensor) -> None:
         """Add the projection of ``block`` [b, numel] to ``into`` [b, K]."""
-        step = max(1, SIGN_ELEMENTS.get(block.device.type, SIGN_ELEMENTS["cpu"]) // self.dim)
+        elements = CPU_SIGNS if block.device.type == "cpu" else DEVICE_SIGNS
+        step = max(1, elements // self.dim)
         for first in range(0, block.shape[1], step):
             part = block[:, first : first + step]
             signs = self.signs(name, first, part.shape[1], block.device)
@@ -253,11 +109,9 @@ class Rademacher:
         key = derive_seed(self._seed, "rademacher", name)
         low, high = counter_words(torch.arange(first, first + count, device=device)[:, None])
         groups = torch.arange((self.dim + 127) // 128, device=device)[None, :]
-        words = torch.stack(philox((low, high, groups, torch.zeros_like(groups)), key), 2)  # [count, G, 4]
-        shifts = torch.arange(0, 32, 8, device=device)
-        octets = (words[..., None] >> shifts) & 255  # [count, G, 4, 4]
-        table = _octet_signs(device)
-        return table[octets.reshape(count, -1)].view(count, -1)[:, : self.dim]
+        octets = random_octets((low, high, groups, torch.zeros_like(groups)), key)  # [count, G, 16] uint8
+        signs = _octet_signs(device).index_select(0, octets.flatten().int())
+        return signs.view(count, -1)[:, : self.dim]
 
 
 def _octet_signs(device: torch.device) -> torch.Tensor:

@@ -89,7 +89,7 @@ def test_projected_gradients(device_without_float64):
     assert torch.isfinite(found[2]).all()
 
 
-@pytest.mark.parametrize("kind", ["countsketch", "rademacher"])
+@pytest.mark.parametrize("kind", ["countsketch", "countshift", "rademacher"])
 def test_policy_gradients(device_without_float64, kind):
     model = lora(llama())
     consumer = ProjectedGradients(make_projection(kind, K, 7))

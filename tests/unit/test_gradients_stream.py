@@ -53,7 +53,7 @@ def projected(model, rows, size, kind, states=None, side="right"):
     return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["countsketch", "rademacher"])
+@pytest.mark.parametrize("kind", ["countsketch", "countshift", "rademacher"])
 @pytest.mark.parametrize("adam", [True, False])
 @pytest.mark.parametrize("model_kind", list(MODELS))
 def test_equal_to_whole_gradients_projected_afterwards(model_kind, adam, kind):
