@@ -18,7 +18,7 @@ from dataflex_pipeline.estimate.costs import (
 from dataflex_pipeline.estimate.features import VECTORS, FeatureCost
 from dataflex_pipeline.estimate.records import Basis, Measured, StageCost
 from dataflex_pipeline.features.plan import make_feature, params_of
-from dataflex_pipeline.neighbours.cells import SCAN, choose_layout
+from dataflex_pipeline.neighbours.cells import SCAN, affordable_on, choose_layout, search_device
 from dataflex_pipeline.reward.settings import AnswerTokens, RewardCost
 
 
@@ -158,7 +158,14 @@ def _searched(
     inner: Any = make_feature(feature.needs(Need(stage.stage.split(",")[0]))["pool"], found.config)
     dimension, given = int(inner.dimension), feature.params
     layout = choose_layout(
-        given.search, round(queries), round(vectors), dimension, wanted, given.nlist, given.nprobe
+        given.search,
+        round(queries),
+        round(vectors),
+        dimension,
+        wanted,
+        given.nlist,
+        given.nprobe,
+        affordable_on(search_device(found.config.device)),
     )
     pairs = queries * vectors
     if layout is not None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +19,15 @@ from pydantic import Field
 
 from dataflex_pipeline import api
 from dataflex_pipeline.features.params import KernelParams, NeighbourParams, SearchParams
-from dataflex_pipeline.neighbours.cells import Layout, choose_layout, sample_places, train_cells
+from dataflex_pipeline.neighbours.cells import (
+    Layout,
+    affordable_on,
+    choose_layout,
+    sample_places,
+    search_device,
+    search_ingredients,
+    train_cells,
+)
 from dataflex_pipeline.neighbours.density import Grouped, Sums, kernel_sums
 from dataflex_pipeline.neighbours.vectors import gather_vectors
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
@@ -77,6 +87,15 @@ class Density(api.Feature):
             "pool": api.Need("embeddings", "pool", need.checkpoint, self.params.neighbours.pool),
         }
 
+    def ingredients(self) -> dict[str, Any]:
+        """Return up to which size an accelerator searches exactly, since that decides what is found."""
+        return {**search_ingredients(self.params.search, self.device)}
+
+    @cached_property
+    def device(self) -> str:
+        """Where exact sums are made."""
+        return search_device(self.config.device)
+
     @contextmanager
     def open(
         self, given: api.FeatureInput, progress: api.Progress
@@ -90,7 +109,10 @@ class Density(api.Feature):
             vectors = gather_vectors(pool, rows)
             layout = self._layout(vectors)
             how = "exact" if layout is None else str(layout)
-            progress.say(f"  density: {len(rows)} of {pool.n_rows} pool rows are near the target ({how})")
+            where = f" on {self.device}" if layout is None and self.device != "cpu" else ""
+            progress.say(
+                f"  density: {len(rows)} of {pool.n_rows} pool rows are near the target ({how}{where})"
+            )
             sums_of = (
                 self._exactly(vectors) if layout is None else self._through_cells(vectors, layout, progress)
             )
@@ -112,13 +134,20 @@ class Density(api.Feature):
     def _layout(self, vectors: np.ndarray) -> Layout | None:
         n, dimensions = vectors.shape
         wanted, given = min(self.params.kde_K, n), self.params
-        return choose_layout(given.search, n, n, dimensions, wanted, given.nlist, given.nprobe)
+        affordable = affordable_on(self.device)
+        return choose_layout(given.search, n, n, dimensions, wanted, given.nlist, given.nprobe, affordable)
 
     def _flat(self, places: np.ndarray) -> SumColumns:
         return {"rho": np.ones(len(places))}
 
     def _exactly(self, vectors: np.ndarray) -> Callable[[np.ndarray], SumColumns]:
         """Return the function from places in the support to their sums, each part worked out by itself."""
+        if self.device != "cpu":
+            from dataflex_pipeline.neighbours.accelerated import DeviceKernel
+
+            given = self.params
+            kernel = DeviceKernel(vectors, given.sigma, given.kde_K, given.gaussian, self.device)
+            return lambda places: _columns(kernel.sums(places))
         grouped = Grouped.whole(vectors)
 
         def sums_of(places: np.ndarray) -> SumColumns:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +19,13 @@ import pyarrow as pa
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import DataError
 from dataflex_pipeline.features.params import NeighbourParams
-from dataflex_pipeline.neighbours.cells import Cells, choose_layout
+from dataflex_pipeline.neighbours.cells import (
+    Cells,
+    affordable_on,
+    choose_layout,
+    search_device,
+    search_ingredients,
+)
 from dataflex_pipeline.neighbours.search import Found, nearest, recall, table_cells
 from dataflex_pipeline.neighbours.vectors import block_vectors, count_valid, dimension
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
@@ -56,6 +64,15 @@ class Neighbours(api.Feature):
             "target": api.Need("embeddings", "target", need.checkpoint, self.params.target),
         }
 
+    def ingredients(self) -> dict[str, Any]:
+        """Return up to which size an accelerator searches exactly, since that decides what is found."""
+        return {**search_ingredients(self.params.search, self.device)}
+
+    @cached_property
+    def device(self) -> str:
+        """Where an exact search runs."""
+        return search_device(self.config.device)
+
     @contextmanager
     def open(
         self, given: api.FeatureInput, progress: api.Progress
@@ -73,10 +90,12 @@ class Neighbours(api.Feature):
             k,
             self.params.nlist,
             self.params.nprobe,
+            affordable_on(self.device),
         )
         cells = None if layout is None else table_cells(pool, n_pool, layout)
         how = "exact" if layout is None else str(layout)
-        progress.say(f"  neighbours: {k} of {n_pool} pool rows per target row ({how})")
+        where = f" on {self.device}" if layout is None and self.device != "cpu" else ""
+        progress.say(f"  neighbours: {k} of {n_pool} pool rows per target row ({how}{where})")
 
         def compute(rows: pa.Table) -> pa.Table:
             first = rows.column("row")[0].as_py()
@@ -92,7 +111,7 @@ class Neighbours(api.Feature):
         vectors = np.zeros((0, dimension(pool)), dtype=np.float32)
         if valid.any():
             vectors = np.ascontiguousarray(block_vectors(embedded.to_batches()[0])[valid])
-        found = nearest(vectors, pool, k, cells)
+        found = nearest(vectors, pool, k, cells, self.device)
         kept = valid.copy()
         kept[valid] = found.counts > 0
         reason = embedded.column("reason").to_pylist()
@@ -100,7 +119,7 @@ class Neighbours(api.Feature):
             reason[position] = f"no pool row in the cells looked into ({how})"
         shares = np.full(len(valid), np.nan)
         if cells is not None:
-            shares[valid] = sampled_recall(vectors, pool, found)
+            shares[valid] = sampled_recall(vectors, pool, found, self.device)
         columns = {
             "row": rows.column("row"),
             "row_id": rows.column("row_id"),
@@ -129,18 +148,21 @@ def check_dimensions(pool: api.BlockTable, target: api.BlockTable) -> None:
         )
 
 
-def sampled_recall(vectors: np.ndarray, pool: api.BlockTable, found: Found) -> np.ndarray:
+def sampled_recall(
+    vectors: np.ndarray, pool: api.BlockTable, found: Found, device: str = "cpu"
+) -> np.ndarray:
     """Return the recall of an even sample of targets, NaN for the others. [m] float64
 
     Args:
         vectors: of the targets. [m, D] float32
         pool: embeddings that were searched. found: what was found for the targets.
+        device: where the exact search for the sample runs.
     """
     shares = np.full(len(vectors), np.nan)
     wanted = min(RECALL_SAMPLE, len(vectors))
     if wanted:
         places = np.arange(wanted) * len(vectors) // wanted
-        truth = nearest(vectors[places], pool, found.rows.shape[1], None)
+        truth = nearest(vectors[places], pool, found.rows.shape[1], None, device)
         shares[places] = recall(Found(found.rows[places], found.distances[places]), truth)
     return shares
 

@@ -30,6 +30,8 @@ Search = Literal["auto", "exact", "ivf"]
 
 AFFORDABLE = 4e12
 """Multiply-adds that are spent on an exact search without asking: about a minute on two cores."""
+ACCELERATED = 4e15
+"""The same on an accelerator: minutes at 50 TFLOP/s, for 3 million vectors of 384 with each other."""
 SAMPLE = 64
 """Vectors per cell that k-means sees."""
 ITERATIONS = 10
@@ -80,6 +82,7 @@ def choose_layout(
     wanted: int,
     nlist: int | None,
     nprobe: int | None,
+    affordable: float = AFFORDABLE,
 ) -> Layout | None:
     """Return the cells to search in, or None for an exact search.
 
@@ -90,22 +93,52 @@ def choose_layout(
         nlist: cells; by default the square root of ``vectors``. Never more than there are vectors.
         nprobe: cells per query; by default those that hold about four times what is wanted, at least 16.
             Never more than ``nlist``.
+        affordable: multiply-adds up to which auto searches exactly.
     """
     cells = min(nlist or max(1, round(math.sqrt(vectors))), vectors)
     probed = min(nprobe or max(LEAST_PROBED, math.ceil(4 * wanted * cells / vectors)), cells)
     if search == "exact" or (
-        search == "auto" and _exact_is_better(queries, vectors, dimensions, cells, probed)
+        search == "auto"
+        and (
+            queries * vectors * dimensions <= affordable or _exact_is_better(queries, vectors, cells, probed)
+        )
     ):
         return None
     return Layout(cells, probed)
 
 
-def _exact_is_better(queries: int, vectors: int, dimensions: int, nlist: int, nprobe: int) -> bool:
+def search_device(setting: str) -> str:
+    """Return the torch device that exact searches run on: an accelerator where there is one, or cpu.
+
+    Apple's GPUs have no float64, which sums are made in, and leave it to the CPU.
+
+    Args:
+        setting: ``device`` of the configuration.
+    """
+    if setting == "cpu":
+        return setting
+    from dataflex_pipeline.models.base import resolve_device
+
+    device = resolve_device(setting)
+    return "cpu" if device == "mps" else device
+
+
+def affordable_on(device: str) -> float:
+    """Return the multiply-adds of an exact search that ``search: auto`` does not shrink from on a device."""
+    return AFFORDABLE if device == "cpu" else ACCELERATED
+
+
+def search_ingredients(search: Search, device: str) -> dict[str, float]:
+    """Return what of the device decides the numbers: how large a search ``auto`` does exactly."""
+    return {} if search != "auto" or device == "cpu" else {"exact_up_to": ACCELERATED}
+
+
+def _exact_is_better(queries: int, vectors: int, nlist: int, nprobe: int) -> bool:
     exact = queries * vectors
     assign = (vectors + queries) * nlist
     scan = SCAN * queries * vectors * nprobe / nlist
     train = ITERATIONS * min(vectors, SAMPLE * nlist) * nlist
-    return exact * dimensions <= AFFORDABLE or exact <= assign + scan + train
+    return exact <= assign + scan + train
 
 
 def train_cells(sample: np.ndarray, layout: Layout) -> Cells:

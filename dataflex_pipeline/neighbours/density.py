@@ -18,6 +18,7 @@ guide of the TSDS selector, section 1, for the Gaussian.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,9 +27,10 @@ from typing import Any
 import numpy as np
 
 from dataflex_pipeline.neighbours.cells import Cells
+from dataflex_pipeline.neighbours.threads import on_threads
 
-CHUNK = 1 << 25
-"""Kernel values in memory at a time, unless one vector alone has more."""
+CHUNK = 1 << 24
+"""Kernel values that a thread has in memory at a time, unless one vector alone has more."""
 ROWS = 8192
 """Vectors whose kernel values are taken together, at most."""
 TILE = 2048
@@ -121,13 +123,13 @@ def kernel_sums(
     density = np.empty(len(wanted)) if gaussian else None
     kernel = _Kernel(grouped, sigma, min(K, len(grouped.vectors)), gaussian)
     start = 0
-    while start < len(wanted):
-        chunk = kernel.chunk(wanted[start : start + ROWS])
-        rho[start : start + len(chunk)], values = kernel.sums(chunk)
+    for sums, values in on_threads(kernel.sums, kernel.chunks(wanted)):
+        end = start + len(sums)
+        rho[start:end] = sums
         if density is not None:
-            density[start : start + len(chunk)] = values
-        start += len(chunk)
-        done(len(chunk))
+            density[start:end] = values
+        done(len(sums))
+        start = end
     return Sums(np.maximum(rho, 1.0), density)
 
 
@@ -140,7 +142,15 @@ class _Kernel:
         self.scale = 1 / sigma**2 if sigma < FLAT else 0.0
         self.sizes = np.diff(grouped.starts)
         self.squares = (self.scale * grouped.squares).astype(self.number)  # |x|^2 / sigma^2 [S]
-        self.room = np.empty(0, dtype=self.number)  # t of a chunk; kept, since new memory costs more than t
+        self.rooms = threading.local()  # t of a chunk, for each thread; kept, new memory costs more than t
+
+    def chunks(self, places: np.ndarray) -> list[np.ndarray]:
+        """Cut rising places into chunks."""
+        cut = []
+        while len(places):
+            cut.append(self.chunk(places[:ROWS]))
+            places = places[len(cut[-1]) :]
+        return cut
 
     def chunk(self, places: np.ndarray) -> np.ndarray:
         """Return the first of rising places that belong to one cell and whose t fit into a chunk."""
@@ -159,14 +169,13 @@ class _Kernel:
         queries = self.grouped.vectors[chunk].astype(self.number, copy=False)
         offsets = (1 - self.squares[chunk])[:, None]
         queries = queries * self.number(2 * self.scale)
-        if sizes.sum() > len(self.room):
-            self.room = np.empty(max(CHUNK, sizes.sum()), dtype=self.number)
+        room = self._room(int(sizes.sum()))
         used = 0
         for cell in np.unique(probes):
             size = int(self.sizes[cell])
             who, nth = np.nonzero(probes == cell)  # a cell's vectors do not all probe alike
             begins[who, nth] = used + size * np.arange(len(who))
-            block = self.room[used : used + len(who) * size].reshape(len(who), size)
+            block = room[used : used + len(who) * size].reshape(len(who), size)
             used += block.size
             mine, offset = (queries, offsets) if len(who) == len(chunk) else (queries[who], offsets[who])
             for start in range(0, size, TILE):
@@ -177,10 +186,10 @@ class _Kernel:
                 near[who, nth] += (tile > 0).sum(axis=1)
         for place in np.flatnonzero(near.sum(axis=1) > self.K):
             cells = near[place] > 0
-            rho[place] = self._largest(begins[place, cells], sizes[place, cells]).sum()
+            rho[place] = self._largest(room, begins[place, cells], sizes[place, cells]).sum()
         if not self.gaussian:
             return rho, None
-        largest = (self._largest(*where) for where in zip(begins, sizes, strict=True))
+        largest = (self._largest(room, *where) for where in zip(begins, sizes, strict=True))
         return rho, np.array([np.exp((t - 1) / 2).sum() / self.K for t in largest])
 
     def _fill(self, tile: np.ndarray, queries: np.ndarray, offsets: np.ndarray, first: int) -> None:
@@ -190,9 +199,16 @@ class _Kernel:
         tile += offsets
         tile -= self.squares[held]
 
-    def _largest(self, begins: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    def _room(self, values: int) -> np.ndarray:
+        """Return this thread's memory for so many kernel values, or more."""
+        if not hasattr(self.rooms, "values") or len(self.rooms.values) < values:
+            self.rooms.values = np.empty(max(CHUNK, values), dtype=self.number)
+        room: np.ndarray = self.rooms.values
+        return room
+
+    def _largest(self, room: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Return the K largest t of one vector, all if there are fewer, in any order. [K] float64"""
-        parts = [self.room[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)]
+        parts = [room[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)]
         found = np.concatenate(parts)
         if len(found) > self.K:
             found.partition(len(found) - self.K)

@@ -17,10 +17,20 @@ import numpy as np
 
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.neighbours.cells import Cells, Layout, sample_places, train_cells
+from dataflex_pipeline.neighbours.threads import on_threads
 from dataflex_pipeline.neighbours.vectors import dimension, vector_blocks
 
 if TYPE_CHECKING:
     import faiss
+
+
+TARGETS = 64
+"""Targets that one thread searches for at a time."""
+SPARE = 64
+"""Neighbours kept beyond k where products on an accelerator choose them."""
+
+Hits = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Per block: its row numbers, and the k best squared distances [m, k] and places in it (-1: none) [m, k]."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,9 @@ def table_cells(table: BlockTable, n_valid: int, layout: Layout) -> Cells:
     return train_cells(sample, layout)
 
 
-def nearest(targets: np.ndarray, table: BlockTable, k: int, cells: Cells | None) -> Found:
+def nearest(
+    targets: np.ndarray, table: BlockTable, k: int, cells: Cells | None, device: str = "cpu"
+) -> Found:
     """Return the k nearest rows of a table to each target.
 
     Args:
@@ -66,37 +78,68 @@ def nearest(targets: np.ndarray, table: BlockTable, k: int, cells: Cells | None)
         table: embeddings to search.
         k: how many are wanted; fewer are returned where there are fewer.
         cells: where to look; None looks everywhere.
+        device: where an exact search runs.
     """
+    if cells is None and device != "cpu":
+        rows = _device_rows(targets, table, k, device)
+    else:
+        rows = _merged(_block_hits(targets, table, k, cells), len(targets), k)[1]
+    distances = pair_distances(targets, rows, table)
+    order = np.lexsort((rows, distances), axis=1)[:, :k]
+    return Found(np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1))
+
+
+def _merged(hits: Hits, m: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k best squared distances and rows of m targets over all blocks. [m, k] each"""
     import faiss
 
-    squares = np.full((len(targets), k), np.inf, dtype=np.float32)
-    rows = np.full((len(targets), k), -1, dtype=np.int64)
-    for numbers, found_squares, places in _block_hits(targets, table, k, cells):
+    squares = np.full((m, k), np.inf, dtype=np.float32)
+    rows = np.full((m, k), -1, dtype=np.int64)
+    for numbers, found_squares, places in hits:
         found = np.where(places >= 0, numbers[places], -1)
         squares, rows = faiss.merge_knn_results(
             np.stack([squares, found_squares]), np.stack([rows, found]), keep_max=False
         )
-    distances = pair_distances(targets, rows, table)
-    order = np.lexsort((rows, distances), axis=1)
-    return Found(np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1))
+    return squares, rows
 
 
-def _block_hits(
-    targets: np.ndarray, table: BlockTable, k: int, cells: Cells | None
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield, per block, its row numbers and the k best squared distances and places in it (-1: none)."""
-    import faiss
+def _device_rows(targets: np.ndarray, table: BlockTable, k: int, device: str) -> np.ndarray:
+    """Return, per target, rows that hold its k nearest and all that tie with the last one. [m, k or more]"""
+    from dataflex_pipeline.neighbours.accelerated import MARGIN, block_hits
 
+    kept = k + SPARE
+    while True:
+        hits = (
+            (numbers, *block_hits(targets, vectors, kept, device))
+            for numbers, vectors in vector_blocks(table)
+        )
+        squares, rows = _merged(hits, len(targets), kept)
+        if ((rows[:, -1] < 0) | (squares[:, -1] > squares[:, k - 1] + MARGIN)).all():
+            return rows
+        kept *= 2
+
+
+def _block_hits(targets: np.ndarray, table: BlockTable, k: int, cells: Cells | None) -> Hits:
+    """Yield the hits of every block, from a search on the CPU."""
     index = None if cells is None else _inverted_file(cells)
     for numbers, vectors in vector_blocks(table):
         if index is None:
-            squares, places = faiss.knn(targets, vectors, k)
+            squares, places = _knn(targets, vectors, k)
         else:
             index.reset()
             index.add(vectors)
             squares, places = index.search(targets, k)
         places[~np.isfinite(squares)] = -1
         yield numbers, squares, places
+
+
+def _knn(targets: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return what faiss's exact search finds. [m, k] float32, [m, k] int64"""
+    import faiss
+
+    pieces = [targets[first : first + TARGETS] for first in range(0, len(targets), TARGETS)]
+    found = list(on_threads(lambda piece: faiss.knn(piece, vectors, k), pieces or [targets]))
+    return np.concatenate([squares for squares, _ in found]), np.concatenate([places for _, places in found])
 
 
 def _inverted_file(cells: Cells) -> faiss.IndexIVFFlat:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from neighbour_tables import clustered, computed, embeddings, tsds_tables, unit
+from neighbour_tables import ON_CPU, clustered, computed, embeddings, tsds_tables, unit
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import DataError
@@ -14,6 +14,7 @@ from dataflex_pipeline.neighbours.cells import (
     AFFORDABLE,
     Cells,
     Layout,
+    affordable_on,
     choose_layout,
     sample_places,
     train_cells,
@@ -319,7 +320,7 @@ def test_a_target_row_that_finds_nothing_is_invalid(tmp_path, rng, monkeypatch):
     found = nearest(pool[:4], tables["pool"], 5, None)
     found.rows[2], found.distances[2] = -1, np.inf
     monkeypatch.setattr("dataflex_pipeline.features.neighbours.nearest", lambda *_: found)
-    feature = Neighbours(Neighbours.Params(max_K=5), None)
+    feature = Neighbours(Neighbours.Params(max_K=5), ON_CPU)
     table = computed(tmp_path / "near", feature, tables["target"], tables)
     lines = table.part(0).to_pylist()
     assert [line["valid"] for line in lines] == [True, True, False, True]
@@ -333,7 +334,7 @@ def test_vectors_of_different_length_are_refused(tmp_path, rng):
         "pool": embeddings(tmp_path / "pool", unit(rng.standard_normal((9, 8)))),
         "target": embeddings(tmp_path / "target", unit(rng.standard_normal((9, 6)))),
     }
-    feature = Neighbours(Neighbours.Params(), None)
+    feature = Neighbours(Neighbours.Params(), ON_CPU)
     with pytest.raises(DataError) as raised:
         computed(tmp_path / "near", feature, tables["target"], tables)
     assert "8 dimensions, the target's 6" in raised.value.what
@@ -348,8 +349,8 @@ def test_parts_made_anew_are_the_same(tmp_path, rng, search):
     cells = {"search": search, "nlist": 16, "nprobe": 3}
     whole = tsds_tables(tmp_path, pool, target, near=cells | {"max_K": 40}, crowd=cells, part=20)
     for name, feature, over in (
-        ("neighbours", Neighbours(Neighbours.Params(max_K=40, **cells), None), "target"),
-        ("density", Density(Density.Params(**cells), None), "pool"),
+        ("neighbours", Neighbours(Neighbours.Params(max_K=40, **cells), ON_CPU), "target"),
+        ("density", Density(Density.Params(**cells), ON_CPU), "pool"),
     ):
         before = [whole[name].part(number) for number in range(whole[name].n_parts)]
         for number in (0, 2, 3, whole[name].n_parts - 1):
@@ -361,11 +362,105 @@ def test_parts_made_anew_are_the_same(tmp_path, rng, search):
 def test_needs_pass_the_embedding_settings_on():
     pool, target = VectorParams(model="a"), VectorParams(model="b")
     near = NeighbourParams(max_K=5, pool=pool, target=target)
-    density = Density(Density.Params(neighbours=near), None)
+    density = Density(Density.Params(neighbours=near), ON_CPU)
     needs = density.needs(api.Need("density"))
     assert needs["pool"] == api.Need("embeddings", "pool", None, pool)
     assert needs["neighbours"] == api.Need("neighbours", "target", None, near)
-    inner = Neighbours(near, None).needs(needs["neighbours"])
+    inner = Neighbours(near, ON_CPU).needs(needs["neighbours"])
     assert inner["target"] == api.Need("embeddings", "target", None, target)
     assert inner["pool"] == needs["pool"]
     assert set(density.params.model_dump()) == {"sigma", "kde_K", "gaussian", "search", "nlist", "nprobe"}
+
+
+@pytest.mark.parametrize("k", [1, 7, 150, 499])
+def test_the_search_of_an_accelerator_is_brute_force_whatever_the_blocks(tmp_path, rng, monkeypatch, k):
+    monkeypatch.setattr("dataflex_pipeline.neighbours.accelerated.ELEMENTS", 1 << 11)
+    pool, targets = unit(rng.standard_normal((500, 24))), unit(rng.standard_normal((11, 24)))
+    valid = rng.random(500) > 0.1
+    table = embeddings(tmp_path / "pool", pool, valid)
+    exact = nearest(targets, table, k, None)
+    small_blocks(monkeypatch)
+    found = nearest(targets, table, k, None, "cpu:0")  # torch's own way, on torch's CPU
+    assert np.array_equal(found.rows, exact.rows)
+    assert np.array_equal(found.distances, exact.distances)
+
+
+@pytest.mark.parametrize("k", [1, 3, 40, 200])
+def test_ties_that_cross_the_end_go_to_the_first_rows(tmp_path, rng, monkeypatch, k):
+    """Copies of a vector, more of them than are kept beyond k, in several blocks."""
+    pool = unit(rng.standard_normal((420, 16)))
+    copies = np.sort(rng.permutation(420)[:300])
+    pool[copies] = pool[copies[0]]
+    targets = unit(np.concatenate([pool[copies[:1]], rng.standard_normal((5, 16))]))
+    small_blocks(monkeypatch)
+    found = nearest(targets, embeddings(tmp_path / "pool", pool), k, None, "cpu:0")
+    rows, distances = brute_force(targets, pool, k)
+    assert np.array_equal(found.rows[0], copies[:k])
+    assert np.array_equal(found.rows, rows)
+    assert np.abs(found.distances - distances).max() < 1e-6
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.2, 0.75, 2.0, 1e200])
+@pytest.mark.parametrize("K", [1, 13, 400, 5000])
+def test_the_sums_of_an_accelerator_are_those_of_the_cpu(rng, sigma, K, monkeypatch):
+    from dataflex_pipeline.neighbours.accelerated import DeviceKernel
+
+    monkeypatch.setattr("dataflex_pipeline.neighbours.accelerated.ELEMENTS", 1 << 12)
+    pool = clustered(rng, 400, unit(rng.standard_normal((8, 20))))
+    pool[50:70] = pool[50]
+    some = np.array([0, 51, 52, 399])
+    expected = kernel_sums(Grouped.whole(pool), sigma, K, gaussian=True, places=some)
+    found = DeviceKernel(pool, sigma, K, True, "cpu").sums(some)
+    assert np.abs(found.rho / expected.rho - 1).max() < 1e-5
+    assert np.abs(found.density / expected.density - 1).max() < 1e-5
+    alone = DeviceKernel(pool, sigma, K, False, "cpu").sums(np.arange(400))
+    assert alone.density is None
+    assert np.abs(alone.rho[some] / expected.rho - 1).max() < 1e-5
+
+
+def test_features_search_and_sum_where_the_device_is_and_say_so(tmp_path, rng, monkeypatch):
+    pool, target = clustered(rng, 300, unit(rng.standard_normal((4, 12)))), unit(rng.standard_normal((9, 12)))
+    usual = tsds_tables(
+        tmp_path / "cpu", pool, target, near={"max_K": 40}, crowd={"kde_K": 20, "gaussian": True}
+    )
+    for module in ("neighbours", "density"):  # as if torch's CPU were an accelerator
+        monkeypatch.setattr(f"dataflex_pipeline.features.{module}.search_device", lambda setting: "cpu:0")
+    monkeypatch.setattr("dataflex_pipeline.neighbours.search._knn", pytest.fail)
+    monkeypatch.setattr("dataflex_pipeline.features.density.kernel_sums", pytest.fail)
+    said = []
+    monkeypatch.setattr(api.Silent, "say", lambda self, line: said.append(line))
+    there = tsds_tables(
+        tmp_path / "there", pool, target, near={"max_K": 40}, crowd={"kde_K": 20, "gaussian": True}
+    )
+    for name in ("neighbours", "distances"):
+        assert there["neighbours"].part(0).column(name) == usual["neighbours"].part(0).column(name)
+    for name in ("rho", "density"):
+        values = [
+            np.array(tables["density"].part(0).column(name).to_pylist(), float) for tables in (there, usual)
+        ]
+        assert np.allclose(*values, rtol=1e-5, equal_nan=True)
+    assert any("(exact on cpu:0)" in line for line in said if "neighbours" in line)
+    assert any("(exact on cpu:0)" in line for line in said if "density" in line)
+
+
+def test_what_an_accelerator_searches_exactly_counts_as_a_setting_there_alone(monkeypatch):
+    assert Neighbours(Neighbours.Params(), ON_CPU).ingredients() == {}
+    monkeypatch.setattr("dataflex_pipeline.features.neighbours.search_device", lambda setting: "cuda")
+    assert Neighbours(Neighbours.Params(), ON_CPU).ingredients() == {"exact_up_to": 4e15}
+    assert Neighbours(Neighbours.Params(search="exact"), ON_CPU).ingredients() == {}
+    million = (1_000_000, 1_000_000, 1024, 1000, None, None)
+    assert choose_layout("auto", *million) is not None
+    assert choose_layout("auto", *million, affordable=affordable_on("cuda")) is None
+
+
+def test_threads_change_no_number(rng, monkeypatch):
+    import faiss
+
+    pool = clustered(rng, 3000, unit(rng.standard_normal((8, 20))))
+    monkeypatch.setattr("dataflex_pipeline.neighbours.density.CHUNK", 1 << 17)
+    found = {}
+    for count in (1, 3):
+        monkeypatch.setattr(faiss, "omp_get_max_threads", lambda count=count: count)
+        found[count] = kernel_sums(Grouped.whole(pool), 0.75, 100, gaussian=True)
+    assert np.array_equal(found[1].rho, found[3].rho)
+    assert np.array_equal(found[1].density, found[3].density)

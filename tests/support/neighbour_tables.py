@@ -1,5 +1,7 @@
 """Tables of unit vectors, and the features on them, without any embedder."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 
@@ -8,6 +10,9 @@ from dataflex_pipeline.features.density import Density
 from dataflex_pipeline.features.neighbours import Neighbours
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 from dataflex_pipeline.store.parts import PartsWriter
+
+ON_CPU = SimpleNamespace(device="cpu")
+"""All of a configuration that features on vectors read."""
 
 
 def unit(vectors):
@@ -82,9 +87,9 @@ def tsds_tables(
         "pool": embeddings(folder / "pool", pool, pool_valid),
         "target": embeddings(folder / "target", target, target_valid, first_id=first_id),
     }
-    neighbours = Neighbours(Neighbours.Params(**(near or {})), None)
+    neighbours = Neighbours(Neighbours.Params(**(near or {})), ON_CPU)
     tables["neighbours"] = computed(folder / "neighbours", neighbours, tables["target"], tables, part)
-    density = Density(Density.Params(**(crowd or {})), None)
+    density = Density(Density.Params(**(crowd or {})), ON_CPU)
     tables["density"] = computed(folder / "density", density, tables["pool"], tables, part)
     return tables
 
