@@ -212,4 +212,5 @@ class _Kernel:
         found = np.concatenate(parts)
         if len(found) > self.K:
             found.partition(len(found) - self.K)
-        return found[-self.K :].astype(np.float64)
+        largest: np.ndarray = found[-self.K :].astype(np.float64)
+        return largest

@@ -17,15 +17,12 @@ import numpy as np
 
 from dataflex_pipeline.api import BlockTable
 from dataflex_pipeline.neighbours.cells import Cells, Layout, sample_places, train_cells
-from dataflex_pipeline.neighbours.threads import on_threads
 from dataflex_pipeline.neighbours.vectors import dimension, vector_blocks
 
 if TYPE_CHECKING:
     import faiss
 
 
-TARGETS = 64
-"""Targets that one thread searches for at a time."""
 SPARE = 64
 """Neighbours kept beyond k where products on an accelerator choose them."""
 
@@ -121,25 +118,18 @@ def _device_rows(targets: np.ndarray, table: BlockTable, k: int, device: str) ->
 
 def _block_hits(targets: np.ndarray, table: BlockTable, k: int, cells: Cells | None) -> Hits:
     """Yield the hits of every block, from a search on the CPU."""
+    import faiss
+
     index = None if cells is None else _inverted_file(cells)
     for numbers, vectors in vector_blocks(table):
         if index is None:
-            squares, places = _knn(targets, vectors, k)
+            squares, places = faiss.knn(targets, vectors, k)
         else:
             index.reset()
             index.add(vectors)
             squares, places = index.search(targets, k)
         places[~np.isfinite(squares)] = -1
         yield numbers, squares, places
-
-
-def _knn(targets: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return what faiss's exact search finds. [m, k] float32, [m, k] int64"""
-    import faiss
-
-    pieces = [targets[first : first + TARGETS] for first in range(0, len(targets), TARGETS)]
-    found = list(on_threads(lambda piece: faiss.knn(piece, vectors, k), pieces or [targets]))
-    return np.concatenate([squares for squares, _ in found]), np.concatenate([places for _, places in found])
 
 
 def _inverted_file(cells: Cells) -> faiss.IndexIVFFlat:

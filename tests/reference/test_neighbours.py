@@ -425,7 +425,7 @@ def test_features_search_and_sum_where_the_device_is_and_say_so(tmp_path, rng, m
     )
     for module in ("neighbours", "density"):  # as if torch's CPU were an accelerator
         monkeypatch.setattr(f"dataflex_pipeline.features.{module}.search_device", lambda setting: "cpu:0")
-    monkeypatch.setattr("dataflex_pipeline.neighbours.search._knn", pytest.fail)
+    monkeypatch.setattr("dataflex_pipeline.neighbours.search._block_hits", pytest.fail)
     monkeypatch.setattr("dataflex_pipeline.features.density.kernel_sums", pytest.fail)
     said = []
     monkeypatch.setattr(api.Silent, "say", lambda self, line: said.append(line))
