@@ -386,6 +386,11 @@ class Feature(ABC):
         """
         return 0.0
 
+    @property
+    def takes_the_machine(self) -> bool:
+        """Whether one process computes it alone, with all GPUs of its machine, where several were started."""
+        return False
+
     def needs(self, need: Need) -> Mapping[str, Need]:
         """Return the features that this one, asked for by ``need``, is computed from, by names of its own."""
         return {}

@@ -43,8 +43,9 @@ class EmbedderSettings:
         model: folder or hub name. revision: branch, tag or commit of a hub model.
         dtype: number format of the weights and the forward pass.
         max_length: tokens kept of a text, special tokens included.
-        batch_size: texts per forward pass. device: torch device, resolved.
+        batch_size: texts per forward pass; vLLM fills its batches by itself. device: torch device, resolved.
         trust_remote_code: run Python code that comes with the model.
+        gpu_memory_utilization: share of a GPU's memory that vLLM takes.
     """
 
     model: str
@@ -54,6 +55,7 @@ class EmbedderSettings:
     batch_size: int = 32
     device: str = "cpu"
     trust_remote_code: bool = False
+    gpu_memory_utilization: float = 0.9
 
 
 class EmbedModel:

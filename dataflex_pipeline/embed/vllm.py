@@ -24,7 +24,7 @@ class VllmEmbedder:
         options: dict[str, Any] = {
             "dtype": settings.dtype,
             "max_model_len": settings.max_length,
-            "max_num_seqs": settings.batch_size,
+            "gpu_memory_utilization": settings.gpu_memory_utilization,
             "trust_remote_code": settings.trust_remote_code,
         }
         if settings.revision is not None:

@@ -39,6 +39,7 @@ from dataflex_pipeline.features.plan import (
 )
 from dataflex_pipeline.models.room import is_out_of_memory
 from dataflex_pipeline.store.agreed import BATCH_TOKENS, agreed, agreed_file
+from dataflex_pipeline.models.base import free_memory
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.locks import held
 from dataflex_pipeline.store.parts import MANIFEST, PartedTable, PartsWriter
@@ -181,6 +182,9 @@ def _complete(
     if missing:
         whole = replace(given, tables=tables, folder=folder)
         team = launch.current()
+        if team is not None and feature.takes_the_machine:
+            _take_the_machine(team, feature.config, plan.need, progress)
+            team = None
         if team is None:
             _compute(writer, missing, _rows_of(plan, missing), plan, whole, progress, reads_ahead=True)
             progress.finish()
@@ -353,12 +357,25 @@ def _compute_together(
         writer.take_in(number, launch.VISIBLE)
 
 
+def _take_the_machine(team: launch.Team, config: Config, need: Need, progress: Progress) -> None:
+    """On rank 0: have the other processes free their GPUs, and wait until they have."""
+    progress.say(
+        f"{need.name} of the {need.split}: rank 0 computes them alone, on all GPUs of its machine, and "
+        f"{team.size - 1} other processes wait"
+    )
+    with team.job("feature", {"order": []}, config.ddp_timeout):
+        pass
+
+
 def compute_share(job: launch.Job, content: Mapping[str, Any]) -> None:
     """On the other ranks: compute the parts that this process gets of what rank 0 gave out.
 
     Raises:
         RunError: this process would make another table than rank 0.
     """
+    if not content["order"]:  # rank 0 takes the machine
+        free_memory()
+        return
     config = Config(**content["config"])
     launch.claim_device(config.device)
     features = Path(content["features"])

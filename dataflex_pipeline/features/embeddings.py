@@ -144,6 +144,7 @@ class Embeddings(api.Feature):
             self.params.batch_size,
             resolve_device(self.config.device),
             self.config.trust_remote_code,
+            self.params.embed_gpu_memory_utilization,
         )
 
     def _check_dimension(self, embedder: Embedder) -> None:

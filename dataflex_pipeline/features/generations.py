@@ -99,6 +99,11 @@ class Generations(api.Feature):
         """Every row has a line per sample, drawn or not."""
         return int(self.params.mc_samples)
 
+    @property
+    def takes_the_machine(self) -> bool:
+        """Whether vLLM spreads the model over several GPUs: rank 0 drives it then, and the others wait."""
+        return self._generator == "vllm" and self.params.generation_tensor_parallel_size > 1
+
     def ingredients(self) -> dict[str, Any]:
         """Return the precision, and the attention kernel where it is ours to choose."""
         kernel = attention_kernel(self.config) if self.params.generator == "transformers" else None

@@ -204,13 +204,26 @@ class PolicyParams(PolicyChoice, GenerationParams, RewardParams):
 class TextLimits(api.Params):
     """How much of a text an embedding model is given, and how many texts at once."""
 
-    batch_size: int = Field(32, ge=1, exclude=True, description="texts per forward pass; changes no result")
+    batch_size: int = Field(
+        32,
+        ge=1,
+        exclude=True,
+        description="texts per forward pass, of sentence-transformers; changes no result",
+    )
     max_length: int = Field(
         2048, ge=2, description="tokens kept of a text, and never more than the model takes"
     )
 
 
-class VectorParams(TextLimits):
+class EmbedderMemory(api.Params):
+    """What an embedder takes of a device."""
+
+    embed_gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, exclude=True, description="share of a GPU's memory that vLLM embeds with"
+    )
+
+
+class VectorParams(TextLimits, EmbedderMemory):
     """Parameters of the embeddings feature: of one side, the pool or the target."""
 
     model: str = Field(DEFAULT_MODEL, description="folder or hub name of the embedding model")
@@ -222,7 +235,7 @@ class VectorParams(TextLimits):
     vectors: str | None = Field(None, description="vectors made elsewhere: path.npy or path.parquet")
 
 
-class EmbeddingParams(TextLimits):
+class EmbeddingParams(TextLimits, EmbedderMemory):
     """Parameters of every method on embeddings.
 
     What the feature's fingerprint already holds (by content, where it is a file) is left out of a dump, and
@@ -294,6 +307,7 @@ class EmbeddingParams(TextLimits):
     def _vectors(self, **own: Any) -> VectorParams:
         return VectorParams(
             **self.part(TextLimits),
+            **self.part(EmbedderMemory),
             model=self.embed_model,
             revision=self.embed_revision,
             method=self.embed_method,

@@ -64,7 +64,9 @@ class VllmGenerator:
             adapter = Path(config.adapter_name_or_path).expanduser()
         self._settings = settings
         instead = "Or set nice.generator: transformers."
-        self._engine = VllmEngine("generate", model, options, adapter, say, device, instead)
+        # over several GPUs only rank 0 of a launch draws (features/generations.py), and has all of them
+        alone = settings.tensor_parallel_size > 1
+        self._engine = VllmEngine("generate", model, options, adapter, say, device, instead, alone)
 
     def __enter__(self) -> Self:
         self._engine.__enter__()

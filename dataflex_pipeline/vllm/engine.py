@@ -62,12 +62,14 @@ class VllmEngine:
         say: gets one line on what was chosen.
         device: cpu, cuda or cuda:N that it has to compute on; None: whatever the installed vLLM is built for.
         instead: one sentence on what else a user could set, for errors.
+        alone: of several processes rank 0 is the only one with an engine, and may take the others' GPUs.
 
     Attributes:
         dimension: length of an embedding; known once it is entered.
 
     Raises:
-        ConfigError: vLLM is not installed, or ``tensor_parallel_size`` above 1 in several processes.
+        ConfigError: vLLM is not installed, or ``tensor_parallel_size`` above 1 in several processes that
+            have an engine each.
         UserError: the model folder does not exist, or has no weights in safetensors.
         DataflexError: the engine did not start, or refused a request; its own last lines are shown.
     """
@@ -81,9 +83,11 @@ class VllmEngine:
         say: Callable[[str], None] = lambda line: None,
         device: str | None = None,
         instead: str = "",
+        alone: bool = False,
     ) -> None:
         require_vllm(f"The model {model}")
-        _check_parallel(int(options.get("tensor_parallel_size", 1)))
+        if not (alone and launch.rank() == 0):
+            _check_parallel(int(options.get("tensor_parallel_size", 1)))
         folder = local_folder(model)
         if folder is not None:
             check_model_folder(folder)
@@ -198,9 +202,8 @@ def _check_parallel(size: int) -> None:
             f"vLLM was set to spread a model over {size} GPUs (tensor parallel size {size}), and "
             f"{launch.world_size()} processes were started.",
             "Each process takes a GPU of its own, and its engine has no other.",
-            "Set the tensor parallel size to 1 (nice.generation_tensor_parallel_size, or "
-            "nice.reward_backend_params.local_vllm.vllm_tensor_parallel_size), "
-            "or start a single process without torchrun.",
+            "Set the tensor parallel size to 1 (nice.reward_backend_params.local_vllm."
+            "vllm_tensor_parallel_size), or start a single process without torchrun.",
         )
 
 

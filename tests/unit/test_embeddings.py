@@ -635,3 +635,18 @@ def test_killed_while_embedding_ends_up_identical(tmp_path, minilm, one_thread):
     assert again.computed == 40 - there
     for one, other in zip(straight.files, again.table.files, strict=True):
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_vllm_embedder_has_a_memory_share_of_its_own_and_fills_its_batches_itself(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("dataflex_pipeline.embed.vllm.VllmEngine", lambda *given, **more: made.append(given))
+    params = EmbeddingParams(embed_gpu_memory_utilization=0.4, batch_size=3).pool_vectors()
+    feature = make_feature(Need("embeddings", "pool", None, params), Config(device="cpu"))
+    monkeypatch.setattr(type(feature), "max_length", 32)
+    from dataflex_pipeline.embed.vllm import VllmEmbedder
+
+    VllmEmbedder(feature._settings(), print)
+    ((_, _, options),) = made
+    assert options["gpu_memory_utilization"] == 0.4
+    assert "max_num_seqs" not in options
+    assert "embed_gpu_memory_utilization" not in params.model_dump()  # it changes no vector

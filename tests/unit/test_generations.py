@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +12,13 @@ import pytest
 from data_fixtures import byte_tokenizer
 from tiny_training import VOCABULARY, Listener, make_config, make_model, make_pool
 
-from dataflex_pipeline import api
+from dataflex_pipeline import api, launch
 from dataflex_pipeline.data.chat import ChatFormat
 from dataflex_pipeline.data.conversation import Conversation, Message
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.features.build import build_feature, plan_feature
+from dataflex_pipeline.features.build import build_feature, compute_share, plan_feature
 from dataflex_pipeline.features.generations import CUT_OFF, Generations, row_prompt, sample_seed
-from dataflex_pipeline.generate import Prompt
+from dataflex_pipeline.generate import Completion, Prompt
 from dataflex_pipeline.generate.generators import check_generator, choose_generator
 from dataflex_pipeline.generate.settings import (
     GenerationSettings,
@@ -31,6 +33,7 @@ from dataflex_pipeline.generate.transformers import (
     invert,
     uniforms,
 )
+from dataflex_pipeline.vllm.engine import VllmEngine
 
 END = 2
 
@@ -472,3 +475,81 @@ class TestChoice:
         assert "pip install 'dataflex-pipeline[vllm]'" in caught.value.fix
         assert "requirements/vllm-cpu.txt" in caught.value.fix
         check_generator("transformers")
+
+
+class FakeTeam:
+    """The processes of a launch, none of which is there: keeps the jobs that they would get."""
+
+    size = 4
+
+    def __init__(self):
+        self.jobs = []
+
+    @contextmanager
+    def job(self, kind, content, patience):
+        self.jobs.append((kind, content))
+        yield None
+
+
+class FakeEngine:
+    """Answers every prompt with its last token; keeps what it was made with."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, task, model, options, adapter=None, say=print, device=None, instead="", alone=False):
+        self.made.append({**options, "alone": alone, "jobs_before": len(launch.current().jobs)})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def generate(self, prompts, sampling):
+        return [Completion([ids[-1]], "", "stop", -1.0) for ids in prompts]
+
+
+class TestSeveralGpus:
+    @pytest.fixture
+    def target(self, tmp_path):
+        return make_pool(tmp_path / "target", rows=6, seed=2, group=True)
+
+    def test_rank_0_of_a_launch_draws_alone_once_the_others_have_freed_their_gpus(
+        self, tmp_path, target, policy, monkeypatch
+    ):
+        team, heard = FakeTeam(), Listener()
+        monkeypatch.setattr(launch, "current", lambda: team)
+        monkeypatch.setattr(FakeEngine, "made", [])
+        monkeypatch.setattr("dataflex_pipeline.generate.vllm.VllmEngine", FakeEngine)
+        monkeypatch.setattr("dataflex_pipeline.generate.generators.require_vllm", lambda what: None)
+        several = {"generator": "vllm", "generation_tensor_parallel_size": 4, "mc_samples": 1}
+        table = build(tmp_path, target, policy, 2, heard, **several).table
+        assert table.n_rows == 6
+        assert team.jobs == [("feature", {"order": []})]  # nothing to compute for them
+        (options,) = FakeEngine.made
+        assert (options["tensor_parallel_size"], options["alone"], options["jobs_before"]) == (4, True, 1)
+        assert any("rank 0 computes them alone" in line and "3 other" in line for line in heard.lines)
+
+    def test_the_others_free_their_memory_and_load_nothing(self, monkeypatch):
+        freed = []
+        monkeypatch.setattr("dataflex_pipeline.features.build.free_memory", lambda: freed.append(True))
+        compute_share(None, {"order": []})
+        assert freed == [True]
+
+    @pytest.mark.parametrize(("rank", "alone"), [(0, True), (1, True), (0, False)])
+    def test_only_an_engine_that_is_alone_may_take_several(self, tmp_path, monkeypatch, rank, alone):
+        monkeypatch.setattr("dataflex_pipeline.vllm.engine.require_vllm", lambda what: None)
+        monkeypatch.setattr("dataflex_pipeline.vllm.engine.check_model_folder", lambda folder: None)
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        monkeypatch.setenv("RANK", str(rank))
+        refused = pytest.raises(ConfigError, match="4 processes were started")
+        with nullcontext() if alone and rank == 0 else refused:
+            VllmEngine("generate", str(tmp_path), {"tensor_parallel_size": 4}, alone=alone)
+
+    def test_one_gpu_and_transformers_are_shared_out_as_ever(self, policy):
+        config = make_config(policy[0])
+        for asked in (
+            {"generator": "vllm"},
+            {"generator": "transformers", "generation_tensor_parallel_size": 4},
+        ):
+            assert not Generations(Generations.Params(**asked), config).takes_the_machine
