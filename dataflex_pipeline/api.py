@@ -350,6 +350,7 @@ class Feature(ABC):
         version: raised when the numbers change for the same input.
         uses_model: whether it is computed with a checkpoint of the run.
         of_trained_weights: whether it takes gradients of the weights that training would change.
+        takes_the_machine: whether rank 0 of a launch computes it alone, with all GPUs of its machine.
         schema: its columns, beginning with row and row_id; of the instance where parameters decide it.
         input_columns: columns of the prepared rows that ``compute`` reads.
         side_files: pattern of files that only serve to make the parts and are removed then; None: none.
@@ -360,6 +361,7 @@ class Feature(ABC):
     version: ClassVar[int] = 1
     uses_model: ClassVar[bool] = True
     of_trained_weights: ClassVar[bool] = False
+    takes_the_machine: bool = False
     schema: pa.Schema
     side_files: ClassVar[str | None] = None
     input_columns: ClassVar[tuple[str, ...]]
@@ -385,11 +387,6 @@ class Feature(ABC):
         It decides how many rows make a part where ``rows_per_part`` is auto, so it is the same each time.
         """
         return 0.0
-
-    @property
-    def takes_the_machine(self) -> bool:
-        """Whether one process computes it alone, with all GPUs of its machine, where several were started."""
-        return False
 
     def needs(self, need: Need) -> Mapping[str, Need]:
         """Return the features that this one, asked for by ``need``, is computed from, by names of its own."""

@@ -37,9 +37,9 @@ from dataflex_pipeline.features.plan import (
     plan_feature,
     to_plain,
 )
+from dataflex_pipeline.models.base import free_memory
 from dataflex_pipeline.models.room import is_out_of_memory
 from dataflex_pipeline.store.agreed import BATCH_TOKENS, agreed, agreed_file
-from dataflex_pipeline.models.base import free_memory
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.locks import held
 from dataflex_pipeline.store.parts import MANIFEST, PartedTable, PartsWriter
@@ -54,7 +54,6 @@ __all__ = [
     "method_needs",
     "plan_feature",
 ]
-
 
 LOCKS = ".locks"
 """Folder of a shared cache with one lock per table; each is held while that table is computed."""
@@ -182,10 +181,7 @@ def _complete(
     if missing:
         whole = replace(given, tables=tables, folder=folder)
         team = launch.current()
-        if team is not None and feature.takes_the_machine:
-            _take_the_machine(team, feature.config, plan.need, progress)
-            team = None
-        if team is None:
+        if team is None or _takes_the_machine(team, plan, progress):
             _compute(writer, missing, _rows_of(plan, missing), plan, whole, progress, reads_ahead=True)
             progress.finish()
         else:
@@ -357,14 +353,13 @@ def _compute_together(
         writer.take_in(number, launch.VISIBLE)
 
 
-def _take_the_machine(team: launch.Team, config: Config, need: Need, progress: Progress) -> None:
-    """On rank 0: have the other processes free their GPUs, and wait until they have."""
-    progress.say(
-        f"{need.name} of the {need.split}: rank 0 computes them alone, on all GPUs of its machine, and "
-        f"{team.size - 1} other processes wait"
-    )
-    with team.job("feature", {"order": []}, config.ddp_timeout):
-        pass
+def _takes_the_machine(team: launch.Team, plan: FeaturePlan, progress: Progress) -> bool:
+    """On rank 0: free the GPUs of the other processes where a feature takes them; return whether it does."""
+    if plan.feature.takes_the_machine:
+        progress.say(f"{plan.need.name} of the {plan.need.split}: rank 0 computes them alone, on all GPUs")
+        with team.job("feature", {"order": []}, plan.feature.config.ddp_timeout):
+            pass
+    return plan.feature.takes_the_machine
 
 
 def compute_share(job: launch.Job, content: Mapping[str, Any]) -> None:

@@ -93,16 +93,13 @@ class Generations(api.Feature):
         self._asked = params.generator
         self._generator = choose_generator(params.generator, config.device)
         super().__init__(params.model_copy(update={"generator": self._generator}), config)
+        # an engine over several GPUs: rank 0 of a launch drives it, and the other processes wait
+        self.takes_the_machine = self._generator == "vllm" and params.generation_tensor_parallel_size > 1
 
     @property
     def lines_per_row(self) -> int:
         """Every row has a line per sample, drawn or not."""
         return int(self.params.mc_samples)
-
-    @property
-    def takes_the_machine(self) -> bool:
-        """Whether vLLM spreads the model over several GPUs: rank 0 drives it then, and the others wait."""
-        return self._generator == "vllm" and self.params.generation_tensor_parallel_size > 1
 
     def ingredients(self) -> dict[str, Any]:
         """Return the precision, and the attention kernel where it is ours to choose."""

@@ -178,7 +178,9 @@ def summed(model, answers, rows, max_tokens=10_000, token_mean=False, kind="coun
     return sums
 
 
-@pytest.mark.parametrize(("kind", "temperature"), [("countsketch", 0.7), ("rademacher", 1.0)])
+@pytest.mark.parametrize(
+    ("kind", "temperature"), [("countsketch", 0.7), ("countshift", 1.0), ("rademacher", 1.0)]
+)
 @pytest.mark.parametrize("token_mean", [False, True])
 @pytest.mark.parametrize("make", [lambda: lora(llama()), llama, gpt2], ids=["LoRA", "all weights", "gpt2"])
 def test_equal_to_autograd_on_the_written_out_objective(make, token_mean, kind, temperature):

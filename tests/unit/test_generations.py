@@ -528,7 +528,7 @@ class TestSeveralGpus:
         assert team.jobs == [("feature", {"order": []})]  # nothing to compute for them
         (options,) = FakeEngine.made
         assert (options["tensor_parallel_size"], options["alone"], options["jobs_before"]) == (4, True, 1)
-        assert any("rank 0 computes them alone" in line and "3 other" in line for line in heard.lines)
+        assert any("rank 0 computes them alone" in line for line in heard.lines)
 
     def test_the_others_free_their_memory_and_load_nothing(self, monkeypatch):
         freed = []
