@@ -95,6 +95,7 @@ class TestEmbeddings(OnVectors):
     feature = "embeddings"
     idle: ClassVar = frozenset(
         {"model", "revision", "method", "batch_size", "max_length", "dtype", "text", "prompt"}
+        | {"embed_gpu_memory_utilization"}
     )
 
     def set_params(self):
