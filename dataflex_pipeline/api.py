@@ -269,6 +269,23 @@ class Method(ABC):
             UserError: something that the method reads by itself does not fit the pool.
         """
 
+    # Optional: another look at all scores, where a row's score depends on those of others.
+
+    @property
+    def rescores(self) -> bool:
+        """Whether ``rescore`` is to be asked."""
+        return False
+
+    def rescore(
+        self, scores: BlockTable, selection: Selection
+    ) -> Callable[[pa.RecordBatch], Mapping[str, np.ndarray]]:
+        """Look at the whole score table; return what replaces columns of a block of it.
+
+        The function is called once for each block, which has all columns, and returns ``score`` and own
+        columns; of rows that have no score whatever it likes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} scores each block once")
+
     # Optional: rounds and checkpoints before this one.
 
     @property

@@ -61,6 +61,17 @@ class GradientParams(ProjectionParams, UpdateParams):
         gt=0,
         description="for strategy: sample, which draws by exp(score / (largest |score| x temperature))",
     )
+    aggregate: Literal["max", "mean", "vote"] = Field(
+        "max",
+        description="the score over target groups: the largest similarity, their mean, or how many groups "
+        "have the row among their best (vote)",
+    )
+    vote_share: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="of aggregate: vote: the share of the scored rows, a group's best, that get its vote",
+    )
 
 
 class GenerationParams(api.Params):

@@ -14,15 +14,21 @@ Source: Xia et al., LESS: Selecting Influential Data for Targeted Instruction Tu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from dataflex_pipeline.api import BlockTable
+from dataflex_pipeline.config.draw_rules import exact
 from dataflex_pipeline.errors import DataError
 from dataflex_pipeline.schemas import column
+from dataflex_pipeline.store.ranks import column_values, count, order_statistics, places
 
+Aggregate = Literal["max", "mean", "vote"]
+VOTES = column("votes", pa.int32(), "target groups that have the row among their best rows")
 PREFIX = "similarity_"
 """Score columns of target groups begin with it."""
 TARGET_BLOCK = 256
@@ -94,10 +100,56 @@ def group_columns(schema: pa.Schema) -> tuple[str, ...]:
     return tuple(name for name in schema.names if name.startswith(PREFIX))
 
 
-def score_columns(similarity: np.ndarray, groups: Sequence[str]) -> Mapping[str, np.ndarray]:
-    """Return ``score``, the largest similarity, and each group's column. similarity: [rows, G]"""
+def score_columns(
+    similarity: np.ndarray, groups: Sequence[str], aggregate: Aggregate = "max"
+) -> Mapping[str, np.ndarray]:
+    """Return ``score``, and each group's column.
+
+    Args:
+        similarity: [rows, G]
+        groups: their names. [G]
+        aggregate: max: the largest similarity; mean: their mean; vote: the mean, until ``votes``.
+    """
     columns = {PREFIX + group: similarity[:, i] for i, group in enumerate(groups)}
-    return {"score": similarity.max(axis=1), **columns}
+    if aggregate == "max":
+        return {"score": similarity.max(axis=1), **columns}
+    if aggregate == "mean":
+        return {"score": similarity.mean(axis=1), **columns}
+    return {"score": similarity.mean(axis=1), **columns, VOTES.name: np.zeros(len(similarity), np.int32)}
+
+
+def votes(scores: BlockTable, share: float) -> Callable[[pa.RecordBatch], Mapping[str, np.ndarray]]:
+    """Return the function from a block of a score table to its votes, and to scores that rank by them.
+
+        votes(z) = number of groups that have z among the k best rows, by similarity, ties by row
+        score(z) = votes(z) + (mean(z) - lowest mean) / (2 (highest - lowest mean))
+
+    with k = ceil(share x scored rows) and mean(z) that of z's similarities, so that rows of equal votes
+    follow their means.
+
+    Args:
+        scores: ``score``, which is the mean, and the groups' columns. share: see k.
+
+    Source: Wu et al., ICONS: Influence Consensus for Vision-Language Data Selection (2024), where a task
+    votes for the rows above a percentile of its scores. Breaking ties by the mean is ours.
+    """
+    groups, means = group_columns(scores.schema), column_values(scores, "score", descending=True)
+    scored = count(means)
+    k = math.ceil(exact(share) * scored)
+    last = [places(column_values(scores, name, descending=True), [k - 1])[0] for name in groups]
+    highest, lowest = (-value for value in order_statistics(means, [0, scored - 1]))
+    width = 2 * (highest - lowest) or 1.0
+
+    def replaced(block: pa.RecordBatch) -> Mapping[str, np.ndarray]:
+        rows = block.column("row").to_numpy()
+        given = np.zeros(block.num_rows, dtype=np.int32)
+        for name, (negated, row) in zip(groups, last, strict=True):
+            values = block.column(name).to_numpy(zero_copy_only=False)
+            given += (values > -negated) | ((values == -negated) & (rows <= row))
+        mean = block.column("score").to_numpy(zero_copy_only=False)
+        return {"score": given + (mean - lowest) / width, VOTES.name: given}
+
+    return replaced
 
 
 def similarities_before(before: pa.RecordBatch, groups: Sequence[str]) -> np.ndarray:

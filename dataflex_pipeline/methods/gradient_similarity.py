@@ -11,7 +11,7 @@ added, as they are in the ``similarity_<group>`` columns of the round before.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,13 @@ import pyarrow as pa
 from dataflex_pipeline import api
 from dataflex_pipeline.data.leaks import say_leaks
 from dataflex_pipeline.gradients.similarity import (
+    VOTES,
     group_columns,
     score_columns,
     similarities_before,
     similarity_columns,
     unit_vectors,
+    votes,
 )
 from dataflex_pipeline.sampling.softmax import Softmax
 
@@ -97,8 +99,9 @@ class GradientSimilarity(api.Method):
         return Target(groups, stacked, selection.accumulates)
 
     def own_columns(self, state: Target) -> tuple[pa.Field, ...]:
-        """Return one column per group."""
-        return similarity_columns(state.groups, self.meaning)
+        """Return one column per group, and the votes where they are counted."""
+        own = (VOTES,) if self.params.aggregate == "vote" else ()
+        return (*similarity_columns(state.groups, self.meaning), *own)
 
     def group_columns(self, schema: pa.Schema) -> tuple[str, ...]:
         """Return the groups' columns."""
@@ -112,7 +115,18 @@ class GradientSimilarity(api.Method):
         )  # [rows, G]
         if state.adds and block.before is not None:
             similarity = similarity + similarities_before(block.before, state.groups)
-        return score_columns(similarity, state.groups)
+        return score_columns(similarity, state.groups, self.params.aggregate)
+
+    @property
+    def rescores(self) -> bool:
+        """Whether votes are counted, once all similarities are there."""
+        return bool(self.params.aggregate == "vote")
+
+    def rescore(
+        self, scores: api.BlockTable, selection: api.Selection
+    ) -> Callable[[pa.RecordBatch], Mapping[str, np.ndarray]]:
+        """Count the votes of the groups."""
+        return votes(scores, self.params.vote_share)
 
     def fit(self, scores: api.BlockTable, selection: api.Selection) -> Softmax:
         """Look at the extremes of the scores."""

@@ -29,7 +29,7 @@ from dataflex_pipeline.pipeline.checkpoints import checkpoint_of, checkpoints_be
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Output, note
 from dataflex_pipeline.pipeline.prepare import open_split
-from dataflex_pipeline.pipeline.scored_block import Unscored, beside_candidates, score_block
+from dataflex_pipeline.pipeline.scored_block import Unscored, beside_candidates, score_block, write_rescored
 from dataflex_pipeline.schemas import SCORES
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.fingerprint import changes, digest, file_digest
@@ -43,6 +43,8 @@ from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
 BLOCK_BYTES = 1 << 25
 """Bytes of one feature per block, at most about."""
 FEWEST_ROWS = 256
+FIRST = ".first"
+"""Ending of a score table that is looked at as a whole before its scores are final."""
 
 
 @dataclass(frozen=True)
@@ -371,7 +373,8 @@ def _write_scores(run: OpenRun, scoring: Scoring) -> None:
     notes = {"method": scoring.name, "round": str(scoring.selection.round)}
     output = run.store.round(scoring.selection.round).scores(scoring.name)
     n_valid, unscored = 0, Unscored()
-    with table_writer(output, schema, scoring.wanted, notes) as write:
+    first = output.with_name(output.name + FIRST) if scoring.method.rescores else output
+    with table_writer(first, schema, scoring.wanted, notes) as write:
         for block, chosen in zip(
             pool_blocks(scoring, tables), _chooser_blocks(scoring, tables), strict=False
         ):
@@ -391,6 +394,10 @@ def _write_scores(run: OpenRun, scoring: Scoring) -> None:
         if scoring.candidates is not None:
             notes["candidates"] = f"the {scoring.candidates.count:,} candidates of {scoring.chooser}"
         notes["notices"] = "\n".join(scoring.lines)
+    if first != output:
+        with table_writer(output, schema, scoring.wanted, notes) as write:
+            write_rescored(scoring.method, scoring.selection, first, write)
+        first.unlink()
 
 
 def _chooser_blocks(scoring: Scoring, tables: Mapping[str, PartedTable]) -> Iterator[pa.RecordBatch | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from dataflex_pipeline import api
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features.candidates import NOT_A_CANDIDATE
 from dataflex_pipeline.schemas import SCORES
+from dataflex_pipeline.store.tables import TableFile
+
+Write = Callable[[pa.RecordBatch | pa.Table], None]
 
 ROWS_SHOWN = 3
 
@@ -120,3 +124,22 @@ def beside_candidates(table: pa.Table, pool: pa.RecordBatch, cheaper: pa.RecordB
         place = table.schema.get_field_index(key)
         table = table.set_column(place, table.schema.field(place), column)
     return table
+
+
+def write_rescored(method: api.Method, selection: api.Selection, first: Path, write: Write) -> None:
+    """Write a score table anew, with the scores that the method gives after a look at all of them.
+
+    Args:
+        method: with ``rescore``. selection: what it scores for.
+        first: the table with the scores that it gave block by block. write: takes the blocks.
+    """
+    table = TableFile(first)
+    replaced = method.rescore(table, selection)
+    for block in table.blocks():
+        scored = block.column("score").is_valid()
+        for name, values in replaced(block).items():
+            place = block.schema.get_field_index(name)
+            field = block.schema.field(place)
+            column = pc.if_else(scored, pa.array(values).cast(field.type), pa.scalar(None, field.type))
+            block = block.set_column(place, field, column)
+        write(block)

@@ -78,7 +78,9 @@ fixed = {
     "gradient_accumulation_steps": st.integers(1, 1000),
     "ddp_timeout": st.integers(1, 180_000_000),
     "balanced": st.none(),
-    "candidates": st.just({"method": "near", "fraction": 0.5}),
+    "candidates": st.just({"method": "tsds", "num_samples": 10**9}),
+    "max_similarity": st.none(),
+    "order": st.just("shuffled"),
     "similarity": st.just({"embed_text": "prompt", "max_length": 64}),
     "num_train_epochs": st.none(),  # it stands in place of update_step
     **dict.fromkeys(SECRETS, st.none()),
