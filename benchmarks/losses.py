@@ -16,6 +16,7 @@ repetitions, in turns so that a busy machine hits all alike, in CPU seconds on a
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from measuring import fastest
 from surroundings import publish, surroundings
 
 from dataflex_pipeline.features.losses import loss_table
-from dataflex_pipeline.models.batches import Sequences, label_budget, length_batches, logits_only_at
+from dataflex_pipeline.models.batches import Sequences, length_batches
+from dataflex_pipeline.models.token_losses import token_losses
 
 
 def plain(model: Any, sequences: Sequences, batches: list[np.ndarray]) -> np.ndarray:
@@ -51,19 +53,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     model = load_model(args)
     rows = random_rows(spread_lengths(args.rows, args.longest), int(model.config.vocab_size))
     sequences = Sequences.of(rows)
-    own = length_batches(sequences.lengths, sequences.n_labels(), args.tokens, label_budget(model))
+    own = length_batches(sequences.lengths, sequences.n_labels(), args.tokens, sys.maxsize)
     in_order = [
         np.arange(i, min(i + args.plain_batch, args.rows)) for i in range(0, args.rows, args.plain_batch)
     ]
     found: dict[str, np.ndarray] = {}
     with torch.inference_mode():
-        with logits_only_at(model) as choose:
-            found["feature"] = loss_table(model, choose, rows, args.tokens).column("loss").to_numpy()
+        with token_losses(model) as opened:
+            found["feature"] = loss_table(opened, rows, args.tokens).column("loss").to_numpy()
         found["plain"] = plain(model, sequences, in_order)
 
         def feature() -> None:
-            with logits_only_at(model) as choose:
-                loss_table(model, choose, rows, args.tokens)
+            with token_losses(model) as opened:
+                loss_table(opened, rows, args.tokens)
 
         seconds = fastest(
             {
