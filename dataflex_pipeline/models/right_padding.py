@@ -17,7 +17,7 @@ from torch import Tensor, nn  # noqa: TID253
 
 from dataflex_pipeline.models.rounding import EXACT, rounding
 
-LENGTHS = (12, 5)
+LENGTHS = (8, 3)
 """Tokens of the two rows."""
 
 

@@ -67,6 +67,10 @@ def token_losses(
             yield TokenLosses(model, masked, trained, None, choose)
 
 
+def _cooled(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1 else logits / temperature
+
+
 def _nothing(predicts: Tensor) -> None:
     """Take a choice of positions where the model makes no logits by itself."""
 
@@ -107,21 +111,24 @@ class TokenLosses:
         """Whether logits are made for some positions at a time."""
         return self._shares is not None
 
-    def __call__(self, ids: Tensor, labels: Tensor, attention: Tensor, predicts: Tensor) -> Tensor:
+    def __call__(
+        self, ids: Tensor, labels: Tensor, attention: Tensor, predicts: Tensor, temperature: float = 1.0
+    ) -> Tensor:
         """Return the negative log-likelihoods of the labelled tokens, row by row. [W] float32, nats
 
         Args:
             ids, labels, attention: of a batch padded on either side. [B, T] each
             predicts: which positions predict a labelled token, W of them (`predicting`). [B, T]
+            temperature: what the logits are divided by.
         """
         inputs = self._inputs(ids, attention)
         targets = labels[:, 1:][predicts[:, :-1]]  # [W]
         if self._shares is not None:
             states = self._shares.states(inputs)[predicts]  # [W, H]
-            return self._shares.losses(states, targets)
+            return self._shares.losses(states, targets, temperature)
         self._choose(predicts)
-        logits = self.model(**inputs).logits[0]  # [W, V]
-        return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        logits = self.model(**inputs).logits[0].float()  # [W, V]
+        return nn.functional.cross_entropy(_cooled(logits, temperature), targets, reduction="none")
 
     def _inputs(self, ids: Tensor, attention: Tensor) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
@@ -260,10 +267,14 @@ class _Shares:
         states: Tensor = self._outputs.last_hidden_state
         return states
 
-    def losses(self, states: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, states: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
         """Return -log p of the targets. [W] float32. states: [W, H]"""
+
+        def logits_of(share: Tensor) -> Tensor:
+            return _cooled(self._logits(share), temperature)
+
         try:
-            losses: Tensor = _SharedHead.apply(states, targets, self._logits, self._step)  # type: ignore[no-untyped-call]
+            losses: Tensor = _SharedHead.apply(states, targets, logits_of, self._step)  # type: ignore[no-untyped-call]
         finally:
             self._outputs = None
         return losses

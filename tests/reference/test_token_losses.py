@@ -78,6 +78,19 @@ def test_no_more_logits_than_a_share_ever_exist(shares):
     assert (seen.rows, seen_too.rows) == (STEP, STEP)
 
 
+@pytest.mark.parametrize("trained_head", [True, False])
+def test_logits_are_divided_by_a_temperature(trained_head, shares):
+    model, batch = llama(), pad(random_rows())
+    trained = trainable(model).values() if trained_head else None
+    predicts = predicting(*batch[1:])
+    with torch.no_grad(), token_losses(model, trained=trained) as losses:
+        found = losses(*batch, predicts, 0.5)
+    with torch.no_grad():
+        logits = model(input_ids=batch[0]).logits[predicts] / 0.5
+    expected = torch.nn.functional.cross_entropy(logits, batch[1][:, 1:][predicts[:, :-1]], reduction="none")
+    assert torch.allclose(found, expected, rtol=0, atol=1e-5)
+
+
 def test_a_large_vocabulary_does_not_make_batches_small():
     model = lora(llama(vocab_size=262_144, hidden_size=8))
     with GradientCapture(model, Collect(), pytest.fail) as capture:
