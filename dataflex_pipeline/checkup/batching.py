@@ -68,6 +68,7 @@ def _memory(config: Config, model: PreTrainedModel, sequences: Sequences) -> Fin
     import torch
 
     from dataflex_pipeline.models.memory import free_bytes
+    from dataflex_pipeline.models.token_losses import token_losses
 
     said: list[str] = []
     room = Room(config.score_batch_tokens, said.append)

@@ -32,6 +32,8 @@ from dataflex_pipeline.models.weights import row_flops
 from dataflex_pipeline.schemas import GROUP, REASON, ROW, ROW_ID, VALID, column
 
 if TYPE_CHECKING:
+    import torch
+
     from dataflex_pipeline.gradients.adam import AdamUpdate
     from dataflex_pipeline.gradients.capture import GradientCapture
     from dataflex_pipeline.gradients.stream import ProjectedGradients

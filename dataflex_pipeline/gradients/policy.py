@@ -47,6 +47,8 @@ from dataflex_pipeline.models.room import Room
 from dataflex_pipeline.schemas import IGNORED
 
 if TYPE_CHECKING:
+    import torch
+
     from dataflex_pipeline.gradients.capture import GradientCapture
     from dataflex_pipeline.gradients.stream import ProjectedGradients
 
