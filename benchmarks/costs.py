@@ -40,7 +40,8 @@ from dataflex_pipeline.features.losses import loss_table
 from dataflex_pipeline.gradients.capture import GradientCapture
 from dataflex_pipeline.gradients.projection import make_projection
 from dataflex_pipeline.gradients.stream import ProjectedGradients, projected_batch
-from dataflex_pipeline.models.batches import Sequences, logits_only_at
+from dataflex_pipeline.models.batches import Sequences
+from dataflex_pipeline.models.token_losses import token_losses
 from dataflex_pipeline.schemas import INDEX, LOSSES, PROBABILITIES, SCORES, column
 from dataflex_pipeline.store.tables import table_writer
 
@@ -82,8 +83,8 @@ def compute(args: argparse.Namespace) -> list[dict[str, Any]]:
         consumer = ProjectedGradients(make_projection("countsketch", 4096, 0), random_updates(model))
 
         def losses(model: Any = model, rows: pa.Table = rows) -> None:
-            with torch.inference_mode(), logits_only_at(model) as choose:
-                loss_table(model, choose, rows, TOKENS)
+            with torch.inference_mode(), token_losses(model) as opened:
+                loss_table(opened, rows, TOKENS)
 
         def gradients(model: Any = model, sequences: Any = sequences, consumer: Any = consumer) -> None:
             with GradientCapture(model, consumer, print) as capture:

@@ -10,12 +10,14 @@ repetitions, in turns so that a busy machine hits all alike, in CPU seconds on a
   longest, ``model(input_ids, attention_mask)``, cross-entropy over the labels;
 - ``plain, same batches``: the same, over the feature's own batches of similar length;
 - ``forward only``: the model's forward over the feature's batches, logits of all positions, no loss;
-- ``feature``: features/losses.py, including making the result table.
+- ``feature``: features/losses.py, including making the result table; opening a model, where a few tokens are
+  tried, is once per table and is measured by itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,8 @@ from measuring import fastest
 from surroundings import publish, surroundings
 
 from dataflex_pipeline.features.losses import loss_table
-from dataflex_pipeline.models.batches import Sequences, label_budget, length_batches, logits_only_at
+from dataflex_pipeline.models.batches import Sequences, length_batches
+from dataflex_pipeline.models.token_losses import token_losses
 
 
 def plain(model: Any, sequences: Sequences, batches: list[np.ndarray]) -> np.ndarray:
@@ -51,19 +54,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     model = load_model(args)
     rows = random_rows(spread_lengths(args.rows, args.longest), int(model.config.vocab_size))
     sequences = Sequences.of(rows)
-    own = length_batches(sequences.lengths, sequences.n_labels(), args.tokens, label_budget(model))
+    own = length_batches(sequences.lengths, sequences.n_labels(), args.tokens, sys.maxsize)
     in_order = [
         np.arange(i, min(i + args.plain_batch, args.rows)) for i in range(0, args.rows, args.plain_batch)
     ]
     found: dict[str, np.ndarray] = {}
     with torch.inference_mode():
-        with logits_only_at(model) as choose:
-            found["feature"] = loss_table(model, choose, rows, args.tokens).column("loss").to_numpy()
+        with token_losses(model) as opened:
+            found["feature"] = loss_table(opened, rows, args.tokens).column("loss").to_numpy()
         found["plain"] = plain(model, sequences, in_order)
 
         def feature() -> None:
-            with logits_only_at(model) as choose:
-                loss_table(model, choose, rows, args.tokens)
+            with token_losses(model) as opened:
+                loss_table(opened, rows, args.tokens)
+
+        def opened() -> None:
+            with token_losses(model):
+                pass
 
         seconds = fastest(
             {
@@ -71,15 +78,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 "plain, same batches": lambda: plain(model, sequences, own),
                 "forward only": lambda: forward_only(model, sequences, own),
                 "feature": feature,
+                "opening": opened,
             },
             args.repeat,
             args.device,
         )
+    opening = seconds.pop("opening")
+    seconds["feature"] -= opening
     tokens = int(sequences.lengths.sum())
     return {
         "rows": args.rows,
         "tokens": tokens,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "opening_seconds": opening,
         "largest_difference": float(np.abs(found["feature"] - found["plain"]).max()),
         "results": {
             name: {"seconds": s, "rows_per_second": args.rows / s, "tokens_per_second": tokens / s}

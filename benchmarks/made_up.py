@@ -13,8 +13,9 @@ import torch
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.gradients.adam import AdamUpdate
 from dataflex_pipeline.models.base import resolve_device
-from dataflex_pipeline.models.batches import Sequences, label_budget, length_batches, padded
+from dataflex_pipeline.models.batches import Sequences, batch_on, length_batches
 from dataflex_pipeline.models.optimizer_states import AdamState
+from dataflex_pipeline.models.token_losses import token_losses
 from dataflex_pipeline.schemas import PREPARED
 
 Batch = tuple[torch.Tensor, ...]
@@ -161,10 +162,11 @@ def random_rows(lengths: np.ndarray, vocabulary: int) -> pa.Table:
 
 def batch_of(model: Any, sequences: Sequences, rows: np.ndarray) -> Batch:
     """Return padded rows on the model's device."""
-    return tuple(torch.from_numpy(array).to(model.device) for array in padded(sequences, rows))
+    return batch_on(model, sequences, rows)
 
 
 def make_batches(model: Any, sequences: Sequences, tokens: int) -> list[Batch]:
     """Return the batches that scoring makes. tokens: padded tokens per batch"""
-    groups = length_batches(sequences.lengths, sequences.n_labels(), tokens, label_budget(model))
+    with token_losses(model, trained=trainable(model).values()) as losses:
+        groups = length_batches(sequences.lengths, sequences.n_labels(), tokens, losses.max_labels)
     return [batch_of(model, sequences, rows) for rows in groups]

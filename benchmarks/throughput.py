@@ -59,7 +59,8 @@ from dataflex_pipeline.gradients.projection import make_projection
 from dataflex_pipeline.gradients.stream import ProjectedGradients, projected_batch
 from dataflex_pipeline.gradients.taps import checkpointed
 from dataflex_pipeline.models.base import precision
-from dataflex_pipeline.models.batches import Sequences, logits_only_at
+from dataflex_pipeline.models.batches import Sequences
+from dataflex_pipeline.models.token_losses import token_losses
 
 ROWS_PER_BATCH = {"7b": 4}
 """By size; 8 for the others."""
@@ -120,10 +121,10 @@ def training(model: Any, args: argparse.Namespace) -> Iterator[Pass]:
 @contextmanager
 def losses(model: Any, args: argparse.Namespace) -> Iterator[Pass]:
     """Yield the losses feature."""
-    with torch.inference_mode(), logits_only_at(model) as choose:
+    with torch.inference_mode(), token_losses(model) as opened:
 
         def score(rows: Rows) -> np.ndarray:
-            table = loss_table(model, choose, rows.table, args.batch * args.length)
+            table = loss_table(opened, rows.table, args.batch * args.length)
             return table.column("loss").to_numpy()[:, None]
 
         yield score

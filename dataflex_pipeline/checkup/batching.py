@@ -13,7 +13,7 @@ import pyarrow as pa
 from dataflex_pipeline.checkup.findings import Finding
 from dataflex_pipeline.features.losses import batch_loss_sums
 from dataflex_pipeline.models.base import load_for_scoring, precision, resolve_device
-from dataflex_pipeline.models.batches import Sequences, logits_only_at
+from dataflex_pipeline.models.batches import Sequences
 from dataflex_pipeline.models.room import Room, memory_failure
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def check_model(config: Config, rows: pa.Table) -> Iterator[Finding]:
     """
     import torch
 
+    from dataflex_pipeline.models.token_losses import token_losses
+
     device = resolve_device(config.device)
     model = load_for_scoring(config, None, device)
     chosen = _different_lengths(rows)
@@ -54,9 +56,9 @@ def check_model(config: Config, rows: pa.Table) -> Iterator[Finding]:
     yield _memory(config, model, sequences)
     everyone = np.arange(chosen.num_rows)
     counts = sequences.n_labels()
-    with torch.inference_mode(), logits_only_at(model) as choose:
-        together = batch_loss_sums(model, choose, sequences, everyone) / counts
-        alone = [batch_loss_sums(model, choose, sequences, everyone[i : i + 1])[0] for i in everyone] / counts
+    with torch.inference_mode(), token_losses(model) as losses:
+        together = batch_loss_sums(losses, sequences, everyone) / counts
+        alone = [batch_loss_sums(losses, sequences, everyone[i : i + 1])[0] for i in everyone] / counts
     yield _losses(alone, vocabulary)
     yield _difference(together, alone, precision(config, device).dtype)
 
@@ -66,6 +68,7 @@ def _memory(config: Config, model: PreTrainedModel, sequences: Sequences) -> Fin
     import torch
 
     from dataflex_pipeline.models.memory import free_bytes
+    from dataflex_pipeline.models.token_losses import token_losses
 
     said: list[str] = []
     room = Room(config.score_batch_tokens, said.append)
@@ -73,9 +76,9 @@ def _memory(config: Config, model: PreTrainedModel, sequences: Sequences) -> Fin
     free = free_bytes(model.device)
     found = f"the model takes {weights / GIB:.2f} GiB"
     found += "" if free is None else f", and {free / GIB:.1f} GiB are free beside it"
-    with torch.inference_mode(), logits_only_at(model) as choose:
+    with torch.inference_mode(), token_losses(model) as losses:
         failure = memory_failure(
-            lambda: room.settle(sequences, partial(batch_loss_sums, model, choose), model.device)
+            lambda: room.settle(sequences, partial(batch_loss_sums, losses), model.device)
         )
     if failure is not None:
         advice = "Lower cutoff_len, or use a machine with more memory."

@@ -32,7 +32,7 @@ from dataflex_pipeline.generate.settings import (
     endings,
     model_settings,
 )
-from dataflex_pipeline.models.source import attention_kernel
+from dataflex_pipeline.models.source import number_ingredients
 from dataflex_pipeline.models.weights import row_flops
 from dataflex_pipeline.schemas import IGNORED, REASON, ROW, ROW_ID, VALID, column
 from dataflex_pipeline.seeds import derive_seed
@@ -103,8 +103,8 @@ class Generations(api.Feature):
 
     def ingredients(self) -> dict[str, Any]:
         """Return the precision, and the attention kernel where it is ours to choose."""
-        kernel = attention_kernel(self.config) if self.params.generator == "transformers" else None
-        return {"bf16": self.config.bf16, "attn_implementation": kernel}
+        found = number_ingredients(self.config)
+        return found if self.params.generator == "transformers" else {**found, "attn_implementation": None}
 
     def row_flops(self, tokens: float) -> float:
         """Return those of its prompt and of the longest answers, whose tokens are drawn one by one."""

@@ -25,13 +25,15 @@ from pydantic import Field
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.features.params import GradientParams, ProjectionParams, SketchParams, UpdateParams
-from dataflex_pipeline.models.batches import Sequences, label_budget, padded
+from dataflex_pipeline.models.batches import Sequences, batch_on
 from dataflex_pipeline.models.room import Room
-from dataflex_pipeline.models.source import attention_kernel
+from dataflex_pipeline.models.source import number_ingredients
 from dataflex_pipeline.models.weights import row_flops
 from dataflex_pipeline.schemas import GROUP, REASON, ROW, ROW_ID, VALID, column
 
 if TYPE_CHECKING:
+    import torch
+
     from dataflex_pipeline.gradients.adam import AdamUpdate
     from dataflex_pipeline.gradients.capture import GradientCapture
     from dataflex_pipeline.gradients.stream import ProjectedGradients
@@ -43,6 +45,7 @@ Computed = tuple[np.ndarray, np.ndarray, np.ndarray]
 class Gradients(api.Feature):
     """Projected per-row gradients at one checkpoint."""
 
+    version = 2
     of_trained_weights = True
     input_columns = ("row", "row_id", "input_ids", "labels", "valid", "reason", "group")
 
@@ -103,7 +106,7 @@ class Gradients(api.Feature):
 
     def ingredients(self) -> dict[str, Any]:
         """Return the precision and attention kernel, which move the last digits."""
-        return {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
+        return number_ingredients(self.config)
 
     def row_flops(self, tokens: float) -> float:
         """Return those of a forward and a backward pass."""
@@ -164,8 +167,6 @@ class Gradients(api.Feature):
     def _compute(
         self, model: Any, capture: GradientCapture, consumer: ProjectedGradients, room: Room, rows: pa.Table
     ) -> Computed:
-        import torch
-
         from dataflex_pipeline.gradients.stream import projected_batch
 
         sequences = Sequences.of(rows.filter(rows.column("valid")))
@@ -177,8 +178,7 @@ class Gradients(api.Feature):
             return losses, vectors, squares
 
         def run(some: Sequences, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            tensors = [torch.from_numpy(array).to(model.device) for array in padded(some, batch)]
-            return projected_batch(capture, consumer, *tensors)
+            return projected_batch(capture, consumer, *batch_on(model, some, batch))
 
         def work(batch: np.ndarray) -> None:
             loss, projected, square = run(sequences, batch)
@@ -187,7 +187,7 @@ class Gradients(api.Feature):
             squares[batch] = square.cpu().numpy()
 
         room.settle(sequences, run, model.device)
-        room.each_batch(sequences.lengths, n_labels, label_budget(model), work)
+        room.each_batch(sequences.lengths, n_labels, capture.max_labels, work)
         return losses, vectors, squares
 
     def _table(self, rows: pa.Table, computed: Computed) -> pa.Table:

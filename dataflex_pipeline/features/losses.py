@@ -2,9 +2,9 @@
 
     l_i = (1 / T_i) sum over t with labels_t != -100, t >= 1, of -log p(labels_t | tokens before t)
 
-T_i counts those tokens. Rows are batched by length under a budget of padded tokens, and logits are made
-only where there is a label (models/batches.py). Log-probabilities are taken in float32, sums in float64;
-dropout is off.
+T_i counts those tokens. Rows are batched by length under a budget of padded tokens (models/batches.py), and
+logits are made only where there is a label (models/token_losses.py). Log-probabilities are taken in float32,
+sums in float64; dropout is off.
 """
 
 from __future__ import annotations
@@ -18,57 +18,44 @@ import numpy as np
 import pyarrow as pa
 
 from dataflex_pipeline.api import Feature, FeatureInput, Progress
-from dataflex_pipeline.models.batches import Sequences, label_budget, logits_only_at, padded
+from dataflex_pipeline.models.batches import Sequences, batch_on
 from dataflex_pipeline.models.room import Room
-from dataflex_pipeline.models.source import attention_kernel
+from dataflex_pipeline.models.source import number_ingredients
 from dataflex_pipeline.models.weights import row_flops
-from dataflex_pipeline.schemas import IGNORED, LOSSES
+from dataflex_pipeline.schemas import LOSSES
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+    from dataflex_pipeline.models.token_losses import TokenLosses
 
 
-def batch_loss_sums(
-    model: PreTrainedModel, choose: Callable[[torch.Tensor], None], sequences: Sequences, rows: np.ndarray
-) -> np.ndarray:
+def batch_loss_sums(losses: TokenLosses, sequences: Sequences, rows: np.ndarray) -> np.ndarray:
     """Return the summed negative log-likelihood (nats) of each row of one batch. [B] float64"""
-    import torch
+    from dataflex_pipeline.models.token_losses import predicting
 
-    ids, labels, attention = (torch.from_numpy(array).to(model.device) for array in padded(sequences, rows))
-    mask = torch.zeros_like(attention, dtype=torch.bool)
-    mask[:, :-1] = labels[:, 1:] != IGNORED  # position t predicts token t + 1
-    if not bool(mask.any()):
+    ids, labels, attention = batch_on(losses.model, sequences, rows)
+    predicts = predicting(labels, attention)
+    if not bool(predicts.any()):
         return np.zeros(len(rows))
-    choose(mask)
-    logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[0]  # [wanted, V]
-    targets = labels[:, 1:][mask[:, :-1]]  # [wanted]
-    nll = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-    owner = mask.nonzero()[:, 0].cpu().numpy()  # [wanted] row inside the batch
+    nll = losses(ids, labels, attention, predicts)  # [W]
+    owner = predicts.nonzero()[:, 0].cpu().numpy()  # [W] row inside the batch
     return np.bincount(owner, weights=nll.cpu().double().numpy(), minlength=len(rows))
 
 
-def mean_losses(
-    model: PreTrainedModel,
-    choose: Callable[[torch.Tensor], None],
-    sequences: Sequences,
-    max_tokens: int | Room,
-) -> np.ndarray:
+def mean_losses(losses: TokenLosses, sequences: Sequences, max_tokens: int | Room) -> np.ndarray:
     """Return every row's mean loss in nats per response token; NaN where it has none. [rows] float64
 
     Args:
-        model: a causal LM in eval mode. choose: what ``logits_only_at`` yielded for it.
-        sequences: the rows. max_tokens: padded tokens per batch.
+        losses: of the model (`token_losses`). sequences: the rows. max_tokens: padded tokens per batch.
     """
     n_labels = sequences.n_labels()
     sums = np.zeros(len(n_labels))
 
     def work(rows: np.ndarray) -> None:
-        sums[rows] = batch_loss_sums(model, choose, sequences, rows)
+        sums[rows] = batch_loss_sums(losses, sequences, rows)
 
     room = Room.of(max_tokens)
-    room.settle(sequences, partial(batch_loss_sums, model, choose), model.device)
-    room.each_batch(sequences.lengths, n_labels, label_budget(model), work)
+    room.settle(sequences, partial(batch_loss_sums, losses), losses.model.device)
+    room.each_batch(sequences.lengths, n_labels, losses.max_labels, work)
     with np.errstate(invalid="ignore"):
         return np.where(n_labels > 0, sums / n_labels, np.nan)
 
@@ -76,12 +63,13 @@ def mean_losses(
 class Losses(Feature):
     """Mean response loss of every row at one checkpoint."""
 
+    version = 2
     schema = LOSSES
     input_columns = ("row", "row_id", "input_ids", "labels", "valid", "reason")
 
     def ingredients(self) -> dict[str, Any]:
         """Return the precision and attention kernel, which move the last digits."""
-        return {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
+        return number_ingredients(self.config)
 
     def row_flops(self, tokens: float) -> float:
         """Return those of a forward pass."""
@@ -93,30 +81,29 @@ class Losses(Feature):
         import torch
 
         from dataflex_pipeline.models.base import load_for_scoring, resolve_device
+        from dataflex_pipeline.models.token_losses import token_losses
 
         device = resolve_device(self.config.device)
         model = load_for_scoring(self.config, given.checkpoint, device)
         room = Room(
             self.config.score_batch_tokens, progress.say, folder=given.folder, advance=progress.advance
         )
-        with torch.inference_mode(), logits_only_at(model) as choose:
+        with torch.inference_mode(), token_losses(model, progress.say) as losses:
 
             def compute(rows: pa.Table) -> pa.Table:
-                return loss_table(model, choose, rows, room)
+                return loss_table(losses, rows, room)
 
             yield compute
 
 
-def loss_table(
-    model: PreTrainedModel, choose: Callable[[torch.Tensor], None], rows: pa.Table, max_tokens: int | Room
-) -> pa.Table:
+def loss_table(losses: TokenLosses, rows: pa.Table, max_tokens: int | Room) -> pa.Table:
     """Return the losses of one part; rows that are not valid keep their reason and have no loss."""
     valid = rows.column("valid").to_numpy(zero_copy_only=False)
     kept = Sequences.of(rows.filter(pa.array(valid)))
     loss = np.full(rows.num_rows, np.nan)
     n_tokens = np.zeros(rows.num_rows, dtype=np.int32)
     if valid.any():
-        loss[valid] = mean_losses(model, choose, kept, max_tokens)
+        loss[valid] = mean_losses(losses, kept, max_tokens)
         n_tokens[valid] = kept.n_labels()
     finite = np.isfinite(loss)
     reason = rows.column("reason").to_pylist()

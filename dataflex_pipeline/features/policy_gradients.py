@@ -39,7 +39,7 @@ from dataflex_pipeline.gradients.policy import (
     summed_gradients,
 )
 from dataflex_pipeline.models.room import Room
-from dataflex_pipeline.models.source import attention_kernel
+from dataflex_pipeline.models.source import number_ingredients
 from dataflex_pipeline.models.weights import row_flops
 from dataflex_pipeline.schemas import GROUP, REASON, ROW, ROW_ID, VALID, column
 
@@ -108,7 +108,7 @@ class PolicyGradients(api.Feature):
 
     def ingredients(self) -> dict[str, Any]:
         """Return the precision and attention kernel, which move the last digits."""
-        return {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
+        return number_ingredients(self.config)
 
     def row_flops(self, tokens: float) -> float:
         """Return those of a forward and a backward pass over each sample, taken as long as the row itself."""

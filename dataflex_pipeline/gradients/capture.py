@@ -8,13 +8,12 @@ no time do the gradients of all parameters exist. A parameter used several times
 the sum of its uses, since what follows (Adam) is not linear.
 
 Parameters of layers of any other kind go the slow way, row by row (single_rows.py), and are named in a
-notice. So do those for which the captured gradient of a row of the first batch is not what autograd says of
-that row alone, such as weights that a model reads past their own layer.
+notice. So do those for which the captured gradient of a padded row is not what autograd says of that row
+alone, such as weights that a model reads past their own layer.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Protocol
@@ -24,7 +23,7 @@ from torch import Tensor, nn  # noqa: TID253
 
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.gradients.layers import gradient_of
-from dataflex_pipeline.gradients.single_rows import Comparison, alone, rounding, row_gradients
+from dataflex_pipeline.gradients.single_rows import Comparison, alone, row_gradients
 from dataflex_pipeline.gradients.taps import (
     Contribution,
     Tap,
@@ -33,8 +32,8 @@ from dataflex_pipeline.gradients.taps import (
     checkpointed_blocks,
     inputs_need_gradients,
 )
-from dataflex_pipeline.models.batches import logits_only_at
-from dataflex_pipeline.schemas import IGNORED
+from dataflex_pipeline.models.rounding import rounding
+from dataflex_pipeline.models.token_losses import predicting, token_losses
 
 BLOCK_ELEMENTS = 1 << 26
 """Gradient elements that are made at a time (256 MiB in float32): as many rows of one parameter as fit."""
@@ -52,11 +51,12 @@ class GradientConsumer(Protocol):
         """
 
 
-def predicting(labels: Tensor, attention: Tensor) -> Tensor:
-    """Return which positions t predict a labelled token t + 1; padding in front predicts nothing. [B, T]"""
-    mask = torch.zeros_like(labels, dtype=torch.bool)
-    mask[:, :-1] = (labels[:, 1:] != IGNORED) & attention[:, :-1].bool()
-    return mask
+def _longest_and_shortest(predicts: Tensor, attention: Tensor) -> list[int]:
+    """Return the longest and the shortest row that have labels: both, the one there is, or none."""
+    labelled = predicts.any(1).nonzero().flatten().tolist()
+    lengths = attention.sum(1).tolist()
+    ordered = sorted(labelled, key=lambda row: -lengths[row])  # ties: the earlier row first
+    return ordered if len(ordered) < 2 else [ordered[0], ordered[-1]]
 
 
 class GradientCapture:
@@ -74,6 +74,8 @@ class GradientCapture:
         block_elements: gradient elements made at a time. verify: compare one row with autograd first.
 
     Attributes:
+        largest_error: of the comparison with autograd, the largest relative difference of a parameter that
+            passed it; None before there was one.
         temperature: what the logits are divided by before the loss, from here on; 1 at first.
 
     Raises:
@@ -92,11 +94,10 @@ class GradientCapture:
     ) -> None:
         self._model, self._consumer, self._say = model, consumer, say
         self._checkpointing, self._block, self._verify = checkpointing, block_elements, verify
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._positions = "position_ids" in inspect.signature(base.forward).parameters
         self.temperature = 1.0
         self.parameters: dict[str, nn.Parameter] = {}
         self.slow: set[str] = set()
+        self.largest_error: float | None = None
         self._uses: dict[str, int] = {}
         self._pending: dict[str, list[Contribution]] = {}
         self._given: set[str] = set()
@@ -118,7 +119,7 @@ class GradientCapture:
             for parameter in self.parameters.values():
                 parameter.requires_grad_(False)
                 stack.callback(parameter.requires_grad_, True)
-            self._choose = stack.enter_context(logits_only_at(self._model))
+            self._losses = stack.enter_context(token_losses(self._model, self._say, self.parameters.values()))
             self._tap_layers(stack)
             stack.enter_context(inputs_need_gradients(self._model))
             if self._checkpointing:
@@ -128,6 +129,11 @@ class GradientCapture:
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
+
+    @property
+    def max_labels(self) -> int:
+        """Predicted tokens that a batch may have."""
+        return self._losses.max_labels
 
     def save_memory(self) -> bool:
         """Recompute activations from here on; return whether that is new, and possible with this model."""
@@ -151,12 +157,7 @@ class GradientCapture:
             The rows' losses, NaN for a row without labels (its gradients are zeros). [B] float32
         """
         if self._verify:
-            self._verify = False
-            try:
-                self._compare_one_row(ids, labels, attention)
-            except BaseException:
-                self._verify = True  # a batch that did not fit was compared with nothing
-                raise
+            self._compare_one_row(ids, labels, attention)
         return self._capture(ids, labels, attention, self._consumer)
 
     def row_losses(self, ids: Tensor, labels: Tensor, attention: Tensor) -> Tensor:
@@ -165,16 +166,7 @@ class GradientCapture:
         counts = mask.sum(1)
         self._bounds = [0, *counts.cumsum(0).tolist()]
         self._shape = (ids.shape[0], ids.shape[1])
-        self._choose(mask)
-        extra: dict[str, Tensor] = {}
-        if self._positions:
-            # Absolute positions count from a row's first token, and an embedding of them sees every row.
-            extra["position_ids"] = (attention.cumsum(1) - 1).clamp(min=0)
-        logits = self._model(input_ids=ids, attention_mask=attention, use_cache=False, **extra).logits[0]
-        if self.temperature != 1:
-            logits = logits.float() / self.temperature
-        targets = labels[:, 1:][mask[:, :-1]]  # [W]
-        nll = nn.functional.cross_entropy(logits.float(), targets, reduction="none")  # [W]
+        nll = self._losses(ids, labels, attention, mask, self.temperature)  # [W]
         table = nll.new_zeros(ids.shape)
         table[mask] = nll  # summed by row in a fixed order, on every device
         return table.sum(1) / counts.clamp(min=1)
@@ -294,20 +286,26 @@ class GradientCapture:
         return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
     def _compare_one_row(self, ids: Tensor, labels: Tensor, attention: Tensor) -> None:
-        """Send the slow way every parameter whose captured gradient is not autograd's."""
-        labelled = predicting(labels, attention).any(1).nonzero().flatten()[:2]
-        if not len(labelled):
-            self._verify = True  # nothing to compare in this batch
+        """Send the slow way every parameter whose captured gradient is not autograd's.
+
+        The shortest row of a batch is compared, in the company of the longest; where that has no padding, so
+        is that of the first batch which has.
+        """
+        rows = _longest_and_shortest(predicting(labels, attention), attention)
+        has_padding = bool(rows) and not bool(attention[rows[-1]].all())
+        if not rows or (self.largest_error is not None and not has_padding):
             return
-        pair = ids[labelled], labels[labelled], attention[labelled]
-        comparison = Comparison()
+        batch = ids[rows], labels[rows], attention[rows]
+        comparison = Comparison(len(rows) - 1)
         fast = {name: p for name, p in self.parameters.items() if name not in self.slow}
-        if not fast:
-            return
-        row_gradients(self.row_losses, fast, alone(*pair, 0), comparison.expect)
-        self._capture(*pair, comparison)
+        if fast:
+            row_gradients(self.row_losses, fast, alone(*batch, len(rows) - 1), comparison.expect)
+            self._capture(*batch, comparison)
         wrong = [name for name in comparison.different(rounding(self._model)) if name not in self.slow]
         self._go_slow(wrong, "what their layers saw does not explain the gradient of a row")
+        right = [error for name, error in comparison.relative().items() if name not in self.slow]
+        self.largest_error = max([self.largest_error or 0.0, *right])
+        self._verify = not has_padding
 
     def _go_slow(self, names: list[str], why: str) -> None:
         if names:

@@ -14,6 +14,8 @@ import torch  # noqa: TID253  (imported lazily with the whole layer)
 from torch import Tensor, nn  # noqa: TID253
 from torch.nn import functional  # noqa: TID253
 
+from dataflex_pipeline.models.wide_products import wide_bmm
+
 LayerGradient = Callable[[Any, str, Tensor, Tensor], Tensor]
 """(layer, name of its parameter, x [b, ..., in], dy [b, ..., out]) -> gradients [b, *shape] float32."""
 
@@ -55,22 +57,22 @@ def _takes_a_weight_per_row(module: nn.Module) -> bool:
 
 
 def _positions(tensor: Tensor) -> Tensor:
-    """Put all positions of a row into one dimension. [b, ..., n] -> [b, positions, n] float32"""
-    return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1]).float()
+    """Put all positions of a row into one dimension. [b, ..., n] -> [b, positions, n]"""
+    return tensor.reshape(tensor.shape[0], -1, tensor.shape[-1])
 
 
 def linear_gradient(module: Any, name: str, x: Tensor, dy: Tensor) -> Tensor:
     """Return the gradients of a linear layer's weight [b, out, in] or bias [b, out]."""
     if name == "bias":
-        return _positions(dy).sum(1)
-    return torch.bmm(_positions(dy).transpose(1, 2), _positions(x))
+        return _positions(dy).sum(1, dtype=torch.float32)
+    return wide_bmm(_positions(dy).transpose(1, 2), _positions(x))
 
 
 def conv1d_gradient(module: Any, name: str, x: Tensor, dy: Tensor) -> Tensor:
     """Return the gradients of GPT-2's Conv1D: weight [b, in, out] or bias [b, out]."""
     if name == "bias":
-        return _positions(dy).sum(1)
-    return torch.bmm(_positions(x).transpose(1, 2), _positions(dy))
+        return _positions(dy).sum(1, dtype=torch.float32)
+    return wide_bmm(_positions(x).transpose(1, 2), _positions(dy))
 
 
 def embedding_gradient(module: Any, name: str, x: Tensor, dy: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ def embedding_gradient(module: Any, name: str, x: Tensor, dy: Tensor) -> Tensor:
     entries, width = module.weight.shape
     rows = x.shape[0]
     ids = x.reshape(rows, -1)
-    values = _positions(dy) * float(getattr(module, "embed_scale", 1.0))
+    values = _positions(dy).float() * float(getattr(module, "embed_scale", 1.0))
     if module.padding_idx is not None:
         # Not multiplied by 0: what flows back to padding may be no number, and autograd leaves it out, too.
         values = values.masked_fill((ids == module.padding_idx)[..., None], 0.0)

@@ -42,11 +42,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dataflex_pipeline.models.batches import Sequences, label_budget, padded
+from dataflex_pipeline.models.batches import Sequences, batch_on
 from dataflex_pipeline.models.room import Room
 from dataflex_pipeline.schemas import IGNORED
 
 if TYPE_CHECKING:
+    import torch
+
     from dataflex_pipeline.gradients.capture import GradientCapture
     from dataflex_pipeline.gradients.stream import ProjectedGradients
 
@@ -206,8 +208,6 @@ def summed_gradients(
     Returns:
         Sums [M, K] float64; finite [M] bool.
     """
-    import torch
-
     from dataflex_pipeline.gradients.stream import projected_batch
 
     sums, finite = np.zeros(shape), np.ones(shape[0], dtype=bool)
@@ -219,8 +219,7 @@ def summed_gradients(
     capture.temperature = temperature
 
     def run(some: Sequences, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        tensors = [torch.from_numpy(array).to(model.device) for array in padded(some, batch)]
-        return projected_batch(capture, consumer, *tensors)
+        return projected_batch(capture, consumer, *batch_on(model, some, batch))
 
     def work(batch: np.ndarray) -> None:
         results = run(answers.sequences, batch)
@@ -231,5 +230,5 @@ def summed_gradients(
 
     room = Room.of(max_tokens)
     room.settle(answers.sequences, run, model.device)
-    room.each_batch(answers.sequences.lengths, n_labels, label_budget(model), work)
+    room.each_batch(answers.sequences.lengths, n_labels, capture.max_labels, work)
     return sums, finite

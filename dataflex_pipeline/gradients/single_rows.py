@@ -10,9 +10,6 @@ from torch import Tensor, nn  # noqa: TID253
 from dataflex_pipeline.schemas import IGNORED
 
 Batch = tuple[Tensor, Tensor, Tensor]
-TOLERANCE, COARSE_TOLERANCE = 1e-3, 0.25
-"""Relative difference between a captured gradient and autograd's that rounding explains: in float32, and
-where anything coarser takes part. A gradient of other rows or positions is off by about 1."""
 FLOOR = 1e-3
 """Gradients below this part of the model's typical size are all rounding (as of a key's bias, which is 0)."""
 
@@ -55,17 +52,15 @@ def row_gradients(
             parameter.grad = None
 
 
-def rounding(model: nn.Module) -> float:
-    """Return the relative difference that rounding explains in the model's precision."""
-    exact = all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
-    device = next(model.parameters()).device.type
-    return TOLERANCE if exact and not torch.is_autocast_enabled(device) else COARSE_TOLERANCE
-
-
 class Comparison:
-    """Compares the gradients of the first row of a batch with those expected of it."""
+    """Compares the gradients of one row of a batch with those expected of it.
 
-    def __init__(self) -> None:
+    Args:
+        row: of the batch.
+    """
+
+    def __init__(self, row: int) -> None:
+        self._row = row
         self._expected: dict[str, Tensor] = {}
         self._errors: dict[str, tuple[float, float, int]] = {}
 
@@ -75,17 +70,18 @@ class Comparison:
 
     def __call__(self, name: str, rows: slice, gradient: Tensor) -> None:
         """Take what was captured. gradient: [b, *shape]"""
-        if rows.start == 0 and name in self._expected:
+        if rows.start <= self._row < rows.stop and name in self._expected:
             expected = self._expected.pop(name)
-            error = float((gradient[0] - expected).norm())
+            error = float((gradient[self._row - rows.start] - expected).norm())
             self._errors[name] = error, float(expected.norm()), expected.numel()
+
+    def relative(self) -> dict[str, float]:
+        """Return each parameter's difference over the size of what was expected of it."""
+        total = sum(size for _, _, size in self._errors.values())
+        typical = (sum(norm**2 for _, norm, _ in self._errors.values()) / max(1, total)) ** 0.5
+        sizes = {n: max(norm, FLOOR * typical * size**0.5) for n, (_, norm, size) in self._errors.items()}
+        return {n: error / sizes[n] if sizes[n] else error for n, (error, _, _) in self._errors.items()}
 
     def different(self, tolerance: float) -> list[str]:
         """Return the parameters whose captured gradient is another one, by a relative difference."""
-        total = sum(size for _, _, size in self._errors.values())
-        typical = (sum(norm**2 for _, norm, _ in self._errors.values()) / max(1, total)) ** 0.5
-        return [
-            name
-            for name, (error, norm, size) in self._errors.items()
-            if not error <= tolerance * max(norm, FLOOR * typical * size**0.5)
-        ]
+        return [name for name, error in self.relative().items() if not error <= tolerance]

@@ -11,9 +11,11 @@ from dataflex_pipeline.models.attached import adapted_layers, put_on, read_confi
 from dataflex_pipeline.models.base import (
     adapter_folder,
     attach_adapter,
+    in_step_precision,
     load_base,
     load_for_scoring,
     load_full,
+    precision,
 )
 from dataflex_pipeline.models.source import quiet
 from dataflex_pipeline.models.targets import find_targets, head_error, read_past
@@ -80,7 +82,8 @@ def load_for_gradients(
     """
     fresh = checkpoint is None and config.finetuning_type == "lora" and config.adapter_name_or_path is None
     if fresh:
-        return load_for_training(config, None, device, fresh_seed(config), say).eval()
+        model = load_for_training(config, None, device, fresh_seed(config), say)
+        return in_step_precision(model, precision(config, device)).eval()
     return load_for_scoring(config, checkpoint, device)
 
 

@@ -232,7 +232,24 @@ def load_for_scoring(config: Config, checkpoint: Path | None, device: str) -> Pr
         return model.eval()
     base = load_base(config, device)
     base.requires_grad_(False)
-    return (base if adapter is None else attach_adapter(base, adapter)).eval()
+    if adapter is None:
+        return base.eval()
+    return in_step_precision(attach_adapter(base, adapter), precision(config, device)).eval()
+
+
+def in_step_precision(model: PeftModel, step: Precision) -> PeftModel:
+    """Put an adapter into the number format that a training step multiplies it in.
+
+    peft makes adapters float32, the format in which training adds up their updates; its step multiplies them
+    in bfloat16 under autocast. Left in float32, every adapted layer would keep and multiply float32 copies of
+    its inputs, which is slower and another function than the one that is trained.
+    """
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(getattr(torch, step.dtype))
+    return model
 
 
 def load_full(config: Config, checkpoint: Path, device: str, dtype: str | None = None) -> PreTrainedModel:

@@ -7,6 +7,7 @@ on the output embedding keeps just those hidden states, so whatever a model does
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,17 +122,50 @@ def logits_only_at(model: PreTrainedModel) -> Iterator[Callable[[torch.Tensor], 
         handle.remove()
 
 
-def padded(sequences: Sequences, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def batch_on(
+    model: PreTrainedModel, sequences: Sequences, rows: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return rows padded on the right, on the model's device: ids, labels, attention mask. [B, T] each
+
+    On an accelerator T is rounded up (`round_length`): its kernels work in tiles, and its allocator keeps
+    memory by size. On a CPU padding is work, and there is none beyond the longest row.
+    """
+    import torch
+
+    longest = int(sequences.lengths[rows].max(initial=1))
+    if model.device.type != "cpu":
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        longest = max(longest, min(round_length(longest), limit or sys.maxsize))
+    ids, labels, attention = (
+        torch.from_numpy(array).to(model.device) for array in padded(sequences, rows, longest)
+    )
+    return ids, labels, attention
+
+
+def round_length(tokens: int) -> int:
+    """Return a length rounded up to a multiple of 64, or of 32, 16, 8, so that an eighth is added at most."""
+    multiple = 64
+    while multiple > 1 and multiple * 8 > tokens:
+        multiple //= 2
+    return -(-tokens // multiple) * multiple
+
+
+def padded(
+    sequences: Sequences, rows: np.ndarray, length: int = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pad rows on the right to a common length.
 
     A row is filled up with its own last token: the padding token is embedded as zeros in many models,
     and where a norm divides by the size of that (Gemma 3n), gradients are no numbers.
 
+    Args:
+        sequences, rows: the rows. length: tokens per row at least.
+
     Returns:
         ids, labels (padding -100) and the attention mask, int64. [B, T] each.
     """
     lengths = sequences.lengths[rows]
-    filled = np.arange(lengths.max(initial=1)) < lengths[:, None]
+    filled = np.arange(lengths.max(initial=length)) < lengths[:, None]
     labels = np.full(filled.shape, IGNORED, dtype=np.int64)
     spans = [slice(sequences.starts[row], sequences.starts[row + 1]) for row in rows]
     last = [sequences.ids[span.stop - 1] if span.stop > span.start else 0 for span in spans]

@@ -205,6 +205,15 @@ def attention_kernel(config: Config) -> str | None:
     return config.attn_implementation
 
 
+def number_ingredients(config: Config) -> dict[str, Any]:
+    """Return what moves the last digits of a model's numbers: its precision, and the attention kernel.
+
+    Under bf16 an adapter is scored in bfloat16, as training computes it.
+    """
+    adapter = {"adapter": "bfloat16"} if config.bf16 else {}
+    return {"bf16": config.bf16, **adapter, "attn_implementation": attention_kernel(config)}
+
+
 def attention_notice(config: Config) -> str | None:
     """Return what has to be said about the attention kernel; None for nothing."""
     if config.attn_implementation not in (None, *WITHOUT_SOFT_CAP) or not soft_caps_attention(config):

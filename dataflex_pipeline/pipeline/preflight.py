@@ -235,7 +235,8 @@ def _sample_losses(run: OpenRun) -> np.ndarray:
 
     from dataflex_pipeline.features.losses import mean_losses
     from dataflex_pipeline.models.base import load_for_scoring, resolve_device
-    from dataflex_pipeline.models.batches import Sequences, logits_only_at
+    from dataflex_pipeline.models.batches import Sequences
+    from dataflex_pipeline.models.token_losses import token_losses
 
     config = run.config
     model = load_for_scoring(config, None, resolve_device(config.device))
@@ -243,5 +244,5 @@ def _sample_losses(run: OpenRun) -> np.ndarray:
     stream = np.random.default_rng(derive_seed(config.seed, "preflight"))
     ids = stream.integers(0, vocabulary, ROWS * TOKENS)
     sequences = Sequences(ids, ids, np.arange(ROWS + 1) * TOKENS)
-    with torch.inference_mode(), logits_only_at(model) as choose:
-        return mean_losses(model, choose, sequences, ROWS * TOKENS)
+    with torch.inference_mode(), token_losses(model) as losses:
+        return mean_losses(losses, sequences, ROWS * TOKENS)

@@ -153,9 +153,7 @@ def test_scoring_where_every_loss_is_nan(here, tiny_demo):
     for name in ("round-01", "round-02", "features"):
         shutil.rmtree(folder / name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            losses, "batch_loss_sums", lambda model, choose, sequences, rows: np.full(len(rows), np.nan)
-        )
+        patch.setattr(losses, "batch_loss_sums", lambda opened, sequences, rows: np.full(len(rows), np.nan))
         ran = dataflex("score", "--run", "base", "runs_dir=runs")
     assert ran.code == 2
     assert "no valid row in the pool (200 rows: the loss is not finite)" in ran.err

@@ -93,15 +93,15 @@ def test_the_mean_loss_is_the_models(tiny_demo):
 
 
 def test_a_model_that_looks_at_the_padding_is_a_problem(own, monkeypatch):
-    from dataflex_pipeline.features import losses
+    from dataflex_pipeline.models import batches
 
-    padded = losses.padded
+    padded = batches.padded
 
-    def without_mask(sequences, rows):
-        ids, labels, attention = padded(sequences, rows)
+    def without_mask(sequences, rows, length):
+        ids, labels, attention = padded(sequences, rows, length)
         return ids[:, ::-1].copy(), labels[:, ::-1].copy(), attention  # padding before the row, and seen
 
-    monkeypatch.setattr(losses, "padded", without_mask)
+    monkeypatch.setattr(batches, "padded", without_mask)
     assert findings(*own, code=2)["batching"]["state"] == "problem"
 
 

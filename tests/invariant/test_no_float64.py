@@ -16,7 +16,8 @@ from dataflex_pipeline.gradients.policy import WeightedAnswers, answer_labels, s
 from dataflex_pipeline.gradients.projection import make_projection
 from dataflex_pipeline.gradients.stream import ProjectedGradients, projected_batch
 from dataflex_pipeline.models.base import widest_float
-from dataflex_pipeline.models.batches import Sequences, logits_only_at
+from dataflex_pipeline.models.batches import Sequences
+from dataflex_pipeline.models.token_losses import token_losses
 
 K = 32
 
@@ -68,8 +69,8 @@ def test_only_apple_gpus_lack_it():
 def test_losses(device_without_float64):
     rows = [(list(range(3, 3 + n)), list(range(3, 3 + n))) for n in (5, 9, 2)]
     model = llama()
-    with torch.no_grad(), logits_only_at(model) as choose:
-        found = mean_losses(model, choose, sequences(rows), 100)
+    with torch.no_grad(), token_losses(model) as losses:
+        found = mean_losses(losses, sequences(rows), 100)
     assert np.isfinite(found).all()
 
 

@@ -16,7 +16,8 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError, DataError, UserError
 from dataflex_pipeline.features.build import build_feature, make_feature, plan_feature
 from dataflex_pipeline.features.losses import loss_table, mean_losses
-from dataflex_pipeline.models.batches import Sequences, length_batches, logits_only_at, padded
+from dataflex_pipeline.models.batches import Sequences, length_batches, padded
+from dataflex_pipeline.models.token_losses import token_losses
 from dataflex_pipeline.schemas import PREPARED
 from dataflex_pipeline.store.parts import PartedTable, PartsWriter
 
@@ -100,8 +101,8 @@ def plain_losses(model, rows):
 def test_equal_to_transformers_row_by_row(family, max_tokens):
     model = made(families()[family])
     rows = sequences()
-    with torch.no_grad(), logits_only_at(model) as choose:
-        found = mean_losses(model, choose, Sequences.of(prepared(rows)), max_tokens)
+    with torch.no_grad(), token_losses(model) as losses:
+        found = mean_losses(losses, Sequences.of(prepared(rows)), max_tokens)
     assert np.allclose(found, plain_losses(model, rows), rtol=0, atol=1e-5)
 
 
@@ -109,9 +110,9 @@ def test_order_and_company_of_rows_do_not_matter():
     model = made(families()["llama"])
     rows = sequences()
     shuffled = np.random.default_rng(1).permutation(len(rows))
-    with torch.no_grad(), logits_only_at(model) as choose:
-        straight = mean_losses(model, choose, Sequences.of(prepared(rows)), 300)
-        mixed = mean_losses(model, choose, Sequences.of(prepared([rows[i] for i in shuffled])), 300)
+    with torch.no_grad(), token_losses(model) as losses:
+        straight = mean_losses(losses, Sequences.of(prepared(rows)), 300)
+        mixed = mean_losses(losses, Sequences.of(prepared([rows[i] for i in shuffled])), 300)
     assert np.allclose(mixed, straight[shuffled], rtol=0, atol=1e-5)
 
 
@@ -120,8 +121,8 @@ def test_first_token_is_never_predicted_and_rows_without_labels_have_no_loss():
     rows = [([5, 6, 7], [5, -100, -100]), ([5, 6, 7], [5, 6, -100]), ([], [])]
     given_rows = Sequences.of(prepared(rows))
     assert given_rows.n_labels().tolist() == [0, 1, 0]
-    with torch.no_grad(), logits_only_at(model) as choose:
-        found = mean_losses(model, choose, given_rows, 100)
+    with torch.no_grad(), token_losses(model) as losses:
+        found = mean_losses(losses, given_rows, 100)
     with torch.no_grad():
         log_probability = torch.log_softmax(model(input_ids=torch.tensor([[5]])).logits[0, -1], -1)[6]
     assert math.isnan(found[0])
@@ -131,7 +132,7 @@ def test_first_token_is_never_predicted_and_rows_without_labels_have_no_loss():
 
 def test_hook_is_gone_afterwards():
     model = made(families()["llama"])
-    with logits_only_at(model):
+    with token_losses(model):
         pass
     assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, VOCABULARY)
 
@@ -161,8 +162,8 @@ def test_invalid_and_infinite_rows_are_named():
     rows = [([i % 90 for i in ids], [i % 90 if i >= 0 else i for i in labels]) for ids, labels in rows]
     rows[4] = ([1, 90, 3], [-100, -100, 3])
     valid = [True, False, True, True, True, True]
-    with torch.no_grad(), logits_only_at(model) as choose:
-        table = loss_table(model, choose, prepared(rows, valid), 10_000)
+    with torch.no_grad(), token_losses(model) as losses:
+        table = loss_table(losses, prepared(rows, valid), 10_000)
     assert table.column("valid").to_pylist() == [True, False, True, True, False, True]
     assert table.column("reason").to_pylist() == [
         None,
