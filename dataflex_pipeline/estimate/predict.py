@@ -65,7 +65,8 @@ def _embeddings(found: Measured, need: Need, feature: Any, stage: StageCost) -> 
 def _computed(
     found: Measured, stage: StageCost, cost: FeatureCost, units: float, lines: int | None = None
 ) -> StageCost:
-    parts = -(-stage.rows // cost.rows_per_part)
+    set_rows = found.config.rows_per_part
+    parts = -(-stage.rows // (cost.rows_per_part if set_rows == "auto" else set_rows))
     disk = parts * cost.part_bytes + (stage.rows if lines is None else lines) * cost.line_bytes
     seconds = cost.start_seconds + units * cost.unit_seconds
     return replace(stage, seconds=seconds, disk_bytes=disk, memory_bytes=cost.peak_bytes)
