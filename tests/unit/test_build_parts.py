@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -27,7 +26,7 @@ class Lengths(Feature):
     uses_model = False
     schema = pa.schema([ROW, ROW_ID, column("length", pa.float64(), "tokens"), VALID, REASON])
     input_columns = ("row", "row_id", "input_ids", "valid", "reason")
-    slow, fails_at = 0.0, -1
+    fails_at = -1
     halfway = False
 
     @contextmanager
@@ -37,7 +36,6 @@ class Lengths(Feature):
         def compute(rows):
             if rows.column("row")[0].as_py() == self.fails_at:
                 raise RuntimeError("shapes")
-            time.sleep(self.slow)
             if self.halfway:
                 progress.advance(2)
                 progress.advance(100)  # never more than the part has
@@ -49,11 +47,13 @@ class Lengths(Feature):
 
 
 class Heard(Silent):
-    def __init__(self):
-        self.counts = []
+    def __init__(self, then=lambda: None):
+        self.counts, self.then = [], then
 
     def advance(self, n):
         self.counts.append(n)
+        if n == 2:  # in the middle of a part
+            self.then()
 
 
 @pytest.fixture
@@ -69,17 +69,17 @@ def build(tmp_path, table, progress=None, **attributes):
 
 
 def test_writing_and_computing_go_on_side_by_side(tmp_path, table, monkeypatch):
-    write, threads = parts.PartsWriter.write, set()
+    """While a part is written, the next one is computed: the writing waits for that."""
+    write, threads, computed = parts.PartsWriter.write, set(), threading.Semaphore(0)
 
-    def slowly(self, number, part):
+    def waiting(self, number, part):
         threads.add(threading.current_thread().name)
-        time.sleep(0.25)
+        assert number == 3 or computed.acquire(timeout=30)
         write(self, number, part)
 
-    monkeypatch.setattr(parts.PartsWriter, "write", slowly)
-    began = time.monotonic()
-    built = build(tmp_path, table, slow=0.25)
-    assert time.monotonic() - began < 0.9 * 4 * 0.5
+    monkeypatch.setattr(parts.PartsWriter, "write", waiting)
+    heard = Heard(lambda: computed.release() if len(heard.counts) > 3 else None)
+    built = build(tmp_path, table, heard, halfway=True)
     assert built.computed == 4
     assert threads == {"parts_0"}
 
