@@ -75,14 +75,15 @@ def training_device(config: Config) -> str:
         ConfigError: a GPU other than the first one; the trainer takes the first that it sees.
     """
     device = resolve_device(config.device)
-    number = device.partition(":")[2]
+    kind, _, number = device.partition(":")
     if number and int(number):
         raise ConfigError(
             f"device: {device} was set.",
             "Training takes the first GPU that it sees.",
-            f"Set device: cuda and the environment variable CUDA_VISIBLE_DEVICES={number}.",
+            f"Set device: {kind} and the environment variable CUDA_VISIBLE_DEVICES={number} (or what it is "
+            f"called for {kind}).",
         )
-    return device.partition(":")[0]
+    return kind
 
 
 def check_settings(config: Config, plan: RoundPlan) -> None:
@@ -215,7 +216,7 @@ def _data(config: Config, device: str) -> dict[str, Any]:
         "packing": False,
         "completion_only_loss": False,
         "dataloader_num_workers": config.dataloader_num_workers,
-        "dataloader_pin_memory": device == "cuda",
+        "dataloader_pin_memory": device not in ("cpu", "mps"),
     }
 
 
