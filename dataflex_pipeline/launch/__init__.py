@@ -17,6 +17,7 @@ from typing import Any
 
 from dataflex_pipeline import accelerators
 from dataflex_pipeline.errors import ConfigError, DataflexError
+from dataflex_pipeline.launch.accelerate import refuse_accelerate
 from dataflex_pipeline.launch.team import POLL, Job, Team, TeamError, end_now
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "join",
     "leave_process_group",
     "rank",
+    "refuse_accelerate",
     "world_size",
 ]
 

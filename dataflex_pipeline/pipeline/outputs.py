@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dataflex_pipeline import launch
 from dataflex_pipeline.api import Split
 from dataflex_pipeline.errors import CorruptError, StaleError
 from dataflex_pipeline.pipeline.damage import check_outputs, last_finished, set_aside_damaged_tables
@@ -129,6 +130,8 @@ def check_before_start(
     Returns:
         The sources of the splits, looked at.
     """
+    if run.given.horizon:
+        launch.refuse_accelerate()
     check_target(run, method)
     splits = splits_of(run)
     for split in splits:
