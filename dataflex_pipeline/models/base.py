@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dataflex_pipeline import accelerators
 from dataflex_pipeline.errors import ConfigError, CorruptError, UserError
 from dataflex_pipeline.host_memory import give_back, grow_segments
+from dataflex_pipeline.models.quantized import is_quantized, quantization
 from dataflex_pipeline.models.source import (
     attention_kernel,
     check_model_folder,
@@ -136,6 +137,11 @@ def _load(source: str, config: Config, device: str, dtype: str, **arguments: Any
     kernel = attention_kernel(config)
     if kernel is not None:
         arguments["attn_implementation"] = kernel
+    quantized = is_quantized(config)
+    if quantized:
+        arguments |= quantization(config, device, dtype)
+    arguments |= placement(device, needed=quantized)
+    settle_tf32(config, device)
     with explained(source, "weights"), no_bars():
         model, found = AutoModelForCausalLM.from_pretrained(
             source,
@@ -151,7 +157,32 @@ def _load(source: str, config: Config, device: str, dtype: str, **arguments: Any
             "They would be random numbers, without a word.",
             "Use the folder of a whole causal language model (not of an encoder or a headless one).",
         )
-    return _Loaded(model.to(device), tuple(sorted(found["unexpected_keys"])))
+    if not quantized:  # whose layers are on their device, and may not be moved or cast
+        model = model.to(device)
+    return _Loaded(model, tuple(sorted(found["unexpected_keys"])))
+
+
+def placement(device: str, *, needed: bool = False) -> dict[str, Any]:
+    """Return what makes ``from_pretrained`` read weights straight to a device, past the machine's memory.
+
+    Nothing on a CPU, and nothing under ZeRO-3, which takes each weight apart as it comes.
+
+    Args:
+        device: from `resolve_device`. needed: on a CPU too, as quantizing is done where the weights arrive.
+    """
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled() or (device == "cpu" and not needed):
+        return {}
+    return {"device_map": {"": accelerators.with_index(device)}}
+
+
+def settle_tf32(config: Config, device: str) -> None:
+    """Let CUDA multiply fp32 matrices with 10-bit mantissas, or not, as ``tf32`` says."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if config.tf32 else "ieee"
 
 
 def free_memory() -> None:
