@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dataflex_pipeline import accelerators
 from dataflex_pipeline.errors import ConfigError, CorruptError, UserError
@@ -93,11 +93,11 @@ class Precision:
     """The number format of the frozen weights and of the forward pass.
 
     Attributes:
-        dtype: "float32" or "bfloat16", a name of torch.
+        dtype: a name of torch.
         notices: what was said about it; empty when the setting was taken as it is.
     """
 
-    dtype: str
+    dtype: Literal["float32", "bfloat16"]
     notices: tuple[str, ...] = ()
 
 
