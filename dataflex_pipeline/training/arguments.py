@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -165,7 +166,7 @@ def training_arguments(config: Config, plan: RoundPlan) -> SFTConfig:
         bf16=precision(config, device).dtype == "bfloat16",
         gradient_checkpointing=recomputes(config, device),
         gradient_checkpointing_kwargs={"use_reentrant": False} if recomputes(config, device) else None,
-        deepspeed=config.deepspeed,
+        deepspeed=_deepspeed(config, device),
         ddp_timeout=config.ddp_timeout,
         router_aux_loss_coef=config.router_aux_loss_coef,
         **_quiet(config),
@@ -175,6 +176,16 @@ def training_arguments(config: Config, plan: RoundPlan) -> SFTConfig:
         # DeepSpeed how many processes there are.
         importlib.import_module("deepspeed").init_distributed()
     return arguments
+
+
+def _deepspeed(config: Config, device: str) -> str | dict[str, Any] | None:
+    """Return the DeepSpeed configuration: the file, but on a CPU, which has no streams to overlap in."""
+    if config.deepspeed is None or device != "cpu":
+        return config.deepspeed
+    content: dict[str, Any] = json.loads(Path(config.deepspeed).read_bytes())
+    if "overlap_comm" in content.get("zero_optimization", {}):
+        content["zero_optimization"]["overlap_comm"] = False
+    return content
 
 
 def _world_of_one() -> None:

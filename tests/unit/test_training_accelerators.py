@@ -11,10 +11,11 @@ from seen_accelerators import see
 from tiny_training import make_config, make_model
 
 from dataflex_pipeline import launch
+from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.shipped import shipped_configs
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.models.adapters import load_for_training
-from dataflex_pipeline.training.arguments import _data, _optimizer, recomputes
+from dataflex_pipeline.training.arguments import _data, _deepspeed, _optimizer, recomputes
 from dataflex_pipeline.training.unused import all_take_part, settle_unused
 
 
@@ -74,6 +75,11 @@ def test_shipped_files_add_up_in_fp32_while_they_compute(name):
     assert content["data_types"] == {"grad_accum_dtype": "fp32"}
     assert content["communication_data_type"] == "fp32"
     assert content["zero_optimization"]["overlap_comm"] is True
+    path = str(shipped_configs() / f"deepspeed/ds_{name}.json")
+    config = Config(deepspeed=path)
+    assert _deepspeed(config, "cuda") == path
+    content["zero_optimization"]["overlap_comm"] = False  # a CPU has no streams
+    assert _deepspeed(config, "cpu") == content
 
 
 @pytest.fixture(scope="module")
