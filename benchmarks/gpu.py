@@ -167,6 +167,7 @@ def _model(args: argparse.Namespace, rank: int = 16) -> Any:
 
 def _gradients(model: Any, batches: list[throughput.Batch], *, checkpointing: bool = False) -> np.ndarray:
     """Return the projected gradients of batches, without the comparison with autograd. [rows, K]"""
+    torch.manual_seed(0)  # the same Adam states each time
     consumer = ProjectedGradients(make_projection("countsketch", DIM, 0), random_updates(model))
     found = []
     with GradientCapture(

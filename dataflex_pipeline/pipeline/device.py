@@ -14,15 +14,18 @@ from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.store.run import RunFolder
 
 
-def settle_bf16(loaded: Loaded, run: RunFolder) -> Loaded:
+def settle_bf16(loaded: Loaded, run: RunFolder | None) -> Loaded:
     """Put true or false in place of ``bf16: auto``: what the run recorded, else what its device has.
+
+    Args:
+        loaded: the configuration. run: to be gone on with; None: what is recorded does not count.
 
     Raises:
         ConfigError: the run is new, and this machine does not have its device.
     """
     if loaded.config.bf16 != "auto":
         return loaded
-    recorded = run.read()[0].get("bf16") if run.exists() else None
+    recorded = run.read()[0].get("bf16") if run is not None and run.exists() else None
     value = recorded if isinstance(recorded, bool) else _has_bf16(loaded.config)
     return replace(loaded, config=loaded.config.model_copy(update={"bf16": value}))
 

@@ -84,7 +84,9 @@ def load_for(run: RunFolder, options: Options) -> Loaded:
 
 def _settled(loaded: Loaded, run: RunFolder, options: Options) -> Loaded:
     """Return a configuration with what its run, or this machine, makes of epochs and ``bf16: auto``."""
-    return settle_bf16(loaded if options.overwrite else as_counted(loaded, run), run)
+    if options.overwrite:
+        return settle_bf16(loaded, None)
+    return settle_bf16(as_counted(loaded, run), run)
 
 
 def _unused_output_dir(loaded: Loaded, options: Options, run: RunFolder) -> list[str]:
