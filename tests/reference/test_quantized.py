@@ -13,7 +13,7 @@ from seen_accelerators import see
 from tiny_training import make_config, make_model, save_tokenizer
 from torch import nn
 
-from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.gradients.capture import GradientCapture
 from dataflex_pipeline.models import quantized
 from dataflex_pipeline.models.adapters import load_for_training
@@ -164,3 +164,13 @@ def test_weights_go_straight_to_an_accelerator(monkeypatch, tmp_path):
     assert not any(hasattr(module, "_hf_hook") for module in direct.modules())
     ids = torch.tensor([[3, 4, 5]])
     assert torch.equal(plain(ids).logits, direct(ids).logits)
+
+
+def test_what_takes_a_quarter_fits_where_all_would_not(folder, monkeypatch):
+    from dataflex_pipeline.models.weights import check_weights_fit, stored_weights
+
+    parameters = stored_weights(str(folder)).parameters
+    monkeypatch.setattr("dataflex_pipeline.host_memory.available_bytes", lambda: parameters)
+    check_weights_fit(make_config(folder, quantization_bit=4), "cpu", "float32")
+    with pytest.raises(UserError, match=r"quantization_bit: 4"):
+        check_weights_fit(make_config(folder), "cpu", "float32")
