@@ -124,7 +124,7 @@ def test_refusals(monkeypatch, folder, tmp_path):
     with pytest.raises(ConfigError, match="ZeRO-3"):
         load_base(config.model_copy(update={"deepspeed": str(zero)}), "cpu")
     with pytest.raises(ConfigError, match="the device is mps"):
-        load_base(config, "mps")
+        quantized.quantization(config, "mps", "float32")
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "fp8"])
