@@ -55,7 +55,8 @@ def parser_of(description: str | None, vocabulary: int = 32_000) -> argparse.Arg
     )
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--vocabulary", type=int, default=vocabulary)
+    parser.add_argument("--vocabulary", type=int, help=f"words; default {vocabulary}, or the named model's")
+    parser.set_defaults(usual_vocabulary=vocabulary)
     parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--json", type=Path, help="write the results here too")
@@ -78,8 +79,11 @@ def _device(setting: str) -> str:
 def settings_of(args: argparse.Namespace) -> dict[str, Any] | None:
     """Return the settings of the random Llama that is asked for; None where ``--model`` is a folder."""
     if args.model is None:
-        return llama_settings(args.hidden, args.layers, args.vocabulary)
-    return SIZES.get(args.model)
+        return llama_settings(args.hidden, args.layers, args.vocabulary or args.usual_vocabulary)
+    named = SIZES.get(args.model)
+    if named is not None and args.vocabulary is not None:
+        return named | {"vocab_size": args.vocabulary}
+    return named
 
 
 def random_llama(settings: dict[str, Any], device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:

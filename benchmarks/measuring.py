@@ -10,17 +10,19 @@ from typing import Any
 import psutil
 import torch
 
+from dataflex_pipeline.accelerators import counts_memory
+
 
 def seconds_of(work: Callable[[], Any], device: str) -> float:
     """Return the CPU seconds of this process, where other programs do not count, or a GPU's wall seconds."""
-    on_gpu = device.startswith("cuda")
+    on_gpu = device != "cpu"
     clock = time.perf_counter if on_gpu else time.process_time
     if on_gpu:
-        torch.cuda.synchronize(device)
+        torch.accelerator.synchronize()
     began = clock()
     work()
     if on_gpu:
-        torch.cuda.synchronize(device)
+        torch.accelerator.synchronize()
     return clock() - began
 
 
@@ -35,11 +37,11 @@ def fastest(work: Mapping[str, Callable[[], Any]], repeat: int, device: str) -> 
 
 def peak_mib(work: Callable[[], Any], device: str) -> float:
     """Return how much more memory is held at most while something runs, in MiB."""
-    if device.startswith("cuda"):
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+    if counts_memory(device):
+        before = torch.accelerator.memory_allocated()
+        torch.accelerator.reset_peak_memory_stats()
         work()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        return (torch.accelerator.max_memory_allocated() - before) / 2**20
     process, done = psutil.Process(), threading.Event()
     before = highest = process.memory_info().rss
 

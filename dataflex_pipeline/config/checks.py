@@ -46,7 +46,7 @@ Place = Callable[[str], str]
 
 def check(config: Config, place: Place) -> None:
     """Raise ConfigError for the first pair of settings that cannot both hold."""
-    for rule in (_draw, _candidates, _sizes, schedule, _evaluation, _best, _trackers, _adapter):
+    for rule in (_draw, _candidates, _sizes, schedule, _evaluation, _best, _trackers, _adapter, _quantized):
         rule(config, lambda name: f"{name}: {show(name, getattr(config, name))} ({place(name)})")
 
 
@@ -175,6 +175,15 @@ def _adapter(config: Config, said: Place) -> None:
             f"Set together: {said('finetuning_type')}; {said('adapter_name_or_path')}.",
             "An adapter is trained on by LoRA; training all weights has no place for it.",
             "Set finetuning_type to lora, or export the adapter into a model first and start from that.",
+        )
+
+
+def _quantized(config: Config, said: Place) -> None:
+    if config.quantization_bit is not None and config.finetuning_type == "full":
+        raise ConfigError(
+            f"Set together: {said('finetuning_type')}; {said('quantization_bit')}.",
+            "Quantized weights are whole numbers, which no gradient step moves; LoRA is trained on top.",
+            "Set finetuning_type to lora, or leave quantization_bit out.",
         )
 
 

@@ -82,8 +82,26 @@ class Config(BaseModel):
         "run",
         "model",
     )
-    bf16: bool = key(
-        False, "load and train in bfloat16; on a CPU this becomes fp32, and says so", "run", "model"
+    bf16: bool | Literal["auto"] = key(
+        "auto",
+        "load and train in bfloat16; auto: where the accelerator has it when the run begins; on a CPU true "
+        "becomes fp32, and says so",
+        "run",
+        "model",
+    )
+    tf32: bool | None = key(
+        None,
+        "multiply fp32 matrices with 10-bit mantissas on NVIDIA GPUs (Ampere and newer), about 5 times as "
+        "fast; by default not",
+        "run",
+        "model",
+    )
+    quantization_bit: Literal[4, 8] | None = key(
+        None,
+        "load the base model in 4 bits (nf4, double quantization) or 8 bits (int8) by bitsandbytes and train "
+        "LoRA on it",
+        "run",
+        "model",
     )
     attn_implementation: str | None = key(
         None, "attention kernel: eager, sdpa, flash_attention_2; by default by transformers", "run", "model"
@@ -283,7 +301,8 @@ class Config(BaseModel):
     )
     gradient_checkpointing: bool | Literal["auto"] = key(
         "auto",
-        "recompute activations to save memory; auto: in training where a step would not fit without",
+        "recompute activations to save memory; auto: in training on an accelerator, and where a step would "
+        "not fit without",
         "runtime",
         "training",
     )
@@ -378,7 +397,7 @@ class Config(BaseModel):
     )
 
     # scoring
-    device: str = key("auto", "auto, cpu, cuda, cuda:N or mps", "runtime", "scoring")
+    device: str = key("auto", "auto, cpu, cuda, cuda:N, xpu, npu or mps", "runtime", "scoring")
     score_batch_tokens: CountOrAuto = key(
         "auto",
         "padded tokens per scoring batch; auto: as the memory has room for, up to 16384 (32768 on a GPU)",

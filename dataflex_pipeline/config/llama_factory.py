@@ -78,7 +78,7 @@ PASSED_OVER: dict[str, Foreign] = {
     "use_unsloth_gc": Foreign("gradient_checkpointing: true saves memory with transformers' own code"),
     **_same("use_reentrant_gc gradient_checkpointing_kwargs low_cpu_mem_usage use_fast_tokenizer", Foreign(
         _SPEED.why, off=(False, True, ""))),
-    **_same("torch_compile torch_compile_backend torch_compile_mode tf32 group_by_length", _SPEED),
+    **_same("torch_compile torch_compile_backend torch_compile_mode group_by_length", _SPEED),
     **_same("train_sampling_strategy", Foreign(_SPEED.why, off=("random",))),
     **_same("use_cache use_kv_cache infer_backend infer_dtype", Foreign(
         "it is about inference only", off=(False, True, "huggingface", "hf", "auto"))),
@@ -122,12 +122,17 @@ _SHARES = Foreign(
     off=(False, "", "none", "concat"),
 )
 _QUANTIZED = Foreign(
-    "Models are scored and trained in bf16 or fp32, since gradients of quantized weights are not offered.",
-    "Leave it out, and set bf16: true; a smaller model_name_or_path needs less memory.",
+    "A base model is loaded in bf16 or fp32, or by bitsandbytes in nf4 (doubly quantized) or int8.",
+    "Leave it out; quantization_bit: 4 or 8 needs the least memory.",
+    off=(*_NOT_OFF, "bnb", "bitsandbytes", "nf4"),
 )
 
 REFUSED: dict[str, Foreign] = {
-    **_same("quantization_bit quantization_method fp8 fp8_backend enable_fsdp_float8_all_gather", _QUANTIZED),
+    **_same("quantization_method quantization_type fp8 fp8_backend", _QUANTIZED),
+    "enable_fsdp_float8_all_gather": _QUANTIZED,
+    "double_quantization": Foreign(_QUANTIZED.why, "Leave it out.", off=(True,)),
+    "quantization_device_map": Foreign(
+        "A model is on one device here.", "Leave it out; quantization_bit: 4 needs least memory.", off=("",)),
     "fp16": Foreign("Half precision without a loss scale is not offered.", "Set bf16: true."),
     **_same("use_dora use_rslora pissa_init loraplus_lr_ratio additional_target", _OTHER_LORA),
     **_same("use_galore use_apollo use_badam use_adam_mini use_muon use_llama_pro", _OTHER_LORA),

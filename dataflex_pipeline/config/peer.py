@@ -68,6 +68,10 @@ HINTS: dict[str, str] = {
     "length of round 0.",
     "max_steps": "The length of a run is warmup_step + update_step x update_times.",
     "text_column": "Set data_columns.",
+    "load_in_4bit": "Set quantization_bit: 4.",
+    "load_in_8bit": "Set quantization_bit: 8.",
+    "device_map": "A model is on one device here, the one that device names; quantization_bit: 4 makes a "
+    "large one fit, and deepspeed with ZeRO-3 shards its training.",
     "component_overrides": "Write it beside component_name, or as methods: {NAME: {...}}.",
     "resume_from_checkpoint": "Leave it out: the same command goes on where the run stopped. "
     "To start from an adapter set adapter_name_or_path.",

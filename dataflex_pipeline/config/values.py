@@ -28,17 +28,22 @@ _VALUES: dict[Any, str] = {float: "numbers", str: "text", str | float | int: "te
 
 
 def base_type(name: str) -> Any:
-    """Return the type of a key without its ``| None``: str, int, a Literal, dict[str, float], ..."""
+    """Return the type of a key without what stands beside it: str, int, a Literal, dict[str, float], ..."""
+    return _alternatives(name)[0]
+
+
+def _alternatives(name: str) -> tuple[Any, ...]:
+    """Return the types that a key takes, the main one first: (bool, Literal["auto"]), (int, NoneType)."""
     annotation = Config.model_fields[name].annotation
     if get_origin(annotation) in (Union, types.UnionType):
-        return next(a for a in get_args(annotation) if a is not type(None))
-    return annotation
+        return get_args(annotation)
+    return (annotation,)
 
 
 def is_text(name: str) -> bool:
     """Whether a key takes text (free, or one of a few words)."""
     kind = base_type(name)
-    return kind is str or get_origin(kind) is Literal
+    return kind is str or (get_origin(kind) is Literal and all(isinstance(a, str) for a in get_args(kind)))
 
 
 def is_mapping(name: str) -> bool:
@@ -53,8 +58,9 @@ def accepted(name: str, value: Any = None) -> str:
         name: the key.
         value: that was given; the limit of every whole number is only spoken of where it is over that.
     """
-    optional = base_type(name) is not Config.model_fields[name].annotation
-    return _type_in_words(base_type(name)) + _bounds_in_words(name, value) + (", or null" if optional else "")
+    main, *beside = _alternatives(name)
+    words = [", or " + ("null" if kind is type(None) else str(get_args(kind)[0])) for kind in beside]
+    return _type_in_words(main) + _bounds_in_words(name, value) + "".join(words)
 
 
 def show(name: str, value: Any) -> str:
@@ -108,8 +114,10 @@ def _bounds_in_words(name: str, value: Any) -> str:
 
 
 def _value_error(complaint: Complaint, place: Callable[[str], str]) -> ConfigError:
-    name, full = complaint.key, ".".join(complaint.path)
-    shown = show(complaint.path[-1], complaint.value)
+    # Of a key that takes several types the path names the one that was tried last, too.
+    path = complaint.path if is_mapping(complaint.key) else complaint.path[:1]
+    name, full = complaint.key, ".".join(path)
+    shown = show(path[-1], complaint.value)
     more = f" Look at {', '.join(complaint.others)} as well." if complaint.others else ""
     return ConfigError(
         f"{full}: {shown} ({place(name)}) cannot be used.",

@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from dataflex_pipeline.accelerators import counts_memory
+
 
 def import_seconds(names: Sequence[str]) -> float:
     """Import packages, and return how long that took; next to nothing where they are loaded already."""
@@ -19,17 +21,17 @@ def import_seconds(names: Sequence[str]) -> float:
 
 def begin_peak(device: str) -> None:
     """Begin to watch the memory of a GPU; that of a process on a CPU is only known from its start."""
-    if device.startswith("cuda"):
+    if counts_memory(device):
         import torch
 
-        torch.cuda.reset_peak_memory_stats(device)
+        torch.accelerator.reset_peak_memory_stats(torch.device(device))
 
 
 def peak_bytes(device: str) -> int:
     """Return the most memory in use: of a GPU since `begin_peak`, else of this process since it started."""
-    if device.startswith("cuda"):
+    if counts_memory(device):
         import torch
 
-        return int(torch.cuda.max_memory_allocated(device))
+        return int(torch.accelerator.max_memory_allocated(torch.device(device)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

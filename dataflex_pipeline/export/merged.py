@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 from dataflex_pipeline.data.chat import ChatFormat, Piece
 from dataflex_pipeline.data.conversation import Message
 from dataflex_pipeline.data.templates import named_template
-from dataflex_pipeline.errors import DataflexError, UserError
+from dataflex_pipeline.errors import ConfigError, DataflexError, UserError
 from dataflex_pipeline.models.base import attach_adapter, no_bars
+from dataflex_pipeline.models.quantized import own_method
 from dataflex_pipeline.models.source import check_model_folder, explained, load_arguments, local_folder
 from dataflex_pipeline.models.tokenizer import load_tokenizer
 
@@ -62,6 +63,8 @@ def save_merged(
         UserError: base or adapter cannot be loaded, or they do not fit each other.
         DataflexError: the merged model is not base and adapter.
     """
+    if adapter is not None:
+        _check_base(config, say)
     model = _load(config, full, device)
     if adapter is not None:
         model = _merge(model, adapter, say)
@@ -72,6 +75,22 @@ def save_merged(
         model.save_pretrained(folder, max_shard_size=f"{config.export_size}GB")
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def _check_base(config: Config, say: Say) -> None:
+    """Refuse to merge into quantized files; say what it means where only the training quantized them."""
+    own = own_method(config)
+    if own is not None:
+        raise ConfigError(
+            f"A merged model was asked for, and {config.model_name_or_path} is quantized by {own}.",
+            "Merged weights would be rounded to a few bits again, by more than the adapter changes.",
+            "Export the adapter alone, or merge it into the model that the quantized one was made from.",
+        )
+    if config.quantization_bit is not None:
+        say(
+            f"the adapter was trained on a base of {config.quantization_bit} bits and is merged into its "
+            "plain weights, which gives slightly other numbers"
+        )
 
 
 def _merge(model: PreTrainedModel, adapter: Path, say: Say) -> PreTrainedModel:

@@ -97,9 +97,16 @@ class Embeddings(api.Feature):
         """Return what decides the vectors, in place of the parameters: files count by their content."""
         if self.made is not None:
             return {"params": {"vectors": self.made.digest}}
-        kept = self.params.model_dump(mode="json", include={"dtype", "text", "prompt"})
+        kept = self.params.model_dump(mode="json", include={"text", "prompt"}) | {"dtype": self._dtype}
         model = {"model": self.model.identity, "method": self.method, "max_length": self.max_length}
         return {"params": kept | model}
+
+    @property
+    def _dtype(self) -> str:
+        """The number format that counts, ``auto`` decided: as bf16 says, whatever the device makes of it."""
+        if self.params.dtype != "auto":
+            return self.params.dtype
+        return "bfloat16" if self.config.bf16 is True else "float32"
 
     def check(self, need: api.Need, n_rows: int | None) -> None:
         """Check the file of vectors, or that the embedder and its model are there."""
@@ -134,15 +141,17 @@ class Embeddings(api.Feature):
         report.finish()
 
     def _settings(self) -> EmbedderSettings:
-        from dataflex_pipeline.models.base import resolve_device
+        from dataflex_pipeline.models.base import precision, resolve_device
 
+        device = resolve_device(self.config.device)
+        chosen = self.params.dtype
         return EmbedderSettings(
             self.params.model,
             self.params.revision,
-            self.params.dtype,
+            precision(self.config, device).dtype if chosen == "auto" else chosen,
             self.max_length,
             self.params.batch_size,
-            resolve_device(self.config.device),
+            device,
             self.config.trust_remote_code,
             self.params.embed_gpu_memory_utilization,
         )

@@ -113,7 +113,7 @@ class Generations(api.Feature):
 
     def check(self, need: api.Need, n_rows: int | None) -> None:
         """Check that the generator is installed."""
-        check_generator(self._generator)
+        check_generator(self._generator, self.config)
 
     @contextmanager
     def open(

@@ -240,7 +240,7 @@ class VectorParams(TextLimits, EmbedderMemory):
     model: str = Field(DEFAULT_MODEL, description="folder or hub name of the embedding model")
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
     method: Chosen = Field("auto", description="what runs it")
-    dtype: Dtype = Field("float32", description="number format that the model runs in")
+    dtype: Dtype | Literal["auto"] = Field("auto", description="number format that the model runs in")
     text: Text = Field("conversation", description="what of a row is embedded")
     prompt: str = Field("", description="put before every text")
     vectors: str | None = Field(None, description="vectors made elsewhere: path.npy or path.parquet")
@@ -264,7 +264,9 @@ class EmbeddingParams(TextLimits, EmbedderMemory):
         description="what runs it: vllm, sentence-transformers, or auto (the first that is installed; "
         "without a GPU sentence-transformers comes before vllm)",
     )
-    embed_dtype: Dtype = Field("float32", description="number format that the model runs in")
+    embed_dtype: Dtype | Literal["auto"] = Field(
+        "auto", description="number format that the model runs in; auto: that of bf16, float32 on a CPU"
+    )
     embed_text: Text = Field(
         "conversation", description="what of a row is embedded: conversation, prompt, response, chat_template"
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.generate import Generator
 from dataflex_pipeline.generate.settings import GenerationSettings
 from dataflex_pipeline.models.base import is_gpu
@@ -29,12 +30,21 @@ def choose_generator(setting: Literal["auto", "vllm", "transformers"], device: s
     return setting
 
 
-def check_generator(name: GeneratorName) -> None:
+def check_generator(name: GeneratorName, config: Config | None = None) -> None:
     """Check that a generator can be used here.
 
+    Args:
+        name: from `choose_generator`. config: names the model, where it is known.
+
     Raises:
-        ConfigError: vllm is chosen and not installed.
+        ConfigError: vllm is chosen, and not installed, or the model is quantized for training.
     """
+    if name == "vllm" and config is not None and config.quantization_bit is not None:
+        raise ConfigError(
+            f"quantization_bit: {config.quantization_bit} was set, and vllm generates.",
+            "vLLM would draw from the plain model, and its completions would be scored by the quantized one.",
+            "Set nice.generator: transformers (--generator transformers of evaluate).",
+        )
     if name == "vllm":
         require_vllm("generator: vllm (nice.generator, or --generator of evaluate)")
 

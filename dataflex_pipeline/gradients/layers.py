@@ -86,8 +86,8 @@ def embedding_gradient(module: Any, name: str, x: Tensor, dy: Tensor) -> Tensor:
         values = values.masked_fill((ids == module.padding_idx)[..., None], 0.0)
     flat = (ids + torch.arange(rows, device=ids.device)[:, None] * entries).flatten()
     result = torch.zeros(rows * entries, width, device=dy.device)
-    # CUDA adds in a fixed order only in index_put_, which sorts; a CPU always does.
-    if dy.device.type == "cuda":
+    # An accelerator adds in a fixed order only in index_put_, which sorts; a CPU always does.
+    if dy.device.type != "cpu":
         result.index_put_((flat,), values.reshape(-1, width), accumulate=True)
     else:
         result.index_add_(0, flat, values.reshape(-1, width))

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 import torch  # noqa: TID253  (imported lazily with the whole layer)
 
+from dataflex_pipeline.accelerators import with_index
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 from dataflex_pipeline.gradients.philox import counter_words, random_octets
 from dataflex_pipeline.gradients.sketches import CountShift, CountSketch, table_limit
@@ -148,7 +149,7 @@ class TrakProjection:
         """Add the projection of ``block`` [b, numel] to ``into`` [b, K]."""
         if name not in self._made:
             seed = derive_seed(self._seed, "trak", name) % (1 << 31)
-            device = self._device if self._device.index is not None else torch.device("cuda", 0)
+            device = torch.device(with_index(str(self._device)))
             self._made[name] = self._projector(block.shape[1], self.dim, seed, _signs(), device, MOST_ROWS)
         for first in range(0, block.shape[0], MOST_ROWS):
             rows = slice(first, first + MOST_ROWS)

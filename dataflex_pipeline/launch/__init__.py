@@ -15,7 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dataflex_pipeline import accelerators
 from dataflex_pipeline.errors import ConfigError, DataflexError
+from dataflex_pipeline.launch.accelerate import refuse_accelerate
 from dataflex_pipeline.launch.team import POLL, Job, Team, TeamError, end_now
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "join",
     "leave_process_group",
     "rank",
+    "refuse_accelerate",
     "world_size",
 ]
 
@@ -66,32 +69,44 @@ def command() -> str:
 
 
 def claim_device(setting: str) -> None:
-    """Make this process' own GPU the one that ``cuda`` means; nothing on a CPU or in a plain run.
+    """Make this process' own accelerator the one that its kind means; nothing on a CPU or in a plain run.
+
+    Process k of a machine takes accelerator k. Where the launcher shows each process one of its own (srun
+    with a GPU per task), it takes that one.
 
     Raises:
-        ConfigError: one certain GPU was set for several processes, or a machine has fewer GPUs than
+        ConfigError: one certain accelerator was set for several processes, or a machine has fewer than
             processes.
     """
-    if world_size() == 1 or setting.partition(":")[0] not in ("auto", "cuda"):
+    if world_size() == 1 or setting == "cpu":
         return
     import torch
 
-    if not torch.cuda.is_available():
+    kind = accelerators.kind()
+    if kind is None or setting.partition(":")[0] not in ("auto", kind):
         return
     if ":" in setting:
         raise ConfigError(
             f"device: {setting} was set, and {world_size()} processes were started.",
             "Each process takes a GPU of its own.",
-            "Set device: cuda, and CUDA_VISIBLE_DEVICES to the GPUs that may be used.",
+            f"Set device: {kind}, and CUDA_VISIBLE_DEVICES (or what it is called for {kind}) to the GPUs "
+            "that may be used.",
         )
-    own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    own, there = int(os.environ.get("LOCAL_RANK", "0")), accelerators.count()
+    if there == 1 and not _sees_all():
+        own = 0
     if own >= there:
         raise ConfigError(
             f"Process {own + 1} of this machine has no GPU: there are {there}.",
             "Each process takes a GPU of its own.",
             f"Start at most {there} processes per machine (--nproc_per_node {there}).",
         )
-    torch.cuda.set_device(own)
+    torch.accelerator.set_device_index(own)
+
+
+def _sees_all() -> bool:
+    """Whether this process sees what its neighbours see: torchrun's share one environment, srun's do not."""
+    return any(name.startswith("TORCHELASTIC_") for name in os.environ)
 
 
 def await_file(path: Path, seconds: float = VISIBLE) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from dataflex_pipeline import accelerators
 from dataflex_pipeline.errors import ConfigError, CorruptError, UserError
 from dataflex_pipeline.host_memory import give_back, grow_segments
+from dataflex_pipeline.models.quantized import is_quantized, quantization
 from dataflex_pipeline.models.source import (
     attention_kernel,
     check_model_folder,
@@ -34,37 +36,37 @@ grow_segments()  # before a GPU is used: every model of the program is loaded th
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+KINDS = ("cuda", "xpu", "npu", "mps")
+"""Kinds of accelerators that ``device`` may name; torch may know others, which it names itself."""
+BF16_ON_A_CPU = "bf16: true becomes fp32 on a CPU."
+SLOW_FP32 = (
+    "bf16: false on an accelerator that has bfloat16: fp32 takes about 8 times as long and twice the memory."
+)
 
 
 def resolve_device(setting: str) -> str:
     """Return the torch device that a ``device`` setting stands for.
 
     Args:
-        setting: auto (cuda where there is one, then mps, then cpu), cpu, mps, cuda or cuda:N.
+        setting: auto (the accelerator that torch finds, else cpu), cpu, or the kind of an accelerator (cuda,
+            xpu, npu, mps) with or without a number, such as cuda:1.
 
     Raises:
         ConfigError: not a device, or one that this machine does not have.
     """
-    import torch
-
     if setting == "auto":
-        has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-        setting = "cuda" if has_cuda else "mps" if has_mps else "cpu"
+        setting = accelerators.kind() or "cpu"
     if setting == "cpu":
         # DeepSpeed, where it is installed, is imported by transformers when a model is saved, and prints
         # a warning to stdout unless it is told that a CPU is what is wanted.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         return setting
-    if setting == "mps":
-        if torch.backends.mps.is_available():
-            return setting
-        raise _no_device(setting, "torch finds no Apple GPU here.")
-    match = re.fullmatch(r"cuda(?::(\d+))?", setting)
-    if match is None:
-        raise _no_device(setting, "It is not a device: auto, cpu, cuda, cuda:N and mps are.")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(match[1] or 0) >= count:
-        raise _no_device(setting, f"torch sees {count} CUDA devices here.")
+    match = re.fullmatch(r"([a-z]+)(?::(\d+))?", setting)
+    if match is None or (match[1] not in KINDS and match[1] != accelerators.kind()):
+        raise _no_device(setting, f"It is not a device: auto, cpu, {', '.join(KINDS)} and cuda:N are.")
+    count = accelerators.count() if match[1] == accelerators.kind() else 0
+    if int(match[2] or 0) >= count:
+        raise _no_device(setting, f"torch sees {count} {match[1]} devices here.")
     return setting
 
 
@@ -91,35 +93,33 @@ class Precision:
     """The number format of the frozen weights and of the forward pass.
 
     Attributes:
-        dtype: "float32" or "bfloat16", a name of torch.
+        dtype: a name of torch.
         notices: what was said about it; empty when the setting was taken as it is.
     """
 
-    dtype: str
+    dtype: Literal["float32", "bfloat16"]
     notices: tuple[str, ...] = ()
 
 
 def precision(config: Config, device: str) -> Precision:
-    """Return the precision that ``bf16`` means on this device.
+    """Return the precision that ``bf16`` means on this device; auto is bfloat16 where the device has it.
 
     Raises:
-        ConfigError: bf16 on a GPU that cannot compute in it.
+        ConfigError: bf16 on an accelerator that cannot compute in it.
     """
-    if not config.bf16:
-        return Precision("float32")
     kind = device.partition(":")[0]
     if kind == "cpu":
-        return Precision("float32", ("bf16: true becomes fp32 on a CPU.",))
-    if kind == "cuda":
-        import torch
-
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise ConfigError(
-                "bf16: true was set.",
-                f"The GPU {torch.cuda.get_device_name()} does not compute in bfloat16.",
-                "Set bf16: false to train in fp32, or use a GPU of compute capability 8.0 or more.",
-            )
-    return Precision("bfloat16")
+        return Precision("float32", (BF16_ON_A_CPU,) if config.bf16 is True else ())
+    has = accelerators.has_bf16(device)
+    if config.bf16 is True and has is False:
+        raise ConfigError(
+            "bf16: true was set.",
+            f"The accelerator {device} does not compute in bfloat16.",
+            "Set bf16: false to train in fp32, or use a GPU of compute capability 8.0 or more.",
+        )
+    if config.bf16 is True or (config.bf16 == "auto" and has):
+        return Precision("bfloat16")
+    return Precision("float32", (SLOW_FP32,) if has else ())
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,11 @@ def _load(source: str, config: Config, device: str, dtype: str, **arguments: Any
     kernel = attention_kernel(config)
     if kernel is not None:
         arguments["attn_implementation"] = kernel
+    quantized = is_quantized(config)
+    if quantized:
+        arguments |= quantization(config, device, dtype)
+    arguments |= placement(device, needed=quantized)
+    settle_tf32(config, device)
     with explained(source, "weights"), no_bars():
         model, found = AutoModelForCausalLM.from_pretrained(
             source,
@@ -152,17 +157,39 @@ def _load(source: str, config: Config, device: str, dtype: str, **arguments: Any
             "They would be random numbers, without a word.",
             "Use the folder of a whole causal language model (not of an encoder or a headless one).",
         )
-    return _Loaded(model.to(device), tuple(sorted(found["unexpected_keys"])))
+    if not quantized:  # whose layers are on their device, and may not be moved or cast
+        model = model.to(device)
+    return _Loaded(model, tuple(sorted(found["unexpected_keys"])))
+
+
+def placement(device: str, *, needed: bool = False) -> dict[str, Any]:
+    """Return what makes ``from_pretrained`` read weights straight to a device, past the machine's memory.
+
+    Nothing on a CPU, and nothing under ZeRO-3, which takes each weight apart as it comes.
+
+    Args:
+        device: from `resolve_device`. needed: on a CPU too, as quantizing is done where the weights arrive.
+    """
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled() or (device == "cpu" and not needed):
+        return {}
+    return {"device_map": {"": accelerators.with_index(device)}}
+
+
+def settle_tf32(config: Config, device: str) -> None:
+    """Let CUDA multiply fp32 matrices with 10-bit mantissas, or not, as ``tf32`` says."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if config.tf32 else "ieee"
 
 
 def free_memory() -> None:
     """Give back what dropped models take up: their parts name each other, so that it would stay a while."""
-    import torch
-
     gc.collect()
     give_back()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    accelerators.release()
 
 
 @contextmanager

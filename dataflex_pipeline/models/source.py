@@ -206,12 +206,15 @@ def attention_kernel(config: Config) -> str | None:
 
 
 def number_ingredients(config: Config) -> dict[str, Any]:
-    """Return what moves the last digits of a model's numbers: its precision, and the attention kernel.
+    """Return what moves the numbers of a model: precision, attention kernel, quantization where there is one.
 
-    Under bf16 an adapter is scored in bfloat16, as training computes it.
+    Under bf16 an adapter is scored in bfloat16, as training computes it. What is not set is left out, so that
+    it moves no fingerprint that was made before there was a key for it.
     """
-    adapter = {"adapter": "bfloat16"} if config.bf16 else {}
-    return {"bf16": config.bf16, **adapter, "attn_implementation": attention_kernel(config)}
+    adapter = {"adapter": "bfloat16"} if config.bf16 is True else {}
+    quantized = {} if config.quantization_bit is None else {"quantization_bit": config.quantization_bit}
+    more = adapter | quantized | ({"tf32": True} if config.tf32 else {})
+    return {"bf16": config.bf16, **more, "attn_implementation": attention_kernel(config)}
 
 
 def attention_notice(config: Config) -> str | None:

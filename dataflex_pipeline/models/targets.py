@@ -141,7 +141,9 @@ def is_linear(module: nn.Module) -> bool:
         return True
     if not isinstance(module, torch.nn.Linear):
         return False
-    return type(module).forward is torch.nn.Linear.forward or _maps_like_one(module)
+    # A quantized layer's weight is packed: it maps like a linear layer, and no shapes would tell.
+    quantized = type(module).__module__.startswith("bitsandbytes.")
+    return quantized or type(module).forward is torch.nn.Linear.forward or _maps_like_one(module)
 
 
 def _maps_like_one(module: Any) -> bool:

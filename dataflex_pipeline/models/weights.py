@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.models.quantized import own_method
 from dataflex_pipeline.models.source import MODEL_KEY, WEIGHT_FILES, local_folder
 
 if TYPE_CHECKING:
@@ -104,8 +105,16 @@ def check_weights_fit(config: Config, device: str, dtype: str, processes: int = 
     found = stored_weights(config.model_name_or_path, config.model_revision)
     if found is None or dtype not in DTYPE_BYTES:
         return
-    needed = found.parameters * DTYPE_BYTES[dtype] * (processes if device == "cpu" else 1)
-    refuse_too_large(config, device, needed, f"{found.parameters:,} parameters in {dtype}", processes)
+    size: float = found.parameters * DTYPE_BYTES[dtype]
+    what = f"{found.parameters:,} parameters in {dtype}"
+    if (
+        config.quantization_bit is not None
+    ):  # embedding and head, which stay as they are, are the smaller part
+        size = found.parameters * config.quantization_bit / 8
+        what = f"{found.parameters:,} parameters in {config.quantization_bit} bits"
+    elif own_method(config) is not None:
+        size, what = found.bytes, "quantized weights"
+    refuse_too_large(config, device, int(size) * (processes if device == "cpu" else 1), what, processes)
 
 
 def check_training_fits(config: Config, device: str, processes: int = 1) -> None:
@@ -141,6 +150,8 @@ def refuse_too_large(config: Config, device: str, needed: int, what: str, proces
     ways = ["a smaller model"]
     if config.finetuning_type == "full":
         ways.append("finetuning_type: lora, which keeps gradients and moments of the adapter only")
+    if config.finetuning_type == "lora" and config.quantization_bit is None:
+        ways.append("quantization_bit: 4")
     if not config.bf16 and device != "cpu":
         ways.append("bf16: true, which halves the weights")
     if processes > 1 and device == "cpu":

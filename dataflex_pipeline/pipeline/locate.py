@@ -10,6 +10,7 @@ from dataflex_pipeline.config.load import Loaded, load_config
 from dataflex_pipeline.config.overrides import COMMAND_LINE
 from dataflex_pipeline.errors import CorruptError, UserError
 from dataflex_pipeline.methods import check_methods
+from dataflex_pipeline.pipeline.device import settle_bf16
 from dataflex_pipeline.pipeline.epochs import as_counted
 from dataflex_pipeline.store.run import RunFolder
 
@@ -69,11 +70,9 @@ def load_for(run: RunFolder, options: Options) -> Loaded:
         ConfigError: the configuration cannot be used. CorruptError: rounds of a run without its run.yaml.
     """
     if options.config is not None:
-        loaded = load_config(options.config, options.settings)
-        return loaded if options.overwrite else as_counted(loaded, run)
+        return _settled(load_config(options.config, options.settings), run, options)
     base = run.read()[0] if run.exists() else None
-    loaded = load_config(None, options.settings, base=base)
-    loaded = loaded if options.overwrite else as_counted(loaded, run)
+    loaded = _settled(load_config(None, options.settings, base=base), run, options)
     if base is None and run.rounds() and loaded.sources.get("dataset") != COMMAND_LINE:
         raise CorruptError(
             f"{run.settings} is not there, and {run.folder} holds rounds of a run.",
@@ -81,6 +80,13 @@ def load_for(run: RunFolder, options: Options) -> Loaded:
             "Put it back, give the run's configuration file, or name another run.",
         )
     return loaded
+
+
+def _settled(loaded: Loaded, run: RunFolder, options: Options) -> Loaded:
+    """Return a configuration with what its run, or this machine, makes of epochs and ``bf16: auto``."""
+    if options.overwrite:
+        return settle_bf16(loaded, None)
+    return settle_bf16(as_counted(loaded, run), run)
 
 
 def _unused_output_dir(loaded: Loaded, options: Options, run: RunFolder) -> list[str]:

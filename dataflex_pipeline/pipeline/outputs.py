@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dataflex_pipeline import launch
 from dataflex_pipeline.api import Split
 from dataflex_pipeline.errors import CorruptError, StaleError
 from dataflex_pipeline.pipeline.damage import check_outputs, last_finished, set_aside_damaged_tables
+from dataflex_pipeline.pipeline.device import say_device
 from dataflex_pipeline.pipeline.epochs import settle_epochs
 from dataflex_pipeline.pipeline.index import Index, WarmupIndex
 from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
@@ -128,6 +130,8 @@ def check_before_start(
     Returns:
         The sources of the splits, looked at.
     """
+    if run.given.horizon:
+        launch.refuse_accelerate()
     check_target(run, method)
     splits = splits_of(run)
     for split in splits:
@@ -213,6 +217,8 @@ def make_part(run: OpenRun, number: int, outputs: Sequence[Output], *, keeps: bo
         method = next((each.method for each in outputs[::-1] if isinstance(each, Scores | Selection)), None)
         sources = check_before_start(run, number, method, draws=not isinstance(first, Scores))
     say_versions(run)
+    if any(isinstance(each, Scores | Checkpoint) for each in outputs):  # selecting computes with no model
+        say_device(run)
     check_outputs(run, number - 1 if run.overwrite else number)
     with run.writing():
         if run.overwrite:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.pipeline.damage import check_outputs, set_aside_damaged_tables
+from dataflex_pipeline.pipeline.device import say_device
 from dataflex_pipeline.pipeline.export import Asked, check_place, export_rows
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Outcome
@@ -51,6 +52,7 @@ def pick(run: OpenRun, method: str, to: Path | None, trainer: Trainer) -> tuple[
     if is_complete(run.store.pool) and not run.overwrite:
         all(table.is_current() for table in tables)  # raises where other settings made them
     say_versions(run)
+    say_device(run)
     check_outputs(run, 1)
     with run.writing():
         if run.overwrite:

@@ -28,6 +28,7 @@ from dataflex_pipeline.evaluation.figures import Figure
 from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.methods import check_methods
 from dataflex_pipeline.pipeline.damage import set_aside_damaged_tables
+from dataflex_pipeline.pipeline.device import say_device
 from dataflex_pipeline.pipeline.evaluate import Wanted, evaluate
 from dataflex_pipeline.pipeline.export import (
     Asked,
@@ -180,6 +181,7 @@ class Run(OpenRun):
             last = self.given.last_round if last is None else whole_round(last)
             self.check_round(last)
             say_versions(self)
+            say_device(self)
             sources = check_before_start(self, last)
             with self.writing():
                 if self.overwrite:

@@ -76,15 +76,16 @@ def _training_settings(config: Config) -> dict[str, Any]:
     """Return what of the settings a checkpoint is made from.
 
     Without ``eval_steps``, ``logging_steps`` says when evaluations happen, and with them which weights are
-    best and when early stopping fires. An attention kernel and a factor of the load-balancing loss are named
-    only where there is one.
+    best and when early stopping fires. An attention kernel, a factor of the load-balancing loss, a
+    quantization and tf32 are named only where there is one.
     """
     settings: dict[str, Any] = {name: getattr(config, name) for name in TRAINING_KEYS}
     if config.eval_strategy == "steps":
         settings["eval_steps"] = config.eval_steps or config.logging_steps
-    for name in ("attn_implementation", "router_aux_loss_coef"):
-        if getattr(config, name) is not None:
-            settings[name] = getattr(config, name)
+    for name in ("attn_implementation", "router_aux_loss_coef", "quantization_bit", "tf32"):
+        value = getattr(config, name)
+        if value is not None and value is not False:
+            settings[name] = value
     return settings
 
 

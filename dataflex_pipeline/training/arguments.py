@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -75,27 +76,29 @@ def training_device(config: Config) -> str:
         ConfigError: a GPU other than the first one; the trainer takes the first that it sees.
     """
     device = resolve_device(config.device)
-    number = device.partition(":")[2]
+    kind, _, number = device.partition(":")
     if number and int(number):
         raise ConfigError(
             f"device: {device} was set.",
             "Training takes the first GPU that it sees.",
-            f"Set device: cuda and the environment variable CUDA_VISIBLE_DEVICES={number}.",
+            f"Set device: {kind} and the environment variable CUDA_VISIBLE_DEVICES={number} (or what it is "
+            f"called for {kind}).",
         )
-    return device.partition(":")[0]
+    return kind
 
 
 def check_settings(config: Config, plan: RoundPlan) -> None:
     """Refuse settings that cannot train, before anything is loaded.
 
     Raises:
-        ConfigError: tracker, schedule, device, batch size or DeepSpeed file that cannot be used, or
-            checkpoints to keep and none made.
+        ConfigError: tracker, schedule, device, batch size, DeepSpeed file or setting of accelerate that
+            cannot be used, or checkpoints to keep and none made.
     """
     trackers(config)
     schedule(config)
     training_device(config)
     accumulation(config, plan.global_batch, launch.world_size())
+    launch.refuse_accelerate(mixed=precision(config, resolve_device(config.device)).dtype == "bfloat16")
     if config.keep_checkpoints and config.save_steps is None:
         raise ConfigError(
             "keep_checkpoints: true was set without save_steps.",
@@ -129,6 +132,13 @@ def check_router_coefficient(config: Config, model: Any) -> None:
         raise no_aux_loss(config.router_aux_loss_coef, str(text.model_type))
 
 
+def balances_experts(config: Config, model: Any) -> bool:
+    """Return whether a load-balancing loss may be added, whose value depends on which rows are together."""
+    return hasattr(model.config.get_text_config(), "output_router_logits") and (
+        config.router_aux_loss_coef is None or config.router_aux_loss_coef > 0
+    )
+
+
 def no_aux_loss(coefficient: float, model_type: str) -> ConfigError:
     """Return the error for a load-balancing loss that was asked for and that the model does not give."""
     return ConfigError(
@@ -151,14 +161,12 @@ def training_arguments(config: Config, plan: RoundPlan) -> SFTConfig:
         seed=derive_seed(config.seed, "training") % 2**32,
         use_cpu=device == "cpu",
         **_schedule(config, plan),
-        **_optimizer(config),
+        **_optimizer(config, device),
         **_data(config, device),
         bf16=precision(config, device).dtype == "bfloat16",
-        gradient_checkpointing=config.gradient_checkpointing is True,
-        gradient_checkpointing_kwargs={"use_reentrant": False}
-        if config.gradient_checkpointing is True
-        else None,
-        deepspeed=config.deepspeed,
+        gradient_checkpointing=recomputes(config, device),
+        gradient_checkpointing_kwargs={"use_reentrant": False} if recomputes(config, device) else None,
+        deepspeed=_deepspeed(config, device),
         ddp_timeout=config.ddp_timeout,
         router_aux_loss_coef=config.router_aux_loss_coef,
         **_quiet(config),
@@ -168,6 +176,16 @@ def training_arguments(config: Config, plan: RoundPlan) -> SFTConfig:
         # DeepSpeed how many processes there are.
         importlib.import_module("deepspeed").init_distributed()
     return arguments
+
+
+def _deepspeed(config: Config, device: str) -> str | dict[str, Any] | None:
+    """Return the DeepSpeed configuration: the file, but on a CPU, which has no streams to overlap in."""
+    if config.deepspeed is None or device != "cpu":
+        return config.deepspeed
+    content: dict[str, Any] = json.loads(Path(config.deepspeed).read_bytes())
+    if "overlap_comm" in content.get("zero_optimization", {}):
+        content["zero_optimization"]["overlap_comm"] = False
+    return content
 
 
 def _world_of_one() -> None:
@@ -195,10 +213,19 @@ def _schedule(config: Config, plan: RoundPlan) -> dict[str, Any]:
     }
 
 
-def _optimizer(config: Config) -> dict[str, Any]:
+def recomputes(config: Config, device: str) -> bool:
+    """Return whether training recomputes activations: auto does on an accelerator, whose memory is small."""
+    if config.gradient_checkpointing == "auto":
+        return device.partition(":")[0] != "cpu"
+    return config.gradient_checkpointing
+
+
+def _optimizer(config: Config, device: str) -> dict[str, Any]:
+    # torch's own choice on CUDA holds one more copy of all weights in each step. Everywhere else, and for
+    # the few weights of an adapter, the same arithmetic as ever.
+    fused = config.finetuning_type == "full" and device == "cuda" and config.deepspeed is None
     return {
-        # Neither fused nor chosen by version: the same arithmetic everywhere.
-        "optim": "adamw_torch",
+        "optim": "adamw_torch_fused" if fused else "adamw_torch",
         "adam_beta1": config.adam_beta1,
         "adam_beta2": config.adam_beta2,
         "adam_epsilon": config.adam_epsilon,
@@ -215,7 +242,7 @@ def _data(config: Config, device: str) -> dict[str, Any]:
         "packing": False,
         "completion_only_loss": False,
         "dataloader_num_workers": config.dataloader_num_workers,
-        "dataloader_pin_memory": device == "cuda",
+        "dataloader_pin_memory": device not in ("cpu", "mps"),
     }
 
 

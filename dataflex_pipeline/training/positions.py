@@ -27,13 +27,17 @@ if TYPE_CHECKING:
 TOKENS = ("input_ids", "labels")
 
 
-def training_positions(plan: RoundPlan, pool: PartedTable, vocabulary: int) -> Dataset:
+def training_positions(
+    plan: RoundPlan, pool: PartedTable, vocabulary: int, *, by_length: bool = True
+) -> Dataset:
     """Return the data set over positions 0 .. last_step x global_batch - 1 of the whole run.
 
     Args:
         plan: its index says which row and weight each position of this round has.
         pool: the prepared pool; only this round's rows are read.
         vocabulary: number of token ids that the model knows.
+        by_length: put the rows of each optimizer step in order of length, so that those of a micro-batch are
+            about as long as each other. The step's loss is a sum over its rows, whatever their order.
 
     Returns:
         Columns input_ids, labels (lists of int32) and weight (float32).
@@ -54,7 +58,24 @@ def training_positions(plan: RoundPlan, pool: PartedTable, vocabulary: int) -> D
     check_vocabulary(table, vocabulary, "pool")
     weights = plan.index.column("weight").combine_chunks().cast(pa.float32())
     here = table.select(list(TOKENS)).cast(_tokens_schema()).append_column("weight", weights)
+    if by_length:
+        lengths = pc.list_value_length(here.column("input_ids")).to_numpy()
+        here = here.take(longest_first(lengths, plan.global_batch)).combine_chunks()
     return _as_dataset(pa.concat_tables([_empty_rows(plan.first_step * plan.global_batch), here]))
+
+
+def longest_first(lengths: np.ndarray, global_batch: int) -> np.ndarray:
+    """Return the order in which the rows of each step go by falling length, ties as they were. [rows]
+
+    The longest come first: a step whose memory does not suffice fails at its beginning.
+
+    Args:
+        lengths: of the rows in the order of the index, in tokens. [rows]
+        global_batch: rows per step.
+    """
+    step = np.arange(len(lengths)) // global_batch
+    order: np.ndarray = np.lexsort((-lengths.astype(np.int64), step))
+    return order
 
 
 def target_positions(target: PartedTable, vocabulary: int) -> Dataset:

@@ -183,9 +183,14 @@ def _trainer(job: _Job, start: Start, conductor: Conductor, arguments: SFTConfig
     from dataflex_pipeline.models.base import precision
     from dataflex_pipeline.models.source import attention_notice
     from dataflex_pipeline.models.tokenizer import load_tokenizer
-    from dataflex_pipeline.training.arguments import announce_to_lark, check_router_coefficient
+    from dataflex_pipeline.training.arguments import (
+        announce_to_lark,
+        balances_experts,
+        check_router_coefficient,
+    )
     from dataflex_pipeline.training.positions import PaddingCollator, target_positions, training_positions
     from dataflex_pipeline.training.trainer import WeightedTrainer
+    from dataflex_pipeline.training.unused import settle_unused
 
     config, device = job.config, str(arguments.device)
     # Several visible GPUs and one process: the trainer would copy the model to each for every batch.
@@ -193,9 +198,12 @@ def _trainer(job: _Job, start: Start, conductor: Conductor, arguments: SFTConfig
     for notice in (*precision(config, device).notices, attention_notice(config)):
         if notice is not None:
             conductor.note(notice)
+    if config.gradient_checkpointing == "auto" and arguments.gradient_checkpointing:
+        job.progress.say(f"gradient_checkpointing: auto is on, since training runs on {device}")
     tokenizer = load_tokenizer(config, job.progress.say)
     model = load_for_training(config, start.folder, device, fresh_seed(config), conductor.note)
     check_router_coefficient(config, model)
+    settle_unused(arguments, model, lora=config.finetuning_type == "lora")
     embedding = model.get_input_embeddings()  # whose weight is empty where ZeRO-3 shards it
     vocabulary = int(getattr(embedding, "base_layer", embedding).num_embeddings)
     wanted = None if config.eval_strategy == "no" else job.target
@@ -206,7 +214,9 @@ def _trainer(job: _Job, start: Start, conductor: Conductor, arguments: SFTConfig
         aux_loss_asked=bool(config.router_aux_loss_coef),
         model=model,
         args=arguments,
-        train_dataset=training_positions(job.plan, job.pool, vocabulary),
+        train_dataset=training_positions(
+            job.plan, job.pool, vocabulary, by_length=not balances_experts(config, model)
+        ),
         eval_dataset=None if wanted is None else target_positions(wanted, vocabulary),
         processing_class=tokenizer,
         data_collator=PaddingCollator(),

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from dataflex_pipeline import launch
+from dataflex_pipeline import accelerators, launch
 from dataflex_pipeline.errors import ConfigError, DataflexError
 from dataflex_pipeline.generate import Completion
 from dataflex_pipeline.hub import hub_reachable
@@ -209,7 +209,6 @@ def _check_parallel(size: int) -> None:
 
 def _free_cached_memory() -> None:
     """Give back what torch keeps of a GPU's memory in this process, for the other one to find it free."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
+    if "torch" in sys.modules:
         gc.collect()
-        torch.cuda.empty_cache()
+        accelerators.release()

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli_runs import data, dataflex, done, finished, snapshot
+from seen_accelerators import see
 
 from dataflex_pipeline.checkup import batching, environment
 from dataflex_pipeline.checkup.environment import TESTED, deepspeed_ready
@@ -412,12 +413,8 @@ def test_it_fits_80_columns_and_has_an_example_in_its_help():
 
 @pytest.mark.parametrize("compiler", [None, "/usr/bin/gcc"])
 def test_a_gpu_and_the_compiler_that_its_training_needs(monkeypatch, compiler):
-    import torch
 
-    seen = {"is_available": True, "device_count": 1, "get_device_name": "NVIDIA H100"}
-    seen |= {"is_bf16_supported": True, "mem_get_info": (70 << 30, 80 << 30)}
-    for name, value in seen.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=value, **__: answer)
+    see(monkeypatch, "cuda", memory=(70 << 30, 80 << 30), name="NVIDIA H100")
     monkeypatch.setattr(environment.shutil, "which", lambda name: compiler if name == "gcc" else None)
     gpu, *more = environment._torch()
     assert (gpu.state, gpu.found) == ("ok", "NVIDIA H100, 70.0 of 80.0 GiB free, bf16")

@@ -65,7 +65,7 @@ def test_deepspeed_files(name):
     assert ("offload_optimizer" in zero) == name.endswith("_offload")
     assert ("offload_param" in zero) == (name == "ds_z3_offload")
     assert zero.get("stage3_gather_16bit_weights_on_model_save", False) == (zero["stage"] == 3)
-    assert not zero.get("overlap_comm", False)  # not available on a CPU
+    assert zero.get("overlap_comm", False) is (zero["stage"] > 0)  # taken back on a CPU
     assert content["zero_allow_untested_optimizer"] is True
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     assert {content[key] for key in (*sizes, "gradient_clipping")} == {"auto"}

@@ -46,7 +46,7 @@ def test_devices():
     )
     with pytest.raises(ConfigError, match=r"device: gpu cannot be used.\nIt is not a device"):
         resolve_device("gpu")
-    with pytest.raises(ConfigError, match=r"device: cuda:99 cannot be used.\ntorch sees \d+ CUDA devices"):
+    with pytest.raises(ConfigError, match=r"device: cuda:99 cannot be used.\ntorch sees \d+ cuda devices"):
         resolve_device("cuda:99")
 
 
