@@ -7,17 +7,71 @@ parameter has one default, one range and one meaning. `Params.part` hands the va
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from dataflex_pipeline import api
+from dataflex_pipeline.data.templates import TEMPLATES
 from dataflex_pipeline.data.texts import Text
 from dataflex_pipeline.embed.embedders import Chosen
 from dataflex_pipeline.embed.settings import DEFAULT_MODEL, Dtype
 from dataflex_pipeline.gradients.policy import Baseline, Policy
 from dataflex_pipeline.neighbours.cells import Search
 from dataflex_pipeline.reward.rewarders import SHIPPED, read_settings
+
+
+def _by_name(model: str | None) -> str | None:
+    """Return a model's name; a folder's own alone, since its content counts and not where it lies."""
+    return Path(model).name if model is not None and Path(model).expanduser().is_dir() else model
+
+
+class ScoreModelParams(api.Params):
+    """A model that scores instead of the run's own."""
+
+    score_model: str | None = Field(
+        None, description="folder or hub name of a (small) model that scores; null: the run's own model"
+    )
+    score_revision: str | None = Field(
+        None, exclude=True, description="branch, tag or commit of a hub score_model"
+    )
+    score_template: str | None = Field(
+        None, description="named template that score_model's rows are written with; null: its tokenizer's own"
+    )
+
+    @field_serializer("score_model")
+    def _score_model_by_name(self, value: str | None) -> str | None:
+        return _by_name(value)
+
+    @model_serializer(mode="wrap")
+    def _where_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave a score_model that is not set out of a dump: the tables are those of a version without it."""
+        return {
+            name: value
+            for name, value in dump(self).items()
+            if value is not None or name not in ScoreModelParams.model_fields
+        }
+
+    @model_validator(mode="after")
+    def _check_score_model(self) -> Self:
+        if self.score_template is not None and self.score_template not in TEMPLATES:
+            raise ValueError(f"score_template is none of {', '.join(TEMPLATES)}")
+        if self.score_model is None and (self.score_template or self.score_revision):
+            raise ValueError("score_template and score_revision are those of a score_model, and none is set")
+        return self
+
+
+class ScoredParams(ScoreModelParams):
+    """Parameters of the score_losses feature."""
+
+    alone: bool = Field(False, description="each response by itself, without what was asked")
 
 
 class ProjectionParams(api.Params):
@@ -288,7 +342,7 @@ class EmbeddingParams(TextLimits, EmbedderMemory):
     @field_serializer("embed_model")
     def _by_name(self, value: str) -> str:
         """A folder counts by its content, in the feature: moved elsewhere it is the same model."""
-        return Path(value).name if Path(value).expanduser().is_dir() else value
+        return str(_by_name(value))
 
     @field_validator("embed_method", mode="before")
     @classmethod

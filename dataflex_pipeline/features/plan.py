@@ -31,7 +31,9 @@ FEATURES = (
     "losses",
     "neighbours",
     "policy_gradients",
+    "response_losses",
     "rewards",
+    "score_losses",
 )
 
 

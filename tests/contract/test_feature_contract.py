@@ -41,6 +41,14 @@ class TestLossesOfTheTarget(OnModel):
     split = "target"
 
 
+class TestResponseLosses(OnModel):
+    feature = "response_losses"
+
+    @pytest.fixture(autouse=True)
+    def _template(self, _model):
+        self.settings = {**self.settings, "template": "plain"}
+
+
 class TestGradients(OnModel):
     feature = "gradients"
     split = "target"

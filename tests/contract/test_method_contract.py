@@ -36,6 +36,20 @@ class TestPerplexityLow(MethodContract):
     params: ClassVar = {"focus": "low"}
 
 
+class TestPerplexityOfAnotherModel(MethodContract):
+    method = method_class("perplexity")
+    params: ClassVar = {"score_model": "someone/small"}
+
+
+class TestIfd(MethodContract):
+    method = method_class("ifd")
+
+
+class TestIfdOfAnotherModel(MethodContract):
+    method = method_class("ifd")
+    params: ClassVar = {"score_model": "someone/small", "score_template": "chatml"}
+
+
 class TestColumn(MethodContract):
     method = method_class("column")
     params: ClassVar = {"column": "quality", "descending": False}

@@ -78,6 +78,12 @@ def made(name, **params):
     return build_method(name, method_class(name), params, "a test")
 
 
+def by_ifd(tmp_path):
+    """ifd 0.5, 1.5, 0.25, 1, 9: above 1 comes last."""
+    tables = {"given": losses([1.0, 3.0, 0.5, 2.0, 9.0]), "alone": losses([2.0, 2.0, 2.0, 2.0, 1.0])}
+    return scored(made("ifd"), tables, n=5), [3, 1, 2, 4, 0]
+
+
 def random_rows(tmp_path):
     return scored(made("random"), {}, n=4), [0, 0, 0, 0]
 
@@ -152,6 +158,7 @@ CASES = {
     "loss low": by_loss("loss", "low", [3, 1, 2, 0]),
     "loss medium": by_loss("loss", "medium", [0, 1, 1, 0]),
     "loss high": by_loss("loss", "high", [0, 2, 1, 3]),
+    "ifd": by_ifd,
     "perplexity low": by_loss("perplexity", "low", [3, 1, 2, 0]),
     "perplexity middle": by_loss("perplexity", "middle", [0, 1, 1, 0]),
     "perplexity high": by_loss("perplexity", "high", [0, 2, 1, 3]),
