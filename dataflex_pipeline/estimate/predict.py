@@ -58,6 +58,11 @@ def _alone_flops(model: ModelShape, counts: RowCounts) -> float:
     return loss_flops(model, alone)
 
 
+def _headless_flops(model: ModelShape, counts: RowCounts) -> float:
+    """Return the FLOPs of hidden states: those of losses without any label."""
+    return loss_flops(model, replace(counts, responses=0.0))
+
+
 def _embeddings(found: Measured, need: Need, feature: Any, stage: StageCost) -> StageCost:
     if feature.made is not None:
         disk = stage.rows * row_bytes([each for each in feature.schema if each.name != "n_tokens"])
@@ -105,7 +110,19 @@ def _rewards(found: Measured, need: Need, feature: Any, stage: StageCost) -> Sta
     """Count what is judged: every answer and, where they are wanted, the rows' own."""
     counts = found.counts(need.split)
     judged = round(counts.valid) * (feature.lines_per_row + bool(feature.params.reference))
-    cost: RewardCost = feature.settings.cost(judged, _answer_tokens(found, need))
+    return _judged(stage, judged, feature.settings.cost(judged, _answer_tokens(found, need)))
+
+
+def _grades(found: Measured, need: Need, feature: Any, stage: StageCost) -> StageCost:
+    """Count what is graded: the last answer of every row."""
+    counts = found.counts(need.split)
+    valid = counts.valid or 1
+    each = AnswerTokens((counts.tokens - counts.responses) / valid, counts.responses / valid, 0.0)
+    return _judged(stage, round(counts.valid), feature.settings.cost(round(counts.valid), each))
+
+
+def _judged(stage: StageCost, judged: int, cost: RewardCost) -> StageCost:
+    """Return a stage that is nothing but judging."""
     basis: Basis = "unknown" if cost.seconds is None else "extrapolated"
     return replace(
         stage,
@@ -193,12 +210,14 @@ def _searched(
 _FLOPS: dict[str, Callable[[ModelShape, RowCounts], float]] = {
     "losses": loss_flops,
     "response_losses": _alone_flops,
+    "model_embeddings": _headless_flops,
     "gradients": gradient_flops,
 }
 _SPECIAL: dict[str, Callable[[Measured, Need, Any, StageCost], StageCost]] = {
     "embeddings": _embeddings,
     "generations": _generations,
     "rewards": _rewards,
+    "grades": _grades,
     "policy_gradients": _policy_gradients,
     "neighbours": _neighbours,
     "density": _density,

@@ -101,11 +101,14 @@ class ModelBeside:
         with explained(self.name, "tokenizer", self.key):
             return AutoTokenizer.from_pretrained(str(self.folder or self.name), **load_arguments(self.config))
 
-    def load(self, device: str, say: Callable[[str], None] = quiet) -> PreTrainedModel:
+    def load(
+        self, device: str, say: Callable[[str], None] = quiet, dtype: str | None = None
+    ) -> PreTrainedModel:
         """Load it for scoring.
 
         Args:
             device: from `resolve_device`. say: told what has to be said about its weights.
+            dtype: name of a torch number format; None for that of `precision`.
 
         Raises:
             ConfigError: it is no causal language model.
@@ -113,7 +116,7 @@ class ModelBeside:
         from dataflex_pipeline.models.base import load_base
 
         self.architecture  # noqa: B018 (the check comes before the weights)
-        model = load_base(self.config, device, say=say).eval()
+        model = load_base(self.config, device, dtype, say).eval()
         if not _is_causal(model):
             raise self._refused("its first hidden state depends on the tokens behind it")
         return model

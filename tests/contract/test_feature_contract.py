@@ -110,6 +110,18 @@ class TestEmbeddings(OnVectors):
         self.params, self.others = self.vectors["pool"], self.vectors["other"]
 
 
+class TestModelEmbeddings(OnModel):
+    feature = "model_embeddings"
+    params: ClassVar = {"model": None, "method": "model", "text": "chat_template"}
+    others: ClassVar = {"text": "response", "max_length": 5, "prompt": "query: "}
+    idle: ClassVar = frozenset({"model", "method", "revision", "dtype", "vectors", "batch_size"})
+
+
+class TestWords(FeatureContract):
+    feature = "words"
+    others: ClassVar = {"text": "response"}
+
+
 class TestNeighbours(OnVectors):
     feature = "neighbours"
     split = "target"
