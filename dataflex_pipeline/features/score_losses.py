@@ -106,7 +106,9 @@ class ScoreLosses(api.Feature):
         longest = self.config.cutoff_len
         if limits.hard and limits.positions is not None:
             longest = min(longest, limits.positions)
-        writer = _Writer(own, chat, self.config.mask_history, self.config.cutoff_len, longest)
+        writer = _Writer(
+            own, chat, self.config.mask_history, self.config.cutoff_len, longest, limits.vocabulary
+        )
         beginning = beginning_ids(chat, "score_template") if self.params.alone else ()
         room = Room(self.config.score_batch_tokens, progress.say)
         with torch.inference_mode(), logits_only_at(model) as choose:
@@ -133,7 +135,8 @@ class _Writer:
     Attributes:
         own: how the run's rows are written. other: the same for the model.
         mask_history: whether only the last answer carries labels. cutoff_len: tokens of the run's rows.
-        longest: tokens of the model's. cut: rows that were longer, so far.
+        longest: tokens of the model's. vocabulary: rows of its embedding, where that is known.
+        cut: rows that were longer, so far.
     """
 
     own: ChatFormat
@@ -141,6 +144,7 @@ class _Writer:
     mask_history: bool
     cutoff_len: int
     longest: int
+    vocabulary: int | None
     cut: int = 0
 
     def write(self, rows: pa.Table) -> pa.Table:
@@ -181,6 +185,8 @@ class _Writer:
 
     def _cut(self, ids: list[int], labels: list[int]) -> Encoded | str:
         """Return a row's tokens up to the longest that the model takes, or why there is nothing to score."""
+        if self.vocabulary is not None and max(ids, default=0) >= self.vocabulary:
+            return f"a token of it is beyond the {self.vocabulary} that score_model has vectors for"
         self.cut += len(ids) > self.longest
         if all(label == IGNORED for label in labels[1 : self.longest]):
             return f"no response token within the {self.longest} tokens that score_model is given"

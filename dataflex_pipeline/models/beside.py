@@ -55,6 +55,7 @@ class ModelBeside:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides its numbers, for a fingerprint: files by their content, and the precision."""
+        self.architecture  # noqa: B018 (its errors name the setting; those of the digests name the run's model)
         files = [each(self.config, digest_while_unchanged) for each in (model_digest, tokenizer_digest)]
         return {"model": digest({"weights": files[0], "tokenizer": files[1]}), "bf16": self.config.bf16}
 

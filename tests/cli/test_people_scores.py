@@ -58,4 +58,7 @@ def test_a_judge_is_asked_once_per_row(run):
         assert 0 < asked <= 200
         done("score", *ON, "--round", 3, "--method", "judge", "judge.reward_model_backend=api", api)
         assert len(server.log) == asked
+        cost = done("estimate", *ON, "--method", "judge", "judge.reward_model_backend=api", api, "--json")
+        assert len(server.log) == asked
+    assert "requests to gpt-4o at most" in cost
     assert set(scores(run, "judge")["grade"].to_pylist()) == {3.0, 4.0}
