@@ -16,6 +16,7 @@ Ratios above 1 are faster than the plain passes: rds beside ``forward``, ifd bes
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     def ifd() -> None:
         with logits_only_at(model) as choose:
-            mean_losses(model, choose, whole, args.tokens)
-            mean_losses_alone(model, choose, whole, BEGINNING, Room(args.tokens))
+            losses = partial(mean_losses, model, choose, max_tokens=args.tokens)
+            losses(whole)
+            mean_losses_alone(whole, BEGINNING, losses)
 
     with torch.inference_mode():
         seconds = fastest(

@@ -21,6 +21,7 @@ from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features.embeddings import Embeddings, _Report
 from dataflex_pipeline.models.batches import Room
 from dataflex_pipeline.models.hidden import body_of, hidden_size, text_ids, weighted_states
+from dataflex_pipeline.models.source import attention_kernel
 
 
 class ModelEmbeddings(Embeddings):
@@ -48,7 +49,8 @@ class ModelEmbeddings(Embeddings):
     def ingredients(self) -> dict[str, Any]:
         """Return what decides the vectors; the checkpoint stands for the model."""
         kept = self.params.model_dump(mode="json", include={"text", "prompt", "max_length"})
-        return {"params": kept | {"bf16": self.config.bf16}}
+        precision = {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
+        return {"params": kept, **precision}
 
     def check(self, need: api.Need, n_rows: int | None) -> None:
         """Check that a prompt has a text that it could be put before."""

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from dataflex_pipeline import api
+from dataflex_pipeline.features.losses import mean_losses
 from dataflex_pipeline.features.responses import losses_of_valid, mean_losses_alone, without_too_long
-from dataflex_pipeline.models.batches import Room, Sequences, logits_only_at
+from dataflex_pipeline.models.batches import Room, logits_only_at
+from dataflex_pipeline.models.source import attention_kernel
 from dataflex_pipeline.schemas import LOSSES, REASON, ROW, ROW_ID, VALID, column
 
 LOSSES_ALONE = pa.schema(
@@ -37,6 +40,10 @@ class ResponseLosses(api.Feature):
 
     schema = LOSSES_ALONE
     input_columns = ("row", "row_id", "input_ids", "labels", "valid", "reason")
+
+    def ingredients(self) -> dict[str, Any]:
+        """Return the precision and attention kernel, which move the last digits."""
+        return {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
 
     @contextmanager
     def open(
@@ -60,9 +67,8 @@ class ResponseLosses(api.Feature):
         positions = limits.positions if limits.hard else None
         room = Room(self.config.score_batch_tokens, progress.say)
         with torch.inference_mode(), logits_only_at(model) as choose:
-
-            def alone(rows: Sequences) -> np.ndarray:
-                return mean_losses_alone(model, choose, rows, beginning, room)
+            means = partial(mean_losses, model, choose, max_tokens=room)
+            alone = partial(mean_losses_alone, beginning=beginning, mean_losses=means)
 
             def compute(rows: pa.Table) -> pa.Table:
                 fitting = without_too_long(rows, beginning, positions)

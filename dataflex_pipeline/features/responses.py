@@ -8,18 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from dataflex_pipeline.features.losses import mean_losses
-from dataflex_pipeline.models.batches import Room, Sequences
+from dataflex_pipeline.models.batches import Sequences
 from dataflex_pipeline.schemas import IGNORED
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
 
 TOO_LONG = "a response by itself is longer than the model's table of positions"
 
@@ -64,25 +58,20 @@ def responses_alone(rows: Sequences, beginning: Sequence[int]) -> Responses:
 
 
 def mean_losses_alone(
-    model: PreTrainedModel,
-    choose: Callable[[torch.Tensor], None],
-    rows: Sequences,
-    beginning: Sequence[int],
-    room: Room,
+    rows: Sequences, beginning: Sequence[int], mean_losses: Callable[[Sequences], np.ndarray]
 ) -> np.ndarray:
     """Return the mean loss of every row's response tokens by themselves, in nats. [rows] float64
 
     Args:
-        model: a causal LM in eval mode. choose: what ``logits_only_at`` yielded for it.
-        rows: whole. beginning: token ids that stand before each response. room: for batches.
+        rows: whole. beginning: token ids that stand before each response.
+        mean_losses: from sequences to their mean losses. [sequences] float64
 
     Returns:
         The mean over all response tokens of a row, whichever of its answers they are in; NaN without any.
     """
     alone = responses_alone(rows, beginning)
     counts, n_rows = alone.sequences.n_labels(), len(rows.lengths)
-    means = mean_losses(model, choose, alone.sequences, room)
-    sums = np.bincount(alone.owners, weights=means * counts, minlength=n_rows)
+    sums = np.bincount(alone.owners, weights=mean_losses(alone.sequences) * counts, minlength=n_rows)
     totals = np.bincount(alone.owners, weights=counts, minlength=n_rows)
     with np.errstate(invalid="ignore"):
         return np.where(totals > 0, sums / totals, np.nan)

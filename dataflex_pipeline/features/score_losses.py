@@ -112,10 +112,9 @@ class ScoreLosses(api.Feature):
         beginning = beginning_ids(chat, "score_template") if self.params.alone else ()
         room = Room(self.config.score_batch_tokens, progress.say)
         with torch.inference_mode(), logits_only_at(model) as choose:
+            losses = partial(mean_losses, model, choose, max_tokens=room)
             if self.params.alone:
-                losses = partial(mean_losses_alone, model, choose, beginning=beginning, room=room)
-            else:
-                losses = partial(mean_losses, model, choose, max_tokens=room)
+                losses = partial(mean_losses_alone, beginning=beginning, mean_losses=losses)
 
             def compute(rows: pa.Table) -> pa.Table:
                 written = writer.write(rows)
