@@ -29,13 +29,13 @@ from surroundings import publish, surroundings
 from dataflex_pipeline.features.losses import mean_losses
 from dataflex_pipeline.features.responses import mean_losses_alone, responses_alone
 from dataflex_pipeline.models.batches import (
-    Room,
     Sequences,
     label_budget,
     length_batches,
     logits_only_at,
 )
 from dataflex_pipeline.models.hidden import weighted_states
+from dataflex_pipeline.models.room import Room
 
 BEGINNING = list(range(5, 13))
 

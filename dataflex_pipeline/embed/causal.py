@@ -10,9 +10,9 @@ import numpy as np
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.embed.settings import KEY, EmbedderSettings
 from dataflex_pipeline.models.base import free_memory
-from dataflex_pipeline.models.batches import Room
 from dataflex_pipeline.models.beside import ModelBeside
 from dataflex_pipeline.models.hidden import hidden_size, text_ids, weighted_states
+from dataflex_pipeline.models.room import Room
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +37,7 @@ class CausalEmbedder:
         """Load the model."""
         self._model = self.files.load(self.settings.device, self.say, self.settings.dtype)
         self.dimension = hidden_size(self._model.config)
-        self._room = Room(self.settings.batch_tokens, self.say)
+        self._room = Room(self.settings.batch_tokens, self.say, folder=self.settings.folder)
         return self
 
     def __exit__(self, *error: object) -> None:

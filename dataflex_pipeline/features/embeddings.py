@@ -140,14 +140,14 @@ class Embeddings(api.Feature):
             self.made.check_rows(given.table.n_rows)
             yield partial(self._read, self.made, report)
         else:
-            with make_embedder(self.method, self._settings(), progress.say) as embedder:
+            with make_embedder(self.method, self._settings(given.folder), progress.say) as embedder:
                 self._check_dimension(embedder)
                 if self.params.method == "auto":
                     progress.say(f"embed_method: auto is {self.method} ({ORDER})")
                 yield partial(self._embed, embedder, self._texts(), report)
         report.finish()
 
-    def _settings(self) -> EmbedderSettings:
+    def _settings(self, folder: Path | None) -> EmbedderSettings:
         from dataflex_pipeline.models.base import resolve_device
 
         return EmbedderSettings(
@@ -160,6 +160,7 @@ class Embeddings(api.Feature):
             self.config.trust_remote_code,
             self.params.embed_gpu_memory_utilization,
             self.config.score_batch_tokens,
+            folder,
         )
 
     def _check_dimension(self, embedder: Embedder) -> None:

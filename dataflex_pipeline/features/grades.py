@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from dataflex_pipeline import api
 from dataflex_pipeline.features.judging import Judged, Judging, Line, remove_finished
-from dataflex_pipeline.features.params import GradeParams, grading_settings
+from dataflex_pipeline.features.score_params import GradeParams, grading_settings
 from dataflex_pipeline.reward import Reward
 from dataflex_pipeline.reward.address import named_for
 from dataflex_pipeline.reward.answers import JudgedAnswer, conversation_text, split_turns

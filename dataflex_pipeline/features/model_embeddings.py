@@ -19,9 +19,10 @@ from dataflex_pipeline import api
 from dataflex_pipeline.data.texts import row_text
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features.embeddings import Embeddings, _Report
-from dataflex_pipeline.models.batches import Room
 from dataflex_pipeline.models.hidden import body_of, hidden_size, text_ids, weighted_states
+from dataflex_pipeline.models.room import Room
 from dataflex_pipeline.models.source import attention_kernel
+from dataflex_pipeline.models.weights import row_flops
 
 
 class ModelEmbeddings(Embeddings):
@@ -52,6 +53,10 @@ class ModelEmbeddings(Embeddings):
         precision = {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
         return {"params": kept, **precision}
 
+    def row_flops(self, tokens: float) -> float:
+        """Return those of a forward pass."""
+        return row_flops(self.config, min(tokens, self.max_length), passes=1)
+
     def check(self, need: api.Need, n_rows: int | None) -> None:
         """Check that a prompt has a text that it could be put before."""
         if self.params.text == "chat_template" and self.params.prompt:
@@ -74,7 +79,9 @@ class ModelEmbeddings(Embeddings):
         report = _Report(progress, self)
         model = load_for_scoring(self.config, given.checkpoint, resolve_device(self.config.device))
         body_of(model)
-        room = Room(self.config.score_batch_tokens, progress.say)
+        room = Room(
+            self.config.score_batch_tokens, progress.say, folder=given.folder, advance=progress.advance
+        )
         with torch.inference_mode():
             yield partial(self._states, partial(weighted_states, model, room=room), self._ids(), report)
         report.finish()

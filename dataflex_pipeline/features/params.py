@@ -11,70 +11,23 @@ from typing import Any, Literal, Self
 
 from pydantic import (
     Field,
-    SerializerFunctionWrapHandler,
     field_serializer,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from dataflex_pipeline import api
-from dataflex_pipeline.data.templates import TEMPLATES
 from dataflex_pipeline.data.texts import Text
 from dataflex_pipeline.embed.embedders import Chosen
 from dataflex_pipeline.embed.settings import DEFAULT_MODEL, Dtype
 from dataflex_pipeline.gradients.policy import Baseline, Policy
 from dataflex_pipeline.neighbours.cells import Search
-from dataflex_pipeline.reward.address import named_for
-from dataflex_pipeline.reward.grading_prompts import BEST, PROMPT, SYSTEM
 from dataflex_pipeline.reward.rewarders import SHIPPED, read_settings
-from dataflex_pipeline.reward.settings import JudgeSettings, Settings
 
 
-def _by_name(model: str | None) -> str | None:
+def by_name(model: str | None) -> str | None:
     """Return a model's name; a folder's own alone, since its content counts and not where it lies."""
     return Path(model).name if model is not None and Path(model).expanduser().is_dir() else model
-
-
-class ScoreModelParams(api.Params):
-    """A model that scores instead of the run's own."""
-
-    score_model: str | None = Field(
-        None, description="folder or hub name of a (small) model that scores; null: the run's own model"
-    )
-    score_revision: str | None = Field(
-        None, exclude=True, description="branch, tag or commit of a hub score_model"
-    )
-    score_template: str | None = Field(
-        None, description="named template that score_model's rows are written with; null: its tokenizer's own"
-    )
-
-    @field_serializer("score_model")
-    def _score_model_by_name(self, value: str | None) -> str | None:
-        return _by_name(value)
-
-    @model_serializer(mode="wrap")
-    def _where_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave a score_model that is not set out of a dump: the tables are those of a version without it."""
-        return {
-            name: value
-            for name, value in dump(self).items()
-            if value is not None or name not in ScoreModelParams.model_fields
-        }
-
-    @model_validator(mode="after")
-    def _check_score_model(self) -> Self:
-        if self.score_template is not None and self.score_template not in TEMPLATES:
-            raise ValueError(f"score_template is none of {', '.join(TEMPLATES)}")
-        if self.score_model is None and (self.score_template or self.score_revision):
-            raise ValueError("score_template and score_revision are those of a score_model, and none is set")
-        return self
-
-
-class ScoredParams(ScoreModelParams):
-    """Parameters of the score_losses feature."""
-
-    alone: bool = Field(False, description="each response by itself, without what was asked")
 
 
 class ProjectionParams(api.Params):
@@ -216,50 +169,6 @@ class RewardParams(api.Params):
     )
 
 
-def grading_defaults() -> dict[str, dict[str, Any]]:
-    """Return every reward backend's settings and their defaults where rows of the pool are graded."""
-    defaults = backend_defaults()
-    for name, kind in SHIPPED.items():
-        if issubclass(kind, JudgeSettings):
-            defaults[name]["max_score"] = BEST
-    return defaults
-
-
-class GradeParams(RewardParams):
-    """What grades the rows of the pool: parameters of the grades feature."""
-
-    reward_backend_params: dict[str, Any] = Field(
-        default_factory=grading_defaults,
-        exclude=True,  # the table of grades says what of it decides a grade
-        description="settings by backend: local_vllm, api, reward_model, metric; those of your own: settings",
-        json_schema_extra=backend_meanings(),
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        with named_for("judge"):
-            settings = grading_settings(self)
-        if isinstance(settings, JudgeSettings) and settings.max_score <= 1:
-            raise ValueError("grades go from 1 to max_score, which has to be above 1")
-        return self
-
-
-def grading_settings(params: GradeParams) -> Settings:
-    """Return the chosen backend's settings: a judge in words gets the prompts and the scale of grades.
-
-    Raises:
-        ConfigError: an unknown backend or key, or a value that cannot be used, of any backend.
-    """
-    given = dict(params.reward_backend_params)
-    for name, kind in SHIPPED.items():
-        own = given.get(name)
-        if issubclass(kind, JudgeSettings) and isinstance(own, dict | None):
-            chosen = {key: value for key, value in (own or {}).items() if value is not None}
-            shipped = {"max_score": BEST, "prompt": PROMPT, "system_prompt": SYSTEM}
-            given[name] = (own or {}) | shipped | chosen
-    return read_settings(params.reward_model_backend, given)
-
-
 class JudgedParams(RewardParams):
     """Parameters of the rewards feature."""
 
@@ -325,12 +234,6 @@ class TextLimits(api.Params):
     max_length: int = Field(
         2048, ge=2, description="tokens kept of a text, and never more than the model takes"
     )
-
-
-class WordParams(api.Params):
-    """Parameters of the words feature."""
-
-    text: Text = Field("conversation", description="what of a row its terms are taken from")
 
 
 class EmbedderMemory(api.Params):
@@ -433,7 +336,7 @@ class EmbeddingParams(TextLimits, EmbedderMemory):
     @field_serializer("embed_model")
     def _model_by_name(self, value: str | None) -> str | None:
         """A folder counts by its content, in the feature: moved elsewhere it is the same model."""
-        return _by_name(self.chosen_model)
+        return by_name(self.chosen_model)
 
     @field_serializer("embed_text")
     def _text_chosen(self, value: Text | None) -> Text:

@@ -18,8 +18,10 @@ import pyarrow as pa
 from dataflex_pipeline import api
 from dataflex_pipeline.features.losses import mean_losses
 from dataflex_pipeline.features.responses import losses_of_valid, mean_losses_alone, without_too_long
-from dataflex_pipeline.models.batches import Room, logits_only_at
+from dataflex_pipeline.models.batches import logits_only_at
+from dataflex_pipeline.models.room import Room
 from dataflex_pipeline.models.source import attention_kernel
+from dataflex_pipeline.models.weights import row_flops
 from dataflex_pipeline.schemas import LOSSES, REASON, ROW, ROW_ID, VALID, column
 
 LOSSES_ALONE = pa.schema(
@@ -45,6 +47,10 @@ class ResponseLosses(api.Feature):
         """Return the precision and attention kernel, which move the last digits."""
         return {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
 
+    def row_flops(self, tokens: float) -> float:
+        """Return those of a forward pass: an upper bound, since responses are shorter than rows."""
+        return row_flops(self.config, tokens, passes=1)
+
     @contextmanager
     def open(
         self, given: api.FeatureInput, progress: api.Progress
@@ -65,7 +71,9 @@ class ResponseLosses(api.Feature):
         model = load_for_scoring(self.config, given.checkpoint, resolve_device(self.config.device))
         limits = TokenLimits.of(model.config)
         positions = limits.positions if limits.hard else None
-        room = Room(self.config.score_batch_tokens, progress.say)
+        room = Room(
+            self.config.score_batch_tokens, progress.say, folder=given.folder, advance=progress.advance
+        )
         with torch.inference_mode(), logits_only_at(model) as choose:
             means = partial(mean_losses, model, choose, max_tokens=room)
             alone = partial(mean_losses_alone, beginning=beginning, mean_losses=means)

@@ -28,10 +28,12 @@ from dataflex_pipeline.data.limits import TokenLimits
 from dataflex_pipeline.data.templates import named_template
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features.losses import mean_losses
-from dataflex_pipeline.features.params import ScoredParams
 from dataflex_pipeline.features.responses import losses_of_valid, mean_losses_alone, set_aside
-from dataflex_pipeline.models.batches import Room, logits_only_at
+from dataflex_pipeline.features.score_params import ScoredParams
+from dataflex_pipeline.models.batches import logits_only_at
 from dataflex_pipeline.models.beside import ModelBeside
+from dataflex_pipeline.models.room import Room
+from dataflex_pipeline.models.weights import stored_weights
 from dataflex_pipeline.schemas import IGNORED, LOSSES, REASON, ROW, ROW_ID, VALID, column
 
 KEY = "score_model"
@@ -77,6 +79,11 @@ class ScoreLosses(api.Feature):
         self.model.check()
         self._chat()
 
+    def row_flops(self, tokens: float) -> float:
+        """Return those of a forward pass of the model that scores."""
+        found = stored_weights(self.params.score_model or "", self.params.score_revision)
+        return 0.0 if found is None else 2.0 * found.parameters * tokens
+
     def _chat(self) -> ChatFormat:
         """Return how the model's rows are written."""
         template, tokenizer = self.params.score_template, self.model.tokenizer
@@ -110,7 +117,9 @@ class ScoreLosses(api.Feature):
             own, chat, self.config.mask_history, self.config.cutoff_len, longest, limits.vocabulary
         )
         beginning = beginning_ids(chat, "score_template") if self.params.alone else ()
-        room = Room(self.config.score_batch_tokens, progress.say)
+        room = Room(
+            self.config.score_batch_tokens, progress.say, folder=given.folder, advance=progress.advance
+        )
         with torch.inference_mode(), logits_only_at(model) as choose:
             losses = partial(mean_losses, model, choose, max_tokens=room)
             if self.params.alone:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from dataflex_pipeline import api
 from dataflex_pipeline.data.texts import row_text
 from dataflex_pipeline.data.words import terms
-from dataflex_pipeline.features.params import WordParams
+from dataflex_pipeline.features.score_params import WordParams
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 
 NO_WORDS = "there is no term in the text"

@@ -30,7 +30,7 @@ from dataflex_pipeline import api
 from dataflex_pipeline.data.leaks import say_leaks
 from dataflex_pipeline.data.texts import Text
 from dataflex_pipeline.errors import DataError
-from dataflex_pipeline.features.params import WordParams
+from dataflex_pipeline.features.score_params import WordParams
 from dataflex_pipeline.sampling.softmax import Softmax
 from dataflex_pipeline.schemas import column
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from dataflex_pipeline import api
-from dataflex_pipeline.features.params import GradeParams
+from dataflex_pipeline.features.score_params import GradeParams
 from dataflex_pipeline.sampling.softmax import Softmax
 from dataflex_pipeline.schemas import column
 

@@ -30,7 +30,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from dataflex_pipeline import api
-from dataflex_pipeline.features.params import ScoredParams, ScoreModelParams
+from dataflex_pipeline.features.score_params import ScoredParams, ScoreModelParams
 from dataflex_pipeline.methods.focus import Focus
 from dataflex_pipeline.sampling.softmax import Softmax
 from dataflex_pipeline.schemas import column

@@ -13,12 +13,14 @@ Large-Scale Data Selection for Instruction Tuning (2025), who select by it (RDS+
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.models.batches import Room, Sequences, padded
+from dataflex_pipeline.models.batches import Sequences, padded
+from dataflex_pipeline.models.room import Room
 from dataflex_pipeline.schemas import IGNORED
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def weighted_states(
     def work(batch: np.ndarray) -> None:
         found[batch] = _batch_states(body, sequences, batch)
 
+    room.settle(sequences, partial(_batch_states, body), next(body.parameters()).device)
     room.each_batch(lengths, np.zeros_like(lengths), 1, work)
     return found
 

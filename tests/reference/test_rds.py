@@ -16,8 +16,8 @@ from dataflex_pipeline.features.neighbours import Neighbours
 from dataflex_pipeline.features.params import EmbeddingParams
 from dataflex_pipeline.features.plan import make_feature, method_needs
 from dataflex_pipeline.methods import build_method, method_class
-from dataflex_pipeline.models.batches import Room
 from dataflex_pipeline.models.hidden import weighted_states
+from dataflex_pipeline.models.room import Room
 
 
 @pytest.fixture(scope="module")
