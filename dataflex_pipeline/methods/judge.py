@@ -33,7 +33,6 @@ class Judge(api.Method):
     default_strategy = "top_k"
     columns = (
         column("grade", pa.float64(), "the grade: 1 to 5 of a judge in words, else the judge's own output"),
-        column("judge", pa.string(), "what judged: the backend and its model or metric"),
     )
 
     class Params(GradeParams):
@@ -66,7 +65,6 @@ class Judge(api.Method):
             "score": np.where(low, np.nan, grade),
             "reason": reason,
             "grade": grade,
-            "judge": block.features["grades"].column("backend").to_numpy(zero_copy_only=False),
         }
 
     def fit(self, scores: api.BlockTable, selection: api.Selection) -> Softmax:
