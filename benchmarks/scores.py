@@ -32,10 +32,10 @@ from dataflex_pipeline.models.batches import (
     Sequences,
     label_budget,
     length_batches,
-    logits_only_at,
 )
 from dataflex_pipeline.models.hidden import weighted_states
 from dataflex_pipeline.models.room import Room
+from dataflex_pipeline.models.token_losses import token_losses
 
 BEGINNING = list(range(5, 13))
 
@@ -53,8 +53,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     ids = rows.column("input_ids").to_pylist()
 
     def ifd() -> None:
-        with logits_only_at(model) as choose:
-            losses = partial(mean_losses, model, choose, max_tokens=args.tokens)
+        with token_losses(model) as per_token:
+            losses = partial(mean_losses, per_token, max_tokens=args.tokens)
             losses(whole)
             mean_losses_alone(whole, BEGINNING, losses)
 

@@ -21,7 +21,7 @@ from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features.embeddings import Embeddings, _Report
 from dataflex_pipeline.models.hidden import body_of, hidden_size, text_ids, weighted_states
 from dataflex_pipeline.models.room import Room
-from dataflex_pipeline.models.source import attention_kernel
+from dataflex_pipeline.models.source import number_ingredients
 from dataflex_pipeline.models.weights import row_flops
 
 
@@ -50,8 +50,7 @@ class ModelEmbeddings(Embeddings):
     def ingredients(self) -> dict[str, Any]:
         """Return what decides the vectors; the checkpoint stands for the model."""
         kept = self.params.model_dump(mode="json", include={"text", "prompt", "max_length"})
-        precision = {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
-        return {"params": kept, **precision}
+        return {"params": kept, **number_ingredients(self.config)}
 
     def row_flops(self, tokens: float) -> float:
         """Return those of a forward pass."""

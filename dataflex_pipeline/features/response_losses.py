@@ -18,9 +18,8 @@ import pyarrow as pa
 from dataflex_pipeline import api
 from dataflex_pipeline.features.losses import mean_losses
 from dataflex_pipeline.features.responses import losses_of_valid, mean_losses_alone, without_too_long
-from dataflex_pipeline.models.batches import logits_only_at
 from dataflex_pipeline.models.room import Room
-from dataflex_pipeline.models.source import attention_kernel
+from dataflex_pipeline.models.source import number_ingredients
 from dataflex_pipeline.models.weights import row_flops
 from dataflex_pipeline.schemas import LOSSES, REASON, ROW, ROW_ID, VALID, column
 
@@ -45,7 +44,7 @@ class ResponseLosses(api.Feature):
 
     def ingredients(self) -> dict[str, Any]:
         """Return the precision and attention kernel, which move the last digits."""
-        return {"bf16": self.config.bf16, "attn_implementation": attention_kernel(self.config)}
+        return number_ingredients(self.config)
 
     def row_flops(self, tokens: float) -> float:
         """Return those of a forward pass: an upper bound, since responses are shorter than rows."""
@@ -63,6 +62,7 @@ class ResponseLosses(api.Feature):
         from dataflex_pipeline.data.limits import TokenLimits
         from dataflex_pipeline.data.templates import named_template
         from dataflex_pipeline.models.base import load_for_scoring, resolve_device
+        from dataflex_pipeline.models.token_losses import token_losses
         from dataflex_pipeline.models.tokenizer import load_tokenizer
 
         template = self.config.template
@@ -74,8 +74,8 @@ class ResponseLosses(api.Feature):
         room = Room(
             self.config.score_batch_tokens, progress.say, folder=given.folder, advance=progress.advance
         )
-        with torch.inference_mode(), logits_only_at(model) as choose:
-            means = partial(mean_losses, model, choose, max_tokens=room)
+        with torch.inference_mode(), token_losses(model, progress.say) as losses:
+            means = partial(mean_losses, losses, max_tokens=room)
             alone = partial(mean_losses_alone, beginning=beginning, mean_losses=means)
 
             def compute(rows: pa.Table) -> pa.Table:

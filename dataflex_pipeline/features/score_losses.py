@@ -30,7 +30,6 @@ from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features.losses import mean_losses
 from dataflex_pipeline.features.responses import losses_of_valid, mean_losses_alone, set_aside
 from dataflex_pipeline.features.score_params import ScoredParams
-from dataflex_pipeline.models.batches import logits_only_at
 from dataflex_pipeline.models.beside import ModelBeside
 from dataflex_pipeline.models.room import Room
 from dataflex_pipeline.models.weights import stored_weights
@@ -104,6 +103,7 @@ class ScoreLosses(api.Feature):
         import torch
 
         from dataflex_pipeline.models.base import resolve_device
+        from dataflex_pipeline.models.token_losses import token_losses
         from dataflex_pipeline.models.tokenizer import load_tokenizer
 
         chat, template = self._chat(), self.config.template
@@ -120,8 +120,8 @@ class ScoreLosses(api.Feature):
         room = Room(
             self.config.score_batch_tokens, progress.say, folder=given.folder, advance=progress.advance
         )
-        with torch.inference_mode(), logits_only_at(model) as choose:
-            losses = partial(mean_losses, model, choose, max_tokens=room)
+        with torch.inference_mode(), token_losses(model, progress.say) as by_token:
+            losses = partial(mean_losses, by_token, max_tokens=room)
             if self.params.alone:
                 losses = partial(mean_losses_alone, beginning=beginning, mean_losses=losses)
 

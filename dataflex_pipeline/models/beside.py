@@ -17,6 +17,7 @@ from dataflex_pipeline.models.source import (
     load_arguments,
     local_folder,
     model_digest,
+    number_ingredients,
     quiet,
     tokenizer_digest,
 )
@@ -57,7 +58,10 @@ class ModelBeside:
         """What decides its numbers, for a fingerprint: files by their content, and the precision."""
         self.architecture  # noqa: B018 (its errors name the setting; those of the digests name the run's model)
         files = [each(self.config, digest_while_unchanged) for each in (model_digest, tokenizer_digest)]
-        return {"model": digest({"weights": files[0], "tokenizer": files[1]}), "bf16": self.config.bf16}
+        return {
+            "model": digest({"weights": files[0], "tokenizer": files[1]}),
+            **number_ingredients(self.config),
+        }
 
     def check(self) -> None:
         """Check that it could be loaded, as far as its small files and the heads of its weights tell.
