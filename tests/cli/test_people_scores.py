@@ -53,12 +53,12 @@ def test_a_judge_is_asked_once_per_row(run):
     with MisbehavingServer(lambda number, answer: reply(f"Score: {3 + number % 2}")) as server:
         settings = f"{{api_url: '{server.url}', api_key: null, prompt: 'answer-x {{completion}}'}}"
         api = f"judge.reward_backend_params.api={settings}"
+        cost = done("estimate", *ON, "--method", "judge", "judge.reward_model_backend=api", api, "--json")
+        assert "requests to gpt-4o at most" in cost
+        assert not server.log, "an estimate asks nothing"
         done("score", *ON, "--round", 3, "--method", "judge", "judge.reward_model_backend=api", api)
         asked = len(server.log)
         assert 0 < asked <= 200
         done("score", *ON, "--round", 3, "--method", "judge", "judge.reward_model_backend=api", api)
         assert len(server.log) == asked
-        cost = done("estimate", *ON, "--method", "judge", "judge.reward_model_backend=api", api, "--json")
-        assert len(server.log) == asked
-    assert "requests to gpt-4o at most" in cost
     assert set(scores(run, "judge")["grade"].to_pylist()) == {3.0, 4.0}
