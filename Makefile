@@ -52,7 +52,7 @@ $(VENV)/.ready: pyproject.toml $(wildcard requirements/*.txt)
 round: setup ## the main job on the embedded demo, up to round N (N=2 METHOD=loss RUN=quickstart-loss NPROC=1 ARGS='key=value ...')
 	$(DATAFLEX) round $(N) --run $(RUN) --method $(METHOD) $(if $(OWN_DATA),,$(call EMBEDDER,$(METHOD))) $(ARGS)
 
-METHODS ?= random loss delta_loss perplexity less nice tsds near
+METHODS ?= random loss delta_loss perplexity ifd less nice tsds near rds bm25
 SEEDS   ?= 1 2 3
 compare: setup ## run methods on the demo with several seeds and put them side by side (METHODS='random less' SEEDS='1 2 3' N=2)
 	@set -e; for method in $(METHODS); do for seed in $(SEEDS); do \

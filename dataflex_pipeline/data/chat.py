@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 TODAY = datetime(2024, 7, 26, tzinfo=UTC)
 """The date that templates get when they ask for today's: rows must not depend on the day they are made."""
 
-_QUESTION, _ANSWER = "Zwq?", "Xkj"
+QUESTION, _ANSWER = "Zwq?", "Xkj"
 """Texts that no template writes by itself."""
 
 _UNSTABLE_HISTORY = (
@@ -185,9 +185,9 @@ class ChatFormat:
         for line in self.notices():
             progress.say(line)
 
-    def _probe(self) -> tuple[str, str]:
+    def probe(self) -> tuple[str, str]:
         """Return the text before an answer to a question, and the answer's; both empty if it is refused."""
-        question, answer = Message("user", _QUESTION), Message("assistant", _ANSWER)
+        question, answer = Message("user", QUESTION), Message("assistant", _ANSWER)
         try:
             before = self.render([question], add_generation_prompt=True)
             whole = self.render([question, answer])
@@ -197,13 +197,13 @@ class ChatFormat:
 
     def _stops(self) -> bool:
         """Whether the labels of an answer end with a token that stands for an end."""
-        _, response = self._probe()
+        _, response = self.probe()
         ids = self._pieces.ids(response[: self._length_with_marker(response, _ANSWER)])
         return not response or self.is_ended(ids)
 
     def _lacks_bos(self) -> bool:
         """Whether rows of the tokenizer's own template lack the token that other texts begin with."""
-        before, _ = self._probe()
+        before, _ = self.probe()
         bos = self.tokenizer.bos_token_id
         begins = self._pieces.ids(before)[:1] == [bos]
         return self.named is None and bool(before) and puts_bos(self.tokenizer) and not begins
@@ -227,9 +227,9 @@ class ChatFormat:
 
     def _header_notice(self) -> Iterator[str]:
         """Yield a notice where the template ignores ``add_generation_prompt`` and has a header to write."""
-        before, response = self._probe()
+        before, response = self.probe()
         header = _around_answer(response)[0]
-        if header.strip() and before == self.render([Message("user", _QUESTION)]):
+        if header.strip() and before == self.render([Message("user", QUESTION)]):
             yield (
                 f"the chat template does not read add_generation_prompt: {header!r} before each answer "
                 "carries labels like the answer itself; choose the named template of the model's family "
@@ -239,12 +239,12 @@ class ChatFormat:
     @cached_property
     def _ending(self) -> str | None:
         """What the template writes after an answer; None where that cannot be told once for all rows."""
-        return _around_answer(self._probe()[1])[1]
+        return _around_answer(self.probe()[1])[1]
 
     @cached_property
     def _writes_speaker(self) -> bool:
         try:
-            return _ANSWER in self.render([Message("user", _QUESTION, speaker=_ANSWER)])
+            return _ANSWER in self.render([Message("user", QUESTION, speaker=_ANSWER)])
         except RowError:
             return False
 

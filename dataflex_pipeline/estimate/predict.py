@@ -8,6 +8,7 @@ from typing import Any
 
 from dataflex_pipeline.api import Need
 from dataflex_pipeline.estimate.costs import (
+    ModelShape,
     RowCounts,
     embedding_flops,
     generation_flops,
@@ -24,7 +25,8 @@ from dataflex_pipeline.reward.settings import AnswerTokens, RewardCost
 
 def kind_of(need: Need) -> str:
     """Return the name under which a feature's cost is kept: needs of one kind cost alike per unit."""
-    side = getattr(params_of(need), "side", None)
+    params = params_of(need)
+    side = getattr(params, "side", None) or ("alone" if getattr(params, "alone", False) else None)
     return need.name if side is None else f"{need.name} {side}"
 
 
@@ -37,14 +39,28 @@ def feature_stage(found: Measured, need: Need, number: int | None) -> StageCost:
     if special is not None:
         return special(found, need, feature, stage)
     cost = found.features[kind_of(need)]
-    flops = {"losses": loss_flops, "gradients": gradient_flops}.get(need.name)
+    flops = {"losses": loss_flops, "response_losses": _alone_flops, "gradients": gradient_flops}.get(
+        need.name
+    )
     made = _computed(found, stage, cost, counts.tokens)
-    if flops is None:  # of a feature of the user's own only the time is known
+    if flops is None:  # of a feature of the user's own, or of another model, only the time is known
         return replace(made, note="its FLOPs are not known")
     made = replace(made, flops=flops(found.model, counts))
     if kind_of(need) == "gradients adam" and found.training is None:
         return replace(made, basis="extrapolated", note="measured without Adam's update, which adds little")
     return made
+
+
+def _alone_flops(model: ModelShape, counts: RowCounts) -> float:
+    """Return the FLOPs of the responses' own losses: those of rows that are nothing but responses."""
+    squares = counts.responses**2 / max(counts.valid, 1.0)
+    alone = RowCounts(counts.rows, counts.valid, counts.responses, squares, counts.responses, exact=False)
+    return loss_flops(model, alone)
+
+
+def _headless_flops(model: ModelShape, counts: RowCounts) -> float:
+    """Return the FLOPs of hidden states: those of losses without any label."""
+    return loss_flops(model, replace(counts, responses=0.0))
 
 
 def _embeddings(found: Measured, need: Need, feature: Any, stage: StageCost) -> StageCost:
@@ -94,7 +110,19 @@ def _rewards(found: Measured, need: Need, feature: Any, stage: StageCost) -> Sta
     """Count what is judged: every answer and, where they are wanted, the rows' own."""
     counts = found.counts(need.split)
     judged = round(counts.valid) * (feature.lines_per_row + bool(feature.params.reference))
-    cost: RewardCost = feature.settings.cost(judged, _answer_tokens(found, need))
+    return _judged(stage, judged, feature.settings.cost(judged, _answer_tokens(found, need)))
+
+
+def _grades(found: Measured, need: Need, feature: Any, stage: StageCost) -> StageCost:
+    """Count what is graded: the last answer of every row."""
+    counts = found.counts(need.split)
+    valid = counts.valid or 1
+    each = AnswerTokens((counts.tokens - counts.responses) / valid, counts.responses / valid, 0.0)
+    return _judged(stage, round(counts.valid), feature.settings.cost(round(counts.valid), each))
+
+
+def _judged(stage: StageCost, judged: int, cost: RewardCost) -> StageCost:
+    """Return a stage that is nothing but judging."""
     basis: Basis = "unknown" if cost.seconds is None else "extrapolated"
     return replace(
         stage,
@@ -179,10 +207,17 @@ def _searched(
     return replace(made, flops=2.0 * dimension * pairs, basis=basis, note=note)
 
 
+_FLOPS: dict[str, Callable[[ModelShape, RowCounts], float]] = {
+    "losses": loss_flops,
+    "response_losses": _alone_flops,
+    "model_embeddings": _headless_flops,
+    "gradients": gradient_flops,
+}
 _SPECIAL: dict[str, Callable[[Measured, Need, Any, StageCost], StageCost]] = {
     "embeddings": _embeddings,
     "generations": _generations,
     "rewards": _rewards,
+    "grades": _grades,
     "policy_gradients": _policy_gradients,
     "neighbours": _neighbours,
     "density": _density,

@@ -82,9 +82,10 @@ class Density(api.Feature):
 
     def needs(self, need: api.Need) -> Mapping[str, api.Need]:
         """Ask for the target's neighbours, and for the pool's embeddings."""
+        pool = self.params.neighbours.pool
         return {
             "neighbours": api.Need("neighbours", "target", need.checkpoint, self.params.neighbours),
-            "pool": api.Need("embeddings", "pool", need.checkpoint, self.params.neighbours.pool),
+            "pool": api.Need(pool.feature, "pool", need.checkpoint, pool),
         }
 
     def ingredients(self) -> dict[str, Any]:

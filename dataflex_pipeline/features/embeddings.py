@@ -23,10 +23,12 @@ from dataflex_pipeline import api
 from dataflex_pipeline.data.texts import row_text
 from dataflex_pipeline.data.vectors import VectorFile, unit_vectors
 from dataflex_pipeline.embed import Embedder
-from dataflex_pipeline.embed.embedders import check_installed, make_embedder, resolve_embedder
-from dataflex_pipeline.embed.settings import EmbedderSettings, EmbedModel
+from dataflex_pipeline.embed.embedders import MODEL, check_installed, make_embedder, resolve_embedder
+from dataflex_pipeline.embed.settings import KEY, EmbedderSettings, EmbedModel
 from dataflex_pipeline.errors import DataflexError
 from dataflex_pipeline.features.params import VectorParams
+from dataflex_pipeline.models.beside import ModelBeside
+from dataflex_pipeline.models.hidden import hidden_size
 from dataflex_pipeline.models.weights import stored_weights
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 
@@ -54,7 +56,7 @@ class Embeddings(api.Feature):
     @cached_property
     def model(self) -> EmbedModel:
         """The embedding model's files."""
-        return EmbedModel(self.params.model, self.params.revision)
+        return EmbedModel(self.params.model or "", self.params.revision)
 
     @cached_property
     def method(self) -> str:
@@ -71,10 +73,19 @@ class Embeddings(api.Feature):
         """The file of vectors made elsewhere, where one is given."""
         return None if self.params.vectors is None else VectorFile(Path(self.params.vectors))
 
+    @cached_property
+    def causal(self) -> ModelBeside | None:
+        """The model, where it is a causal language model whose hidden states are the embeddings."""
+        if self.method != MODEL:
+            return None
+        return ModelBeside(self.params.model or "", self.params.revision, KEY, self.config)
+
     @property
     def dimension(self) -> int:
         """Length of a vector, as the model's files or the file of vectors say."""
-        return self.model.dimension if self.made is None else self.made.dimension
+        if self.made is not None:
+            return self.made.dimension
+        return self.model.dimension if self.causal is None else hidden_size(self.causal.architecture)
 
     @property
     def schema(self) -> pa.Schema:
@@ -112,7 +123,10 @@ class Embeddings(api.Feature):
         """Check the file of vectors, or that the embedder and its model are there."""
         if self.made is None:
             check_installed(self.method)
-            self.model.check(self.config.trust_remote_code)
+            if self.causal is None:
+                self.model.check(self.config.trust_remote_code)
+            else:
+                self.causal.check()
         elif n_rows is not None:
             self.made.check_rows(n_rows)
 
@@ -120,7 +134,7 @@ class Embeddings(api.Feature):
         """Return those of a forward pass of the embedding model; none where vectors are read from a file."""
         if self.made is not None:
             return 0.0
-        found = stored_weights(self.params.model, self.params.revision)
+        found = stored_weights(self.params.model or "", self.params.revision)
         return 0.0 if found is None else 2.0 * found.parameters * min(tokens, self.max_length)
 
     @contextmanager
@@ -133,27 +147,27 @@ class Embeddings(api.Feature):
             self.made.check_rows(given.table.n_rows)
             yield partial(self._read, self.made, report)
         else:
-            with make_embedder(self.method, self._settings(), progress.say) as embedder:
+            with make_embedder(self.method, self._settings(given.folder), progress.say) as embedder:
                 self._check_dimension(embedder)
                 if self.params.method == "auto":
                     progress.say(f"embed_method: auto is {self.method} ({ORDER})")
                 yield partial(self._embed, embedder, self._texts(), report)
         report.finish()
 
-    def _settings(self) -> EmbedderSettings:
-        from dataflex_pipeline.models.base import precision, resolve_device
+    def _settings(self, folder: Path | None) -> EmbedderSettings:
+        from dataflex_pipeline.models.base import resolve_device
 
-        device = resolve_device(self.config.device)
-        chosen = self.params.dtype
         return EmbedderSettings(
-            self.params.model,
+            self.params.model or "",
             self.params.revision,
-            precision(self.config, device).dtype if chosen == "auto" else chosen,
+            self._dtype,
             self.max_length,
             self.params.batch_size,
-            device,
+            resolve_device(self.config.device),
             self.config.trust_remote_code,
             self.params.embed_gpu_memory_utilization,
+            self.config.score_batch_tokens,
+            folder,
         )
 
     def _check_dimension(self, embedder: Embedder) -> None:

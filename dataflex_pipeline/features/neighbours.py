@@ -59,9 +59,10 @@ class Neighbours(api.Feature):
 
     def needs(self, need: api.Need) -> Mapping[str, api.Need]:
         """Ask for the embeddings of pool and target."""
+        pool, target = self.params.pool, self.params.target
         return {
-            "pool": api.Need("embeddings", "pool", need.checkpoint, self.params.pool),
-            "target": api.Need("embeddings", "target", need.checkpoint, self.params.target),
+            "pool": api.Need(pool.feature, "pool", need.checkpoint, pool),
+            "target": api.Need(target.feature, "target", need.checkpoint, target),
         }
 
     def ingredients(self) -> dict[str, Any]:

@@ -7,9 +7,14 @@ parameter has one default, one range and one meaning. `Params.part` hands the va
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import (
+    Field,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from dataflex_pipeline import api
 from dataflex_pipeline.data.texts import Text
@@ -18,6 +23,11 @@ from dataflex_pipeline.embed.settings import DEFAULT_MODEL, Dtype
 from dataflex_pipeline.gradients.policy import Baseline, Policy
 from dataflex_pipeline.neighbours.cells import Search
 from dataflex_pipeline.reward.rewarders import SHIPPED, read_settings
+
+
+def by_name(model: str | None) -> str | None:
+    """Return a model's name; a folder's own alone, since its content counts and not where it lies."""
+    return Path(model).name if model is not None and Path(model).expanduser().is_dir() else model
 
 
 class ProjectionParams(api.Params):
@@ -237,13 +247,32 @@ class EmbedderMemory(api.Params):
 class VectorParams(TextLimits, EmbedderMemory):
     """Parameters of the embeddings feature: of one side, the pool or the target."""
 
-    model: str = Field(DEFAULT_MODEL, description="folder or hub name of the embedding model")
+    model: str | None = Field(
+        DEFAULT_MODEL,
+        description="folder or hub name of the embedding model; null: the run's own, by method: model",
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
     method: Chosen = Field("auto", description="what runs it")
     dtype: Dtype | Literal["auto"] = Field("auto", description="number format that the model runs in")
     text: Text = Field("conversation", description="what of a row is embedded")
     prompt: str = Field("", description="put before every text")
     vectors: str | None = Field(None, description="vectors made elsewhere: path.npy or path.parquet")
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> Self:
+        if self.model is None and self.method != "model":
+            raise ValueError("the run's own model embeds by method: model")
+        return self
+
+    @property
+    def by_run_model(self) -> bool:
+        """Whether the run's own model embeds, so that the vectors depend on the round."""
+        return self.model is None and self.vectors is None
+
+    @property
+    def feature(self) -> str:
+        """The feature that these are parameters of."""
+        return "model_embeddings" if self.by_run_model else "embeddings"
 
 
 class EmbeddingParams(TextLimits, EmbedderMemory):
@@ -253,7 +282,11 @@ class EmbeddingParams(TextLimits, EmbedderMemory):
     so is what changes no result.
     """
 
-    embed_model: str = Field(DEFAULT_MODEL, description="folder or hub name of the embedding model")
+    embed_model: str | None = Field(
+        None,
+        description=f"folder or hub name of the embedding model; null: {DEFAULT_MODEL}, or by embed_method: "
+        "model the run's own model",
+    )
     model_name: str | None = Field(None, exclude=True, description="another name of embed_model")
     embed_revision: str | None = Field(
         None, exclude=True, description="branch, tag or commit of a hub embed_model"
@@ -262,13 +295,18 @@ class EmbeddingParams(TextLimits, EmbedderMemory):
         "auto",
         exclude=True,
         description="what runs it: vllm, sentence-transformers, or auto (the first that is installed; "
-        "without a GPU sentence-transformers comes before vllm)",
+        "without a GPU sentence-transformers comes before vllm); model: the last hidden states of a causal "
+        "language model, averaged with weights that rise along the row",
     )
     embed_dtype: Dtype | Literal["auto"] = Field(
-        "auto", description="number format that the model runs in; auto: that of bf16, float32 on a CPU"
+        "auto",
+        description="number format that the model runs in; auto: that of bf16, float32 on a CPU; the run's "
+        "own runs as bf16 says",
     )
-    embed_text: Text = Field(
-        "conversation", description="what of a row is embedded: conversation, prompt, response, chat_template"
+    embed_text: Text | None = Field(
+        None,
+        description="what of a row is embedded: conversation, prompt, response, chat_template; null: "
+        "conversation, by the run's own model chat_template",
     )
     query_text: Text | None = Field(None, description="the same of a target row; null: as embed_text says")
     embed_prompt: str = Field("", description="put before every text of the pool")
@@ -287,10 +325,24 @@ class EmbeddingParams(TextLimits, EmbedderMemory):
         None, exclude=True, description="first_100: the first 100 rows of the pool are the target"
     )
 
+    @property
+    def chosen_model(self) -> str | None:
+        """The embedding model; None for the run's own."""
+        return self.embed_model or (None if self.embed_method == "model" else DEFAULT_MODEL)
+
+    @property
+    def chosen_text(self) -> Text:
+        """What of a row is embedded."""
+        return self.embed_text or ("conversation" if self.chosen_model else "chat_template")
+
     @field_serializer("embed_model")
-    def _by_name(self, value: str) -> str:
+    def _model_by_name(self, value: str | None) -> str | None:
         """A folder counts by its content, in the feature: moved elsewhere it is the same model."""
-        return Path(value).name if Path(value).expanduser().is_dir() else value
+        return by_name(self.chosen_model)
+
+    @field_serializer("embed_text")
+    def _text_chosen(self, value: Text | None) -> Text:
+        return self.chosen_text
 
     @field_validator("embed_method", mode="before")
     @classmethod
@@ -303,25 +355,35 @@ class EmbeddingParams(TextLimits, EmbedderMemory):
         """Let ``model_name`` stand for ``embed_model``; two different names are a mistake."""
         if not isinstance(values, dict) or values.get("model_name") is None:
             return values
-        name, model = values["model_name"], values.get("embed_model", DEFAULT_MODEL)
-        if model not in (DEFAULT_MODEL, name):
+        name, model = values["model_name"], values.get("embed_model")
+        if model not in (None, DEFAULT_MODEL, name):
             raise ValueError(f"model_name ({name}) and embed_model ({model}) are one setting; give one")
         return values | {"embed_model": name}
 
     def pool_vectors(self) -> VectorParams:
         """Return the parameters of the pool's embeddings."""
-        return self._vectors(text=self.embed_text, prompt=self.embed_prompt, vectors=self.embeddings)
+        return self._vectors(text=self.chosen_text, prompt=self.embed_prompt, vectors=self.embeddings)
 
     def target_vectors(self) -> VectorParams:
         """Return the parameters of the target's embeddings."""
-        text = self.query_text or self.embed_text
+        text = self.query_text or self.chosen_text
         return self._vectors(text=text, prompt=self.query_prompt, vectors=self.query_embeddings)
+
+    def pool_need(self) -> api.Need:
+        """Return what asks for the pool's embeddings."""
+        params = self.pool_vectors()
+        return api.Need(params.feature, "pool", params=params)
+
+    def target_need(self) -> api.Need:
+        """Return what asks for the target's embeddings."""
+        params = self.target_vectors()
+        return api.Need(params.feature, "target", params=params)
 
     def _vectors(self, **own: Any) -> VectorParams:
         return VectorParams(
             **self.part(TextLimits),
             **self.part(EmbedderMemory),
-            model=self.embed_model,
+            model=self.chosen_model,
             revision=self.embed_revision,
             method=self.embed_method,
             dtype=self.embed_dtype,
@@ -356,6 +418,11 @@ class NeighbourParams(NearestParams):
     target: VectorParams = Field(
         default_factory=VectorParams, exclude=True, description="parameters of the target's embeddings"
     )
+
+    @property
+    def by_run_model(self) -> bool:
+        """Whether the run's own model embeds one of the two."""
+        return self.pool.by_run_model or self.target.by_run_model
 
 
 class KernelParams(api.Params):

@@ -27,11 +27,16 @@ FEATURES = (
     "density",
     "embeddings",
     "generations",
+    "grades",
     "gradients",
     "losses",
+    "model_embeddings",
     "neighbours",
     "policy_gradients",
+    "response_losses",
     "rewards",
+    "score_losses",
+    "words",
 )
 
 

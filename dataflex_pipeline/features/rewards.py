@@ -20,9 +20,10 @@ from typing import Any
 import pyarrow as pa
 
 from dataflex_pipeline import api
+from dataflex_pipeline.features.judging import remove_finished
 from dataflex_pipeline.features.params import JudgedParams
 from dataflex_pipeline.features.plan import make_feature
-from dataflex_pipeline.features.reward_parts import REWARDS, RewardParts, remove_finished
+from dataflex_pipeline.features.reward_parts import REWARDS, RewardParts
 from dataflex_pipeline.reward.journal import JOURNALS
 from dataflex_pipeline.reward.rewarders import read_settings
 from dataflex_pipeline.reward.settings import Settings

@@ -1,8 +1,8 @@
 """The selection methods: one file each; file name = method name = configuration name.
 
-Three files are no method that is chosen by name: ``gradient_similarity``, the base of less and nice,
-``focus``, which loss and perplexity share, and ``imported``, which stands in for a method whose probabilities
-come from a file.
+Four files are no method that is chosen by name: ``gradient_similarity``, the base of less and nice,
+``embedding_similarity``, that of near and rds, ``focus``, which loss and perplexity share, and ``imported``,
+which stands in for a method whose probabilities come from a file.
 
 A method of the user's own lives in any Python file; an entry of components.yaml names it with
 ``file:`` (a path, relative to that YAML file) or ``module:`` (an importable module).
@@ -27,7 +27,7 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 from dataflex_pipeline.own_code import load_source
 
-NOT_CHOSEN = ("focus", "gradient_similarity", "imported")
+NOT_CHOSEN = ("embedding_similarity", "focus", "gradient_similarity", "imported")
 """Modules here that are no method to choose by name."""
 OWN_MODULE = "dataflex_method_"
 """The module of a method of the user's own is called that and the method's name."""

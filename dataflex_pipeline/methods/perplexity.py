@@ -11,6 +11,8 @@ so that the highest score is always what was asked for. l_i is the mean negative
 T_i response tokens (``loss: per_token``), which ranks rows as their perplexity exp(l_i) does, or the sum
 T_i l_i (``loss: total``), at whose upper end are the long responses.
 
+With ``score_model`` another, smaller model than the run's computes the losses.
+
 ``strategy: sample`` draws by exp(score / (largest |score| x temperature)), as for every method whose own
 strategy is top_k.
 
@@ -28,6 +30,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from dataflex_pipeline import api
+from dataflex_pipeline.features.score_params import ScoredParams, ScoreModelParams
 from dataflex_pipeline.methods.focus import Focus
 from dataflex_pipeline.sampling.softmax import Softmax
 from dataflex_pipeline.schemas import column
@@ -45,7 +48,7 @@ class Perplexity(api.Method):
         column("perplexity", pa.float64(), "exp(loss), per token; infinite beyond the range of a float"),
     )
 
-    class Params(api.Params):
+    class Params(ScoreModelParams):
         """Parameters of perplexity."""
 
         focus: Literal["high", "low", "middle"] = Field(
@@ -63,7 +66,11 @@ class Perplexity(api.Method):
     params: Params
 
     def needs(self, selection: api.Selection) -> Mapping[str, api.Need]:
-        """Ask for the losses at the checkpoint of the round before."""
+        """Ask for the losses at the checkpoint of the round before, or by the model that scores."""
+        if self.params.score_model is not None:
+            return {
+                "now": api.Need("score_losses", params=ScoredParams(**self.params.part(ScoreModelParams)))
+            }
         return {"now": api.Need("losses", checkpoint=selection.round - 1)}
 
     def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> Focus:

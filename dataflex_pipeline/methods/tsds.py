@@ -36,7 +36,6 @@ from pydantic import Field, field_validator, model_validator
 from dataflex_pipeline import api
 from dataflex_pipeline.data.leaks import say_leaks
 from dataflex_pipeline.features.density import Density
-from dataflex_pipeline.features.embeddings import Embeddings
 from dataflex_pipeline.features.neighbours import Neighbours
 from dataflex_pipeline.features.params import (
     EmbeddingParams,
@@ -164,14 +163,15 @@ class Tsds(api.Method):
         """Ask for the target's neighbours and the density of what they find; embeddings for the mix."""
         params, pool = self.params, self.params.pool_vectors()
         near = NeighbourParams(**params.part(NearestParams), pool=pool, target=params.target_vectors())
+        number = selection.round - 1 if near.by_run_model else None
         crowd = Density.Params(
             **params.part(SearchParams), **params.part(KernelParams), gaussian=self.mixes, neighbours=near
         )
         needs = {
-            "neighbours": api.Need(Neighbours, "target", params=near),
-            "density": api.Need(Density, "pool", params=crowd),
+            "neighbours": api.Need(Neighbours, "target", number, near),
+            "density": api.Need(Density, "pool", number, crowd),
         }
-        return needs | ({"pool": api.Need(Embeddings, "pool", params=pool)} if self.mixes else {})
+        return needs | ({"pool": params.pool_need()} if self.mixes else {})
 
     def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> Shares:
         """Work out every row's share of the target's mass."""

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.errors import ConfigError, DataflexError
 
 PLACE = "nice.reward_backend_params"
 """Where the settings stand, as a user of `nice`, which passes them on, would type it."""
+_OF_NICE = "nice.reward_"
 QUERY = ("api-version", "api_version", "version", "deployment", "deployment-id", "region")
 """Query parameters that an address may have: keys go by too many names to list those instead."""
 _QUERY_VALUE = re.compile(r"[\w.-]*", re.ASCII)
+
+
+@contextmanager
+def named_for(method: str) -> Iterator[None]:
+    """Let errors about a rewarder's settings name them as a user of another method would type them."""
+    try:
+        yield
+    except DataflexError as error:
+        parts = (part.replace(_OF_NICE, f"{method}.reward_") for part in (error.what, error.why, error.fix))
+        error.what, error.why, error.fix = parts
+        error.args = (f"{error.what}\n{error.why}\n{error.fix}",)
+        raise
 
 
 def is_loopback(host: str) -> bool:

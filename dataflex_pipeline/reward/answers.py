@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dataflex_pipeline.reward import Answer
@@ -18,6 +19,17 @@ class JudgedAnswer(Answer):
 
     turns: tuple[tuple[str, str], ...] = ()
     again: bool = False
+
+
+def split_turns(
+    messages: Sequence[Mapping[str, str]],
+) -> tuple[tuple[tuple[str, str], ...], str | None]:
+    """Return the turns before a row's last answer as (role, content), and that answer; None: it is blank."""
+    turns = [(message["role"], message["content"]) for message in messages]
+    answered = [number for number, (role, _) in enumerate(turns) if role == "assistant"]
+    before = tuple(turns[: answered[-1]] if answered else turns)
+    own = turns[answered[-1]][1] if answered else ""
+    return before, own if own.strip() else None
 
 
 def conversation_text(turns: tuple[tuple[str, str], ...]) -> str:

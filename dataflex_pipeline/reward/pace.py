@@ -13,11 +13,11 @@ class BudgetError(UserError):
 
     Args:
         budget: the setting. left: answers of this part of the table that still have no reward.
-        rows_beyond: target rows of parts that were not begun.
+        rows_beyond: rows of parts that were not begun.
     """
 
     def __init__(self, budget: int, left: int, rows_beyond: int = 0) -> None:
-        beyond = f", and {rows_beyond} target rows beyond this part of the table" if rows_beyond else ""
+        beyond = f", and {rows_beyond} rows beyond this part of the table" if rows_beyond else ""
         super().__init__(
             f"max_requests: {budget} requests were sent. {left} answers are left without a reward{beyond}.",
             "The budget holds for one command, retries included; what has arrived is kept.",

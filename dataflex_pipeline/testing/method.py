@@ -74,7 +74,11 @@ class MethodContract:
 
     def schema(self, need: api.Need) -> pa.Schema:
         """Return the columns of a feature."""
-        return EMBEDDINGS if need.feature == "embeddings" else make_feature(need, Config()).schema
+        return (
+            EMBEDDINGS
+            if need.feature in ("embeddings", "model_embeddings")
+            else make_feature(need, Config()).schema
+        )
 
     def begun(self, number: int, cut: int = WHOLE) -> tuple[api.Method, Any, dict[str, api.BlockTable]]:
         """Return the method, its state and its tables at the start of a round."""

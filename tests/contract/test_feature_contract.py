@@ -41,6 +41,14 @@ class TestLossesOfTheTarget(OnModel):
     split = "target"
 
 
+class TestResponseLosses(OnModel):
+    feature = "response_losses"
+
+    @pytest.fixture(autouse=True)
+    def _template(self, _model):
+        self.settings = {**self.settings, "template": "plain"}
+
+
 class TestGradients(OnModel):
     feature = "gradients"
     split = "target"
@@ -100,6 +108,18 @@ class TestEmbeddings(OnVectors):
 
     def set_params(self):
         self.params, self.others = self.vectors["pool"], self.vectors["other"]
+
+
+class TestModelEmbeddings(OnModel):
+    feature = "model_embeddings"
+    params: ClassVar = {"model": None, "method": "model", "text": "chat_template"}
+    others: ClassVar = {"text": "response", "max_length": 5, "prompt": "query: "}
+    idle: ClassVar = frozenset({"model", "method", "revision", "dtype", "vectors", "batch_size"})
+
+
+class TestWords(FeatureContract):
+    feature = "words"
+    others: ClassVar = {"text": "response"}
 
 
 class TestNeighbours(OnVectors):

@@ -8,9 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from neighbour_tables import clustered, tsds_tables, unit
 
+from dataflex_pipeline.api import FeatureInput, Silent
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.features.plan import make_feature
 from dataflex_pipeline.methods import method_class, shipped_methods
 from dataflex_pipeline.testing.method import MethodContract
-from dataflex_pipeline.testing.tables import random_numbers
+from dataflex_pipeline.testing.tables import MemoryTable, random_numbers
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "shortest.py"
 SMALL: dict = {"proj_dim": 16, "dtype": "float32"}
@@ -34,6 +37,20 @@ class TestPerplexity(MethodContract):
 class TestPerplexityLow(MethodContract):
     method = method_class("perplexity")
     params: ClassVar = {"focus": "low"}
+
+
+class TestPerplexityOfAnotherModel(MethodContract):
+    method = method_class("perplexity")
+    params: ClassVar = {"score_model": "someone/small"}
+
+
+class TestIfd(MethodContract):
+    method = method_class("ifd")
+
+
+class TestIfdOfAnotherModel(MethodContract):
+    method = method_class("ifd")
+    params: ClassVar = {"score_model": "someone/small", "score_template": "chatml"}
 
 
 class TestColumn(MethodContract):
@@ -86,6 +103,37 @@ class TestNiceOverRounds(MethodContract):
 
 class TestNear(MethodContract):
     method = method_class("near")
+
+
+class TestNearByTheModelItself(MethodContract):
+    method = method_class("near")
+    params: ClassVar = {"embed_method": "model"}
+
+
+class TestRds(MethodContract):
+    method = method_class("rds")
+
+
+class TestBm25(MethodContract):
+    method = method_class("bm25")
+
+    def tables(self, needs):
+        """Terms are no random numbers: they are those of the made-up rows."""
+        found = {}
+        for key, need in needs.items():
+            feature, rows = make_feature(need, Config()), self.rows(need.split)
+            with feature.open(FeatureInput(MemoryTable(rows), "", None, None), Silent()) as compute:
+                found[key] = MemoryTable(compute(rows))
+        return found
+
+
+class TestBm25OfAll(TestBm25):
+    params: ClassVar = {"aggregate": "mean", "query_text": "prompt"}
+
+
+class TestJudge(MethodContract):
+    method = method_class("judge")
+    params: ClassVar = {"reward_model_backend": "metric"}
 
 
 class TestTsds(MethodContract):

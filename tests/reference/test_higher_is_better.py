@@ -78,6 +78,12 @@ def made(name, **params):
     return build_method(name, method_class(name), params, "a test")
 
 
+def by_ifd(tmp_path):
+    """ifd 0.5, 1.5, 0.25, 1, 9: above 1 comes last."""
+    tables = {"given": losses([1.0, 3.0, 0.5, 2.0, 9.0]), "alone": losses([2.0, 2.0, 2.0, 2.0, 1.0])}
+    return scored(made("ifd"), tables, n=5), [3, 1, 2, 4, 0]
+
+
 def random_rows(tmp_path):
     return scored(made("random"), {}, n=4), [0, 0, 0, 0]
 
@@ -123,9 +129,44 @@ def embedded(tmp_path):
     return tsds_tables(tmp_path, pool, target, near=near, crowd=crowd)
 
 
-def by_cosine(tmp_path):
-    tables = {key: embedded(tmp_path)[key] for key in ("pool", "target")}
-    return scored(made("near"), tables, n=4), [3, 2, 1, 0]
+def by_cosine(name):
+    def case(tmp_path):
+        tables = {key: embedded(tmp_path)[key] for key in ("pool", "target")}
+        return scored(made(name), tables, n=4), [3, 2, 1, 0]
+
+    return case
+
+
+def by_words(tmp_path):
+    """Both words of the target, its rare word, its common word, none of them."""
+    pool = [
+        ["common", "rare"],
+        ["other", "rare"],
+        ["common", "other"],
+        ["other", "third"],
+        ["common", "third"],
+    ]
+
+    def table(lists):
+        columns = {
+            **base(len(lists)),
+            "terms": lists,
+            "counts": [[1, 1]] * len(lists),
+            "n_terms": [2] * len(lists),
+        }
+        schema = make_feature(api.Need("words"), Config()).schema
+        return MemoryTable(pa.table(columns).select(schema.names).cast(schema))
+
+    return scored(made("bm25"), {"pool": table(pool), "target": table(pool[:1])}, n=5), [3, 2, 1, 0, 1]
+
+
+def by_grade(tmp_path):
+    method = made("judge", reward_model_backend="metric")
+    columns = {**base(3), "grade": [3.0, 4.5, 1.0], "raw": [None] * 3, "attempts": [1] * 3}
+    columns |= {"seconds": [None] * 3, "backend": ["metric f"] * 3}
+    schema = make_feature(method.needs(selection())["grades"], Config()).schema
+    grades = pa.table(columns).select(schema.names).cast(schema)
+    return scored(method, {"grades": MemoryTable(grades)}, n=3), [1, 2, 0]
 
 
 def by_transport(tmp_path):
@@ -152,6 +193,7 @@ CASES = {
     "loss low": by_loss("loss", "low", [3, 1, 2, 0]),
     "loss medium": by_loss("loss", "medium", [0, 1, 1, 0]),
     "loss high": by_loss("loss", "high", [0, 2, 1, 3]),
+    "ifd": by_ifd,
     "perplexity low": by_loss("perplexity", "low", [3, 1, 2, 0]),
     "perplexity middle": by_loss("perplexity", "middle", [0, 1, 1, 0]),
     "perplexity high": by_loss("perplexity", "high", [0, 2, 1, 3]),
@@ -159,7 +201,10 @@ CASES = {
     "delta_loss": by_delta,
     "less": by_gradient("less", proj_dim=16, dtype="float32"),
     "nice": by_gradient("nice", **JUDGE),
-    "near": by_cosine,
+    "near": by_cosine("near"),
+    "rds": by_cosine("rds"),
+    "bm25": by_words,
+    "judge": by_grade,
     "tsds": by_transport,
     "column": by_column(True, [1, 2, 0]),
     "column ascending": by_column(False, [1, 0, 2]),

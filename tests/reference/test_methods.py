@@ -284,7 +284,9 @@ class TestErrors:
 class TestSoftmax:
     """The draw of methods that rank by default: exp(score / (largest |score| x temperature))."""
 
-    @pytest.mark.parametrize("name", ["column", "less", "near", "nice", "perplexity"])
+    @pytest.mark.parametrize(
+        "name", ["bm25", "column", "ifd", "judge", "less", "near", "nice", "perplexity", "rds"]
+    )
     @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-17, 0.1, 1.0, 1e300, math.inf])
     @pytest.mark.parametrize("scale", [0.0, 1e-300, 1.0, 1e300])
     def test_extreme_temperatures_and_scores(self, name, temperature, scale):

@@ -7,8 +7,9 @@ from neighbour_tables import embeddings, score_whole, selection, unit
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import DataError
-from dataflex_pipeline.methods import near as near_module
-from dataflex_pipeline.methods.near import Near, nearest_place
+from dataflex_pipeline.methods import embedding_similarity
+from dataflex_pipeline.methods.embedding_similarity import nearest_place
+from dataflex_pipeline.methods.near import Near
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def world(tmp_path, rng):
 
 def test_the_score_is_the_largest_cosine(world, monkeypatch):
     tables, cosines, valid = world
-    monkeypatch.setattr(near_module, "TILE", 37 * 5)  # five targets at a time
+    monkeypatch.setattr(embedding_similarity, "TILE", 37 * 5)  # five targets at a time
     method = Near(Near.Params())
     state = method.begin(tables, selection())
     found = score_whole(method, tables, tables["pool"], state)

@@ -317,9 +317,7 @@ def test_the_budget_tells_rows_of_other_parts(tmp_path):
     target, generations = make_inputs(tmp_path, [f"answer-{i}" for i in range(10)])
     with MisbehavingServer(fine) as server:
         feature = make_feature("api", {"api_url": server.url, **FAST, "max_requests": 5})
-        with pytest.raises(
-            BudgetError, match="3 answers are left without a reward, and 1 target rows beyond"
-        ):
+        with pytest.raises(BudgetError, match="3 answers are left without a reward, and 1 rows beyond"):
             run(tmp_path / "rewards", feature, target, generations, rows_per_part=2)
 
 
