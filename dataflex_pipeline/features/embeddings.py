@@ -24,7 +24,7 @@ from dataflex_pipeline.data.texts import row_text
 from dataflex_pipeline.data.vectors import VectorFile, unit_vectors
 from dataflex_pipeline.embed import Embedder
 from dataflex_pipeline.embed.embedders import MODEL, check_installed, make_embedder, resolve_embedder
-from dataflex_pipeline.embed.settings import KEY, EmbedderSettings, EmbedModel
+from dataflex_pipeline.embed.settings import KEY, Dtype, EmbedderSettings, EmbedModel
 from dataflex_pipeline.errors import DataflexError
 from dataflex_pipeline.features.params import VectorParams
 from dataflex_pipeline.models.beside import ModelBeside
@@ -113,7 +113,7 @@ class Embeddings(api.Feature):
         return {"params": kept | model}
 
     @property
-    def _dtype(self) -> str:
+    def _dtype(self) -> Dtype:
         """The number format that counts, ``auto`` decided: as bf16 says, whatever the device makes of it."""
         if self.params.dtype != "auto":
             return self.params.dtype
