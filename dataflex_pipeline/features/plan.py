@@ -28,10 +28,12 @@ FEATURES = (
     "embeddings",
     "generations",
     "gradients",
+    "influence",
     "losses",
     "neighbours",
     "policy_gradients",
     "rewards",
+    "target_directions",
 )
 
 
@@ -121,12 +123,17 @@ def make_feature(need: Need, config: Any) -> Feature:
 
 
 def method_needs(method: Method, selection: Selection) -> dict[str, Need]:
-    """Return what a method needs, each with its checkpoint: where none is named, that of the round before."""
+    """Return what a method needs, each with its checkpoint."""
+    return with_rounds(method.needs(selection), selection)
+
+
+def with_rounds(needs: Mapping[str, Need], selection: Selection) -> dict[str, Need]:
+    """Return needs, each with its checkpoint: where none is named, that of the round before."""
     return {
         key: replace(need, checkpoint=selection.round - 1)
         if need.checkpoint is None and feature_class(need).uses_model
         else need
-        for key, need in method.needs(selection).items()
+        for key, need in needs.items()
     }
 
 
