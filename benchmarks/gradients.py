@@ -1,4 +1,4 @@
-"""Projected per-sample gradients beside plain training passes over the same rows, in one run.
+"""Per-sample gradients, exact and projected, beside plain training passes over the same rows, in one run.
 
     python benchmarks/gradients.py --rows 64 --json gradients.json
     python benchmarks/gradients.py --model FOLDER --rank 16
@@ -10,12 +10,15 @@ LoRA adapter. Measured:
 
 - ``plain``: forward and backward of the batches, logits of all positions, parameter gradients thrown away;
 - ``plain, labelled logits``: the same with the capture's own loss, logits only where there are labels;
+- ``exact``: per-sample gradients, Adam-preconditioned, their products with the directions of --groups target
+  groups, norms beside: what less and nice do by default;
+- ``target``: the directions themselves, from the same rows as a target: whole gradients, lengths, sums;
 - ``capture``: per-sample gradients, Adam-preconditioned, projected by countsketch, norms beside;
 - ``policy``: policy gradients, the rows taken as answers, four of each target row: projected and summed;
 - ``one by one``: the usual recipe on --subset rows: batch size 1, all gradients concatenated, Adam, dense
   projection generated block by block.
 
-The first four take turns, repetition by repetition, over the same batches (--tokens padded tokens each, the
+All but the last take turns, repetition by repetition, over the same batches (--tokens padded tokens each, the
 best of those given); each is its fastest repetition, in seconds of this process's CPU time on a CPU (other
 programs do not count) and of wall time on a GPU. Opening a model, where a few tokens are tried, is once per
 table and is measured by itself. Peak memory is what the process (or the GPU) held at most
@@ -48,6 +51,8 @@ from torch.nn.functional import cross_entropy
 
 from dataflex_pipeline.gradients.adam import AdamUpdate
 from dataflex_pipeline.gradients.capture import GradientCapture
+from dataflex_pipeline.gradients.directions import DirectionSums, RowGradients, add_rows, rows_in_flight
+from dataflex_pipeline.gradients.influence import Influences, influence_batch
 from dataflex_pipeline.gradients.policy import WeightedAnswers, summed_gradients
 from dataflex_pipeline.gradients.projection import make_projection
 from dataflex_pipeline.gradients.stream import ProjectedGradients, projected_batch
@@ -93,6 +98,32 @@ def one_by_one(model: Any, rows: list[Batch], updates: dict[str, AdamUpdate], di
         into = torch.zeros(1, dim, device=flat.device)
         projection.add("all", flat[None], into)
         model.zero_grad()
+
+
+def exact(model: Any, batches: list[Batch], updates: dict[str, AdamUpdate], groups: int) -> None:
+    """Take the inner products of the rows' updates with random directions."""
+    stream = torch.Generator().manual_seed(0)
+    directions = {
+        name: torch.randn(groups, p.numel(), generator=stream).to(p.device)
+        for name, p in trainable(model).items()
+    }
+    consumer = Influences([directions], updates)
+    with GradientCapture(model, consumer, print, verify=False) as capture:
+        for batch in batches:
+            influence_batch(capture, consumer, *batch)
+
+
+def target(model: Any, sequences: Sequences, groups: int, tokens: int) -> None:
+    """Add the rows up to the directions of groups."""
+    parameters = trainable(model)
+    device = next(iter(parameters.values())).device
+    numel, count = sum(p.numel() for p in parameters.values()), len(sequences.lengths)
+    consumer = RowGradients(parameters, rows_in_flight(numel, count), device)
+    sums = DirectionSums.empty(parameters, device, [f"{group}" for group in range(groups)])
+    rows = WeightedAnswers(sequences, np.arange(count), np.ones(count))
+    slots = {row: row % groups for row in range(count)}
+    with GradientCapture(model, consumer, print, verify=False) as capture:
+        add_rows(model, capture, consumer, rows, slots, sums, tokens)
 
 
 def best_tokens(model: Any, sequences: Sequences, args: argparse.Namespace) -> int:
@@ -141,6 +172,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     work = {
         "plain": lambda: plain(model, batches),
         "plain, labelled logits": lambda: plain_labelled(model, batches),
+        "exact": lambda: exact(model, batches, updates, args.groups),
+        "target": lambda: target(model, sequences, args.groups, tokens),
         "capture": captured,
         "policy": policy,
         "opening": opened,
@@ -171,6 +204,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_second": {name: total / s for name, s in seconds.items()},
         "peak_mib_beyond_the_model": peaks,
         "ratios": {
+            "exact / plain": rates["exact"] / rates["plain"],
+            "exact / plain, labelled logits": rates["exact"] / rates["plain, labelled logits"],
+            "exact / capture": rates["exact"] / rates["capture"],
             "capture / plain": rates["capture"] / rates["plain"],
             "capture / plain, labelled logits": rates["capture"] / rates["plain, labelled logits"],
             "policy / plain": rates["policy"] / rates["plain"],
@@ -191,6 +227,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=512, help="tokens of the longest row")
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048], help="padded tokens of a batch")
     parser.add_argument("--dim", type=int, default=4096, help="proj_dim")
+    parser.add_argument("--groups", type=int, default=1, help="directions of the target")
     parser.add_argument("--subset", type=int, default=1, help="rows of the one-by-one recipe")
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()

@@ -314,6 +314,10 @@ class Method(ABC):
         """Whether ``by_target_row`` is there."""
         return type(self).by_target_row is not Method.by_target_row
 
+    def ranking_needs(self, selection: Selection) -> Mapping[str, Need]:
+        """Return the features that ``by_target_row`` looks at: by default those of the scores."""
+        return self.needs(selection)
+
     def by_target_row(self, tables: Mapping[str, BlockTable], selection: Selection) -> TargetRanking:
         """Return how each target row ranks the pool.
 
@@ -321,8 +325,8 @@ class Method(ABC):
         ever stored. Rows that the score table calls invalid are passed over whatever is returned.
 
         Args:
-            tables: as for ``begin``.
-            selection: the same; what is said goes into the index.
+            tables: those of ``ranking_needs``.
+            selection: as for ``begin``; what is said goes into the index.
         """
         raise NotImplementedError(f"{type(self).__name__} has one ranking of the pool only")
 
@@ -349,6 +353,7 @@ class FeatureInput:
         checkpoint: folder of the checkpoint, with its fingerprint; None where the feature needs none.
         tables: the feature tables that it is computed from, by the names that its ``needs`` gave them.
         folder: of the table being made, for what has to survive a kill before its part is whole.
+        made: fingerprint of that table.
     """
 
     table: BlockTable
@@ -357,6 +362,7 @@ class FeatureInput:
     checkpoint_fingerprint: str | None
     tables: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    made: str = ""
 
 
 class Feature(ABC):
@@ -431,7 +437,8 @@ class Feature(ABC):
         """Return the feature's table of one part from plain columns, a line per row.
 
         Args:
-            rows: what ``compute`` was given, with row, row_id, valid and reason.
+            rows: what ``compute`` was given, with row, row_id, valid and reason; columns that the feature
+                has too and no values are given for are taken over.
             values: by column; the first one decides: where it is not finite, the row is not valid.
             why: the reason of those rows; rows that were not valid before keep their own.
         """
@@ -440,10 +447,34 @@ class Feature(ABC):
         reason = rows.column("reason").to_pylist()
         for place in np.flatnonzero(valid & ~kept):
             reason[place] = why
-        columns = {name: pa.array(value, mask=~kept) for name, value in values.items()}
-        columns |= {"row": rows.column("row"), "row_id": rows.column("row_id")}
+        columns = {
+            name: pa.array(value, self.schema.field(name).type, mask=~kept) for name, value in values.items()
+        }
+        same = set(self.schema.names) & set(rows.column_names) - set(values)
+        columns |= {name: rows.column(name) for name in same}
         columns |= {"valid": pa.array(kept), "reason": pa.array(reason, pa.string())}
         return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
+
+    def has_beside(self, folder: Path, first_row: int, fingerprint: str) -> bool:
+        """Whether what a finished part keeps in a file of its own is there and whole.
+
+        A part without it is computed again.
+
+        Args:
+            folder: of the table. first_row: of the part. fingerprint: of the table.
+        """
+        return True
+
+    def finish(  # noqa: B027 (most features are their parts)
+        self, folder: Path, first_rows: Sequence[int], fingerprint: str
+    ) -> None:
+        """Make what all parts come to, once every one is there and before the side files go.
+
+        A kill may let this run again, with or without the side files: what is there already is kept.
+
+        Args:
+            folder: of the table. first_rows: of the parts. fingerprint: of the table.
+        """
 
     @abstractmethod
     def open(

@@ -27,6 +27,9 @@ SqlOption = Annotated[
 ]
 CsvOption = Annotated[bool, typer.Option("--csv", help="The table as CSV: the answer, or the numbers.")]
 RowOption = Annotated[int | None, typer.Option(help="Why this row? All that is known of row N of the pool.")]
+GradientsOption = Annotated[
+    bool, typer.Option("--gradients", help="With --row: take gradients anew, for the target rows that agree.")
+]
 RowIdOption = Annotated[str | None, typer.Option(help="The same, by the beginning of its row_id.")]
 FindOption = Annotated[str | None, typer.Option(help="The same, by a text that it holds; of several a list.")]
 
@@ -44,6 +47,7 @@ def inspect(
     row: RowOption = None,
     row_id: RowIdOption = None,
     find: FindOption = None,
+    gradients: GradientsOption = False,
     sql: SqlOption = None,
     json: JsonOption = False,
     csv: CsvOption = False,
@@ -61,9 +65,15 @@ def inspect(
             "What is known of one row is no table.",
             "Leave one of them out; --json gives all of it to a program.",
         )
+    if gradients and not one:
+        raise UserError(
+            "--gradients was given without --row, --row-id or --find.",
+            "Gradients are taken of one row, and compared with those of the target.",
+            "Name the row, or leave it out.",
+        )
     subject = subject_of(config, arguments or [], run, method, json or csv)
     if one:
-        show_row(subject, row, row_id, find, json=json)
+        show_row(subject, row, row_id, find, json=json, gradients=gradients)
         return
     from dataflex_pipeline.terminal.inspection import show
 

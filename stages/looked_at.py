@@ -41,11 +41,13 @@ def subject_of(
     return Subject(opened.store, Path(named) if Path(named).exists() else opened.folder / named)
 
 
-def show_row(subject: Subject, row: int | None, row_id: str | None, find: str | None, *, json: bool) -> None:
+def show_row(
+    subject: Subject, row: int | None, row_id: str | None, find: str | None, *, json: bool, gradients: bool
+) -> None:
     """Print one row's story; of several rows that hold a text, the first.
 
     Args:
-        subject: the run. json: for a program.
+        subject: the run. json: for a program. gradients: take them where the scores kept none.
         row, row_id, find: its number, the beginning of its row_id, or a text that it holds: one of them.
 
     Raises:
@@ -71,10 +73,8 @@ def show_row(subject: Subject, row: int | None, row_id: str | None, find: str | 
     quieten()
     run = Run.open(subject.run.folder)
     if find is not None:
-        found = run.find(find)
-        if found.count > 1:
-            drawing.print_json(found) if json else drawing.draw_found(found)
-            return
+        if (found := run.find(find)).count > 1:
+            return drawing.print_json(found) if json else drawing.draw_found(found)
         row = found.first[0].row
-    story = run.row(row if row is not None else row_id or "")
-    drawing.print_json(story) if json else drawing.draw_row(story)
+    story = run.row(row if row is not None else row_id or "", gradients)
+    return drawing.print_json(story) if json else drawing.draw_row(story)

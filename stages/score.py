@@ -1,4 +1,4 @@
-"""`dataflex score`: one method's score of every row of the pool, as a table."""
+"""`dataflex score`: a method's score of every row of the pool, as a table; several methods in one pass."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ def score(
     method: MethodOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Score every row of the pool with one method; the result is a table."""
+    """Score every row of the pool; the result is a table. Several methods in one pass: --method less,nice."""
     from .opening import open_run
     from .summary import command, report
 
     opened = open_run(run_options(config, arguments or [], run, None, overwrite, begins=True))
-    name = method or opened.given.component_name
-    opened.score(round_number, name)
+    names = (method or opened.given.component_name).split(",")
+    name = names[0]
+    if len(names) > 1:
+        opened.score_together(round_number, names)
+    else:
+        opened.score(round_number, name)
     given = opened.given
     how_many = given.trains_rounds or given.num_samples or given.fraction or given.token_budget
     options = f"--round {round_number} --method {name}" + ("" if how_many else " fraction=0.1")

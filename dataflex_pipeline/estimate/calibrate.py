@@ -12,7 +12,7 @@ import pyarrow as pa
 from dataflex_pipeline.api import Need
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.estimate.features import Bench
-from dataflex_pipeline.estimate.predict import kind_of
+from dataflex_pipeline.estimate.predict import follows_from_others, kind_of
 from dataflex_pipeline.estimate.records import Measured, WritingCost
 from dataflex_pipeline.estimate.sample import Sample, write_parts
 from dataflex_pipeline.estimate.stages import selected_rows
@@ -32,8 +32,6 @@ from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.tables import TableFile, table_writer
 
 TABLE_ROWS = 20_000
-COMPUTED_ELSEWHERE = ("rewards", "grades", "policy_gradients")
-"""Features whose cost follows from others' (`predict`)."""
 
 
 def calibrate(
@@ -73,7 +71,7 @@ def calibrate(
     bench = Bench(config, rows, training.checkpoint if training else None, scratch, budget, device)
     features = {}
     for need in [Need("losses"), *needs]:
-        if need.name in COMPUTED_ELSEWHERE or _is_read(need) or kind_of(need) in features:
+        if follows_from_others(need) or _is_read(need) or kind_of(need) in features:
             continue
         say(f"measuring: {need.name.replace('_', ' ')}")
         features[kind_of(need)] = bench.measure(need)

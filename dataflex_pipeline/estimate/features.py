@@ -20,8 +20,9 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.estimate.costs import has_widths, row_bytes
 from dataflex_pipeline.estimate.machine import begin_peak, peak_bytes
 from dataflex_pipeline.estimate.sample import disk_of, numbered, write_parts
+from dataflex_pipeline.features.build import build_feature
 from dataflex_pipeline.features.part_size import MOST, rows_per_part
-from dataflex_pipeline.features.plan import make_feature, params_of
+from dataflex_pipeline.features.plan import make_feature, params_of, plan_feature
 from dataflex_pipeline.models.batches import length_batches
 from dataflex_pipeline.models.room import LARGEST
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
@@ -47,6 +48,7 @@ class FeatureCost:
         rows, units: that it was measured over. part_bytes, line_bytes: on disk, of a part and of a line.
         tokens_per_line: of a completion; 0 elsewhere. cut: share of the completions that were cut short.
         peak_bytes: of memory. rows_per_part: of the table, as the sampled rows say.
+        groups: of the target, in the sample.
     """
 
     start_seconds: float
@@ -59,6 +61,7 @@ class FeatureCost:
     tokens_per_line: float = 0.0
     cut: float = 0.0
     rows_per_part: int = MOST
+    groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,22 @@ class Bench:
         if self.checkpoint is None and getattr(params_of(need), "side", None) == "adam":
             need = replace(need, params=params_of(need).model_copy(update={"side": "sgd"}))
         rows = self.rows[need.split]
-        return self._timed(need, make_feature(need, self.config), rows, self._given(rows), _tokens)
+        tables = {"directions": self._directions(need)} if need.name == "influence" else {}
+        feature = make_feature(need, self.config)
+        found = self._timed(need, feature, rows, self._given(rows, **tables), _tokens)
+        if need.name == "target_directions":
+            groups = {*rows.part(0, ["group"]).column("group").to_pylist()}
+            return replace(found, groups=len(groups))
+        return found
+
+    def _directions(self, need: Need) -> PartedTable:
+        """Return directions of a few target rows, plain ones, which cost a row of the pool the same."""
+        rows = write_parts(
+            self.rows["target"].part(0).slice(0, FIRST_ROWS), self.scratch / f"few-{time.monotonic_ns()}"
+        )
+        wanted = replace(need, feature="target_directions", kind=None, split="target", params={})
+        plan = plan_feature(wanted, self.config, lambda each: self._given(rows), rows.n_rows)
+        return build_feature(self.scratch, plan, Silent()).table
 
     def _given(self, rows: PartedTable, **tables: PartedTable) -> FeatureInput:
         folder = self.scratch / f"feature-{time.monotonic_ns()}"

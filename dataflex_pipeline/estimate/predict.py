@@ -22,6 +22,10 @@ from dataflex_pipeline.features.plan import make_feature, params_of
 from dataflex_pipeline.neighbours.cells import SCAN, affordable_on, choose_layout, search_device
 from dataflex_pipeline.reward.settings import AnswerTokens, RewardCost
 
+COMPUTED_ELSEWHERE = ("rewards", "grades", "policy_gradients")
+"""Features whose cost follows from others'."""
+OF_GRADIENTS = ("gradients", "influence", "target_directions")
+
 
 def kind_of(need: Need) -> str:
     """Return the name under which a feature's cost is kept: needs of one kind cost alike per unit."""
@@ -30,23 +34,35 @@ def kind_of(need: Need) -> str:
     return need.name if side is None else f"{need.name} {side}"
 
 
+def follows_from_others(need: Need) -> bool:
+    """Whether a feature's cost is worked out from those of others."""
+    return need.name in COMPUTED_ELSEWHERE or _is_drawn(need)
+
+
+def _is_drawn(need: Need) -> bool:
+    """Whether a table is of policy gradients."""
+    drawn = need.name == "target_directions" and params_of(need).policy is not None
+    return need.name == "policy_gradients" or drawn
+
+
 def feature_stage(found: Measured, need: Need, number: int | None) -> StageCost:
     """Predict one feature table."""
     counts = found.counts(need.split)
     feature: Any = make_feature(need, found.config)
     stage = StageCost(f"{need.name}, {need.split}", number, counts.rows, counts.tokens)
-    special = _SPECIAL.get(need.name)
+    special = _policy_gradients if _is_drawn(need) else _SPECIAL.get(need.name)
     if special is not None:
         return special(found, need, feature, stage)
     cost = found.features[kind_of(need)]
-    flops = {"losses": loss_flops, "response_losses": _alone_flops, "gradients": gradient_flops}.get(
-        need.name
-    )
+    forward = {"losses": loss_flops, "response_losses": _alone_flops}
+    flops = forward.get(need.name, gradient_flops if need.name in OF_GRADIENTS else None)
     made = _computed(found, stage, cost, counts.tokens)
     if flops is None:  # of a feature of the user's own, or of another model, only the time is known
         return replace(made, note="its FLOPs are not known")
     made = replace(made, flops=flops(found.model, counts))
-    if kind_of(need) == "gradients adam" and found.training is None:
+    if need.name == "target_directions":
+        return replace(made, disk_bytes=made.disk_bytes + _directions_bytes(found, need))
+    if kind_of(need) in ("gradients adam", "influence adam") and found.training is None:
         return replace(made, basis="extrapolated", note="measured without Adam's update, which adds little")
     return made
 
@@ -145,17 +161,27 @@ def _answer_tokens(found: Measured, need: Need) -> AnswerTokens:
 def _policy_gradients(found: Measured, need: Need, feature: Any, stage: StageCost) -> StageCost:
     """One gradient per answer, over its prompt and itself, at the rate of plain gradients."""
     counts, drawn = found.counts(need.split), found.features["generations"]
-    samples = int(feature.params.generations.mc_samples)
+    policy = feature.params if need.name == "policy_gradients" else feature.params.policy
+    samples = int(policy.generations.mc_samples)
     answers = counts.valid * samples
     tokens = samples * (counts.tokens - counts.responses) + answers * drawn.tokens_per_line
     responses = answers * drawn.tokens_per_line
     squares = tokens**2 / max(answers, 1.0)
     mix = RowCounts(round(answers), answers, tokens, squares, responses, exact=False)
-    plain = next(cost for kind, cost in found.features.items() if kind.startswith("gradients"))
+    plain = next(cost for kind, cost in found.features.items() if kind.startswith(OF_GRADIENTS))
     made = _computed(found, stage, plain, tokens)
     note = "every answer counts: an upper bound, at the rate of the pool's gradients"
     flops = gradient_flops(found.model, mix)
-    return replace(made, tokens=tokens, flops=flops, basis="extrapolated", note=note)
+    disk = made.disk_bytes + (_directions_bytes(found, need) if need.name == "target_directions" else 0.0)
+    return replace(made, tokens=tokens, flops=flops, disk_bytes=disk, basis="extrapolated", note=note)
+
+
+def _directions_bytes(found: Measured, need: Need) -> float:
+    """Return the bytes of the directions: one per group, or per target row, of all trained parameters."""
+    counted = found.features.get("target_directions")
+    groups = max(1, 0 if counted is None else counted.groups)
+    number = found.counts("target").valid if params_of(need).per == "row" else groups
+    return 4.0 * number * found.model.trained
 
 
 def _neighbours(found: Measured, need: Need, feature: Any, stage: StageCost) -> StageCost:
@@ -218,7 +244,6 @@ _SPECIAL: dict[str, Callable[[Measured, Need, Any, StageCost], StageCost]] = {
     "generations": _generations,
     "rewards": _rewards,
     "grades": _grades,
-    "policy_gradients": _policy_gradients,
     "neighbours": _neighbours,
     "density": _density,
 }

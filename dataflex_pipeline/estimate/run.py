@@ -130,7 +130,7 @@ def _check_features(context: Run, method: Method) -> list[str]:
     Raises:
         UserError: a feature that is measured cannot be computed.
     """
-    from dataflex_pipeline.estimate.calibrate import COMPUTED_ELSEWHERE
+    from dataflex_pipeline.estimate.predict import follows_from_others
     from dataflex_pipeline.pipeline.preflight import features_of
 
     doubts = []
@@ -138,7 +138,7 @@ def _check_features(context: Run, method: Method) -> list[str]:
         try:
             feature.check(need, None)
         except UserError as error:
-            if need.name not in COMPUTED_ELSEWHERE:
+            if not follows_from_others(need):
                 raise
             doubts.append(f"the run would not begin yet: {error.what} {error.fix}")
     return doubts

@@ -177,9 +177,14 @@ def _complete(
     rows_per_part = _rows_per_part(plan, writer, progress)
     plan = replace(plan, rows_per_part=rows_per_part)
     n_parts = -(-given.table.n_rows // rows_per_part)
-    missing = [number for number in range(n_parts) if number not in writer.done]
+    first_rows = [number * rows_per_part for number in range(n_parts)]
+    missing = [
+        number
+        for number, first in enumerate(first_rows)
+        if number not in writer.done or not feature.has_beside(folder, first, writer.fingerprint)
+    ]
     if missing:
-        whole = replace(given, tables=tables, folder=folder)
+        whole = replace(given, tables=tables, folder=folder, made=writer.fingerprint)
         team = launch.current()
         if team is None or _takes_the_machine(team, plan, progress):
             _compute(writer, missing, _rows_of(plan, missing), plan, whole, progress, reads_ahead=True)
@@ -187,6 +192,7 @@ def _complete(
         else:
             _compute_together(team, writer, missing, replace(plan, given=whole), features, progress)
     summary = _check_valid(writer, n_parts, plan.need)
+    feature.finish(folder, first_rows, writer.fingerprint)
     tokens = agreed(folder, BATCH_TOKENS)
     if tokens is not None:
         summary[BATCH_TOKENS] = tokens
@@ -389,7 +395,7 @@ def compute_share(job: launch.Job, content: Mapping[str, Any]) -> None:
         tables[key] = whole if inner.through is None else CandidateTable(whole, inner.through)
     folder = plan.folder(features)
     writer = PartsWriter(folder, plan.feature.schema, plan.ingredients, joining=True)
-    given = replace(plan.given, tables=tables, folder=folder)
+    given = replace(plan.given, tables=tables, folder=folder, made=writer.fingerprint)
     _compute(writer, job.tickets(content["order"]), 0, plan, given, Silent(), job.add)
 
 

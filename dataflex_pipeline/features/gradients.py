@@ -14,7 +14,7 @@ Source: Xia et al., LESS: Selecting Influential Data for Targeted Instruction Tu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -23,18 +23,16 @@ import pyarrow as pa
 from pydantic import Field
 
 from dataflex_pipeline import api
-from dataflex_pipeline.errors import ConfigError, UserError
+from dataflex_pipeline.features.capturing import COLUMNS, NOT_FINITE, check_moments, load, number_ingredients
 from dataflex_pipeline.features.params import GradientParams, ProjectionParams, SketchParams, UpdateParams
 from dataflex_pipeline.models.batches import Sequences, batch_on
 from dataflex_pipeline.models.room import Room
-from dataflex_pipeline.models.source import number_ingredients
 from dataflex_pipeline.models.weights import row_flops
 from dataflex_pipeline.schemas import GROUP, REASON, ROW, ROW_ID, VALID, column
 
 if TYPE_CHECKING:
     import torch
 
-    from dataflex_pipeline.gradients.adam import AdamUpdate
     from dataflex_pipeline.gradients.capture import GradientCapture
     from dataflex_pipeline.gradients.stream import ProjectedGradients
 
@@ -47,7 +45,7 @@ class Gradients(api.Feature):
 
     version = 2
     of_trained_weights = True
-    input_columns = ("row", "row_id", "input_ids", "labels", "valid", "reason", "group")
+    input_columns = COLUMNS
 
     class Params(SketchParams, UpdateParams):
         """Parameters of gradients."""
@@ -96,13 +94,7 @@ class Gradients(api.Feature):
         Raises:
             ConfigError: no warm-up makes the optimizer's moments.
         """
-        if self.params.side == "adam" and need.checkpoint == 0 and not self.config.warmup_step:
-            raise ConfigError(
-                "warmup_step is 0, and gradient_type is adam.",
-                "Adam's update of a gradient needs the optimizer's moments, which only training makes.",
-                "Set warmup_step=20, a short warm-up that is trained first, or gradient_type: sgd (as "
-                "less.gradient_type=sgd), which compares plain gradients.",
-            )
+        check_moments(self.params.side, need, self.config)
 
     def ingredients(self) -> dict[str, Any]:
         """Return the precision and attention kernel, which move the last digits."""
@@ -117,52 +109,21 @@ class Gradients(api.Feature):
         self, given: api.FeatureInput, progress: api.Progress
     ) -> Iterator[Callable[[pa.Table], pa.Table]]:
         """Load base, adapter and Adam states once; yield the function from rows to projected gradients."""
-        from dataflex_pipeline.gradients.capture import GradientCapture
         from dataflex_pipeline.gradients.projection import make_projection
         from dataflex_pipeline.gradients.stream import ProjectedGradients
-        from dataflex_pipeline.models.adapters import load_for_gradients
-        from dataflex_pipeline.models.base import resolve_device
 
-        device = resolve_device(self.config.device)
-        model = load_for_gradients(self.config, given.checkpoint, device, progress.say)
-        updates = self._adam_updates(model, given, device)
+        loaded = load(given, self.config, progress)
+        updates = loaded.adam_updates(self.params.side, self.params.adam_update)
         projection = make_projection(
-            self.params.projection, self.params.proj_dim, self.params.seed, device=device
+            self.params.projection, self.params.proj_dim, self.params.seed, device=loaded.device
         )
         consumer = ProjectedGradients(projection, updates)
-        with GradientCapture(
-            model, consumer, progress.say, checkpointing=self.config.gradient_checkpointing is True
-        ) as capture:
-            room = Room(
-                self.config.score_batch_tokens,
-                progress.say,
-                capture.save_memory,
-                given.folder,
-                progress.advance,
-            )
+        with loaded.capturing(consumer) as (capture, room):
 
             def compute(rows: pa.Table) -> pa.Table:
-                return self._table(rows, self._compute(model, capture, consumer, room, rows))
+                return self._table(rows, self._compute(loaded.model, capture, consumer, room, rows))
 
             yield compute
-
-    def _adam_updates(
-        self, model: Any, given: api.FeatureInput, device: str
-    ) -> Mapping[str, AdamUpdate] | None:
-        if self.params.side == "sgd":
-            return None
-        from dataflex_pipeline.gradients.adam import AdamUpdate, match_states
-        from dataflex_pipeline.models.optimizer_states import adam_states
-
-        if given.checkpoint is None:
-            raise UserError(
-                "Adam gradients were asked for without a checkpoint.",
-                "Adam's update of a gradient needs the optimizer's moments, which only training makes.",
-                "Run the warm-up first, or set gradient_type: sgd.",
-            )
-        trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        states = match_states(trainable, adam_states(given.checkpoint))
-        return {name: AdamUpdate.of(state, self.params.adam_update, device) for name, state in states.items()}
 
     def _compute(
         self, model: Any, capture: GradientCapture, consumer: ProjectedGradients, room: Room, rows: pa.Table
@@ -201,7 +162,7 @@ class Gradients(api.Feature):
         kept[valid] = finite
         reason = rows.column("reason").to_pylist()
         for position in np.flatnonzero(valid & ~kept):
-            reason[position] = "the loss or its gradient is not finite"
+            reason[position] = NOT_FINITE
         numbers = np.dtype(self.params.dtype)
         full = np.zeros((rows.num_rows, self.params.proj_dim), dtype=numbers)
         full[valid] = unit.astype(numbers)

@@ -24,6 +24,27 @@ from dataflex_pipeline.gradients.policy import Baseline, Policy
 from dataflex_pipeline.neighbours.cells import Search
 from dataflex_pipeline.reward.rewarders import SHIPPED, read_settings
 
+DIMENSIONS = 4096
+"""Dimensions of a stored sketch where none are named."""
+_DIM = "dimensions that gradients are projected to"
+_KINDS = (
+    "countsketch: one signed bucket per coordinate, countshift: the same by rotated chunks, faster, "
+    "rademacher: dense signs, trak: dense signs by traker, on a GPU"
+)
+
+
+class SketchParams(api.Params):
+    """A random projection with its seed; tables to be compared share it, so that products mean something."""
+
+    proj_dim: int = Field(DIMENSIONS, ge=1, description=_DIM)
+    projection: Literal["countsketch", "countshift", "rademacher", "trak"] = Field(
+        "countsketch", description=_KINDS
+    )
+    dtype: Literal["float16", "float32"] = Field(
+        "float16", description="number format of projected gradients on disk"
+    )
+    seed: int = Field(0, ge=0, description="of the projection")
+
 
 def by_name(model: str | None) -> str | None:
     """Return a model's name; a folder's own alone, since its content counts and not where it lies."""
@@ -31,23 +52,49 @@ def by_name(model: str | None) -> str | None:
 
 
 class ProjectionParams(api.Params):
-    """The random projection; tables to be compared share it, so that their products mean something."""
+    """Whether gradients are compared as they are, or projected and stored."""
 
-    proj_dim: int = Field(4096, ge=1, description="dimensions that gradients are projected to")
-    projection: Literal["countsketch", "countshift", "rademacher", "trak"] = Field(
-        "countsketch",
-        description="the random projection; countsketch: one signed bucket per coordinate, countshift: the "
-        "same by rotated chunks, faster, rademacher: dense signs, trak: dense signs by traker, on a GPU",
+    projection: Literal["none", "countsketch", "countshift", "rademacher", "trak"] | None = Field(
+        None,
+        description="none (also null, without proj_dim): exact, nothing is projected or stored; or a random "
+        f"projection whose results are stored, {_KINDS}",
+    )
+    proj_dim: int | None = Field(
+        None,
+        ge=1,
+        description=f"{_DIM}; null: {DIMENSIONS} with a projection; set, projection is countsketch",
     )
     dtype: Literal["float16", "float32"] = Field(
         "float16", description="number format of projected gradients on disk"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choose(cls, values: Any) -> Any:
+        """Let a ``proj_dim`` ask for a projection; one without a projection is a mistake."""
+        if not isinstance(values, dict):
+            return values
+        kind, dim = values.get("projection"), values.get("proj_dim")
+        if kind == "none" and dim is not None:
+            raise ValueError(
+                f"projection: none projects nothing, and proj_dim is {dim}: leave out proj_dim, or set "
+                "projection: countsketch"
+            )
+        if kind is None:
+            kind = "none" if dim is None else "countsketch"
+        if kind != "none" and dim is None:
+            dim = DIMENSIONS
+        if kind == "none" and values.get("dtype", "float16") != "float16":
+            raise ValueError(
+                "dtype is the number format of stored projections, and projection: none stores none: leave "
+                "it out, or set projection: countsketch"
+            )
+        return values | {"projection": kind, "proj_dim": dim}
 
-class SketchParams(ProjectionParams):
-    """A projection with its seed: parameters of the features."""
-
-    seed: int = Field(0, ge=0, description="of the projection")
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is projected."""
+        return self.projection == "none"
 
 
 class UpdateParams(api.Params):
@@ -60,7 +107,7 @@ class UpdateParams(api.Params):
 
 
 class GradientParams(ProjectionParams, UpdateParams):
-    """Parameters of every method on projected gradients."""
+    """Parameters of every method on gradients."""
 
     gradient_type: Literal["adam", "sgd"] = Field(
         "adam",
@@ -197,6 +244,17 @@ class PolicyChoice(api.Params):
     token_mean: bool = Field(False, description="divide an answer's log-probability by its tokens")
 
 
+class TargetPolicy(PolicyChoice):
+    """The policy gradient of a target row: which answers count, where they come from and what judges them."""
+
+    generations: DrawnParams = Field(
+        default_factory=DrawnParams, exclude=True, description="parameters of the generations feature"
+    )
+    rewards: RewardParams = Field(
+        default_factory=RewardParams, exclude=True, description="what judges the answers"
+    )
+
+
 class PolicyParams(PolicyChoice, GenerationParams, RewardParams):
     """Parameters of every method on policy gradients. What changes no result is left out of a dump."""
 
@@ -220,6 +278,32 @@ class PolicyParams(PolicyChoice, GenerationParams, RewardParams):
                 "same one every time"
             )
         return self
+
+
+class DirectionParams(api.Params):
+    """Parameters of the target_directions feature."""
+
+    per: Literal["group", "row"] = Field(
+        "group", description="what has a direction of its own: a target group, or a target row"
+    )
+    policy: TargetPolicy | None = Field(
+        None,
+        description="null: the gradient of a row's own answer; else the policy gradient of drawn ones",
+    )
+
+
+class InfluenceParams(UpdateParams):
+    """Parameters of the influence feature."""
+
+    side: Literal["adam", "sgd"] = Field("adam", description="Adam's update of the gradient, or the gradient")
+    directions: DirectionParams = Field(
+        default_factory=DirectionParams,
+        exclude=True,  # the fingerprint of the directions' own table tells them
+        description="parameters of the target_directions feature",
+    )
+    more: tuple[DirectionParams, ...] = Field(
+        (), exclude=True, description="further directions in the same pass, each with a column of its own"
+    )
 
 
 class TextLimits(api.Params):

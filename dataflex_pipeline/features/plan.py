@@ -29,6 +29,7 @@ FEATURES = (
     "generations",
     "grades",
     "gradients",
+    "influence",
     "losses",
     "model_embeddings",
     "neighbours",
@@ -36,6 +37,7 @@ FEATURES = (
     "response_losses",
     "rewards",
     "score_losses",
+    "target_directions",
     "words",
 )
 
@@ -126,12 +128,17 @@ def make_feature(need: Need, config: Any) -> Feature:
 
 
 def method_needs(method: Method, selection: Selection) -> dict[str, Need]:
-    """Return what a method needs, each with its checkpoint: where none is named, that of the round before."""
+    """Return what a method needs, each with its checkpoint."""
+    return with_rounds(method.needs(selection), selection)
+
+
+def with_rounds(needs: Mapping[str, Need], selection: Selection) -> dict[str, Need]:
+    """Return needs, each with its checkpoint: where none is named, that of the round before."""
     return {
         key: replace(need, checkpoint=selection.round - 1)
         if need.checkpoint is None and feature_class(need).uses_model
         else need
-        for key, need in method.needs(selection).items()
+        for key, need in needs.items()
     }
 
 

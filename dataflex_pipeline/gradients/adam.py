@@ -17,7 +17,7 @@ own. The two differ by a factor of 10 per element at v = 1e-10.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -73,18 +73,25 @@ class AdamUpdate:
     def apply_(self, gradient: Tensor) -> Tensor:
         """Turn gradients into updates, in place, some coordinates at a time. [b, *shape] float32"""
         flat = gradient.view(len(gradient), self.mean.numel())
-        mean, square = self.mean.view(-1), self.square.view(-1)
-        step = flat.shape[1] if flat.device.type != "cpu" else max(1, CACHED_ELEMENTS // max(1, len(flat)))
-        for first in range(0, flat.shape[1], step):
-            part = slice(first, first + step)
-            self._apply(flat[:, part], mean[part], square[part])
+        for tile in tiles(flat):
+            self.apply_to(flat[:, tile], tile)
         return gradient
 
-    def _apply(self, gradient: Tensor, mean: Tensor, square: Tensor) -> None:
+    def apply_to(self, gradient: Tensor, tile: slice) -> None:
+        """Turn the gradients of some coordinates into updates, in place. [b, tile] float32"""
+        mean, square = self.mean.view(-1)[tile], self.square.view(-1)[tile]
         root = gradient.square().mul_(self.square_factor).add_(square).sqrt_()
         if not self.eps_inside:
             root.add_(self.eps)
         gradient.mul_(self.mean_factor).add_(mean).div_(root)
+
+
+def tiles(flat: Tensor) -> Iterator[slice]:
+    """Yield the coordinates that are worked on at a time: all, but on a CPU. flat: [b, numel]"""
+    size = flat.shape[1]
+    step = size if flat.device.type != "cpu" else max(1, CACHED_ELEMENTS // max(1, len(flat)))
+    for first in range(0, size, max(1, step)):
+        yield slice(first, first + step)
 
 
 def adam_update(gradient: Tensor, state: AdamState, rule: Rule = "torch") -> Tensor:

@@ -166,6 +166,14 @@ class WeightedAnswers:
         rows = np.array([row for row, *_ in answers], dtype=np.int64)
         return cls(sequences, rows, np.array([weight for _, weight, *_ in answers], dtype=np.float64))
 
+    def scales(self, token_mean: bool) -> np.ndarray:
+        """Return the factors of the answers' mean losses, which a capture takes the gradients of. [n]
+
+        Args:
+            token_mean: whether ``weights`` are of mean losses too, and not of sums over the tokens.
+        """
+        return self.weights * (1.0 if token_mean else self.sequences.n_labels())
+
 
 def answer_labels(prompt: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return tokens and labels of a prompt and the answer to it. [tokens] each"""
@@ -214,8 +222,7 @@ def summed_gradients(
     if not len(answers.rows):
         return sums, finite
     n_labels = answers.sequences.n_labels()
-    # the captured loss is a mean over an answer's tokens
-    scales = answers.weights * (1.0 if token_mean else n_labels)
+    scales = answers.scales(token_mean)
     capture.temperature = temperature
 
     def run(some: Sequences, batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,13 +1,14 @@
-"""Cosines between the gradients of pool rows and of the target, for methods on projected gradients.
+"""Cosines between the gradients of pool rows and of the target, exact or between projections.
 
-With u_z the unit projected gradient of pool row z and u_z' those of the target rows z' (a cosine is then one
-dot product; a zero vector has cosine 0):
+With u_z the unit gradient of pool row z and u_z' those of the target rows z' (a cosine is then one dot
+product; a zero vector has cosine 0):
 
     similarity_g(z) = mean over the rows z' of target group g of <u_z, u_z'> = <u_z, mean of u_z'>
     score(z) = max over g of similarity_g(z)
 
-so the pool is compared with one vector per group, whatever the size of the target. Tables of gradients have
-the columns ``gradient`` (fixed-size list), ``valid``, and for the target ``group``.
+so the pool is compared with one vector per group, whatever the size of the target. Exact tables (influence)
+have ``dots``, the inner products of the row's update with those vectors, and ``norm``, its length. Tables of
+projected gradients have ``gradient`` (fixed-size list). Both have ``valid``, and for the target ``group``.
 
 Source: Xia et al., LESS: Selecting Influential Data for Targeted Instruction Tuning (2024), sections 4.2-4.3.
 """
@@ -31,6 +32,8 @@ Aggregate = Literal["max", "mean", "vote"]
 VOTES = column("votes", pa.int32(), "target groups that have the row among their best rows")
 PREFIX = "similarity_"
 """Score columns of target groups begin with it."""
+DIRECTIONS = "directions.safetensors"
+"""The file with a target's directions, in the folder of the target_directions feature."""
 TARGET_BLOCK = 256
 """Target rows read at a time."""
 
@@ -64,15 +67,57 @@ def group_means(target: BlockTable, say: Callable[[str], None]) -> dict[str, np.
             name = names[position]
             sums[name] = sums.get(name, 0.0) + rows[position]
             sizes[name] += 1
-    if not sums:
+    return {group: sums[group] / sizes[group] for group in _usable(sizes, say)}
+
+
+def valid_groups(target: BlockTable, say: Callable[[str], None]) -> list[str]:
+    """Return the target groups that have a direction, sorted by name: those with a valid row.
+
+    Args:
+        target: a line per target row. say: is told which groups are left out.
+
+    Raises:
+        DataError: no target row has a gradient.
+    """
+    sizes: dict[str, int] = {}
+    for block in target.blocks(["group", "valid"]):
+        for name, valid in zip(block.column("group").to_pylist(), block.column("valid"), strict=True):
+            sizes[name] = sizes.get(name, 0) + bool(valid.as_py())
+    return _usable(sizes, say)
+
+
+def _usable(sizes: Mapping[str, int], say: Callable[[str], None]) -> list[str]:
+    """Return the groups with a valid row, sorted; ``sizes``: valid rows by group."""
+    if not any(sizes.values()):
         raise DataError(
             "The target set has no row with a gradient.",
             "Rows are selected towards the gradients of the target.",
             "Give an eval_dataset with usable rows.",
         )
-    for name in sorted(set(sizes) - set(sums)):
+    for name in sorted(name for name, size in sizes.items() if not size):
         say(f"no row of the target group '{name}' has a gradient: the group is left out")
-    return {group: sums[group] / sizes[group] for group in sorted(sums)}
+    return sorted(name for name, size in sizes.items() if size)
+
+
+def cosines(batch: pa.RecordBatch, count: int) -> np.ndarray:
+    """Return a block's exact cosines with the directions, zeros where there are none. [rows, count]
+
+    Args:
+        batch: of an influence table. count: directions.
+    """
+    valid = batch.column("valid").to_numpy(zero_copy_only=False)
+    norms = batch.column("norm").to_numpy(zero_copy_only=False)[valid]  # [valid]
+    dots = batch.column("dots").flatten().to_numpy(zero_copy_only=False).reshape(len(norms), count)
+    found = np.zeros((batch.num_rows, count))
+    found[valid] = np.divide(dots, norms[:, None], out=np.zeros_like(dots), where=norms[:, None] > 0)
+    return found
+
+
+def valid_target_rows(target: BlockTable) -> np.ndarray:
+    """Return the numbers of the target rows that have a direction of their own, rising. [M] int64"""
+    numbers = [block.column("row").filter(block.column("valid")) for block in target.blocks(["row", "valid"])]
+    rows: np.ndarray = np.concatenate([each.to_numpy() for each in numbers])
+    return rows
 
 
 def target_rows(target: BlockTable) -> tuple[np.ndarray, np.ndarray]:

@@ -4,18 +4,19 @@
                cos(grad l(z'; theta_i), Gamma(z, theta_i))
 
 with theta_i a checkpoint, eta_i the mean learning rate of the steps since the checkpoint before, Gamma(z,
-theta) the update that Adam would make from row z, and the target's gradients plain. Both sides are projected
-by the same random projection and scaled to length 1 (a zero vector has cosine 0). The sum runs over the
-selections so far: each round adds its term to the ``similarity_<group>`` columns of the round before, then
-takes the maximum; a round before that was not scored by this method ends the chain. A round's term is that of
-the checkpoint at the end of the round before (``checkpoints: last``), or the sum over that one and those kept
-inside it (``all``: ``keep_checkpoints``, every ``save_steps`` steps).
+theta) the update that Adam would make from row z, and the target's gradients plain (a zero vector has cosine
+0). The mean of cosines is one inner product with the group's direction, the mean of its unit gradients, and
+is taken exactly; with a ``projection`` both sides are stored as random projections instead. The sum runs over
+the selections so far: each round adds its term to the ``similarity_<group>`` columns of the round before,
+then takes the maximum; a round before that was not scored by this method ends the chain. A round's term is
+that of the checkpoint at the end of the round before (``checkpoints: last``), or the sum over that one and
+those kept inside it (``all``: ``keep_checkpoints``, every ``save_steps`` steps).
 
 Source: Xia et al., LESS: Selecting Influential Data for Targeted Instruction Tuning (2024), sections 3.3,
-4.1-4.3. Differences: Adam's update is torch's own, with bias correction (``adam_update: less`` is the
-published code's); the learning rate is the mean over the steps of a round rather than of an epoch. Target
-rows that take turns (``round_robin_over: target_rows``, not in the paper) rank the pool by this round's term
-alone: sums over rounds are kept by group.
+4.1-4.3. Differences: nothing is projected by default; Adam's update is torch's own, with bias correction
+(``adam_update: less`` is the published code's); the learning rate is the mean over the steps of a round
+rather than of an epoch. Target rows that take turns (``round_robin_over: target_rows``, not in the paper)
+rank the pool by this round's term alone: sums over rounds are kept by group.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import RunError
 from dataflex_pipeline.features.gradients import Gradients
-from dataflex_pipeline.features.params import GradientParams
-from dataflex_pipeline.gradients.similarity import group_means, target_rows, unit_vectors
-from dataflex_pipeline.methods.gradient_similarity import GradientSimilarity, Target, Term
+from dataflex_pipeline.features.influence import Influence
+from dataflex_pipeline.features.params import DirectionParams, GradientParams
+from dataflex_pipeline.features.target_directions import TargetDirections
+from dataflex_pipeline.methods.gradient_similarity import GradientSimilarity, Side, Target
 
 
 class Less(GradientSimilarity):
@@ -63,19 +64,32 @@ class Less(GradientSimilarity):
         return "sum over the checkpoints of mean learning rate x mean cosine with the group's target rows"
 
     def needs(self, selection: api.Selection) -> Mapping[str, api.Need]:
-        """Ask for the gradients of pool and target at the checkpoints of the round before."""
-        seed = selection.shared_seed
-        pool_side = Gradients.Params.of_pool(self.params, seed)
-        target_side = Gradients.Params.of_target(self.params, seed)
+        """Ask for the comparison of pool and target at the checkpoints of the round before."""
+        return self._needs(selection, DirectionParams())
+
+    def ranking_needs(self, selection: api.Selection) -> Mapping[str, api.Need]:
+        """Ask for the same with a direction for every target row."""
+        return self._needs(selection, DirectionParams(per="row"))
+
+    def _needs(self, selection: api.Selection, directions: DirectionParams) -> Mapping[str, api.Need]:
+        params, seed = self.params, selection.shared_seed
         found: dict[str, api.Need] = {}
         for pool, target, one in _checkpoints(selection):
             at = (selection.round - 1, one.step)
-            found[pool] = api.Need(Gradients, "pool", at[0], pool_side, at[1])
-            found[target] = api.Need(Gradients, "target", at[0], target_side, at[1])
+            if params.exact:
+                exact = Influence.Params.of_pool(params, directions)
+                found[pool] = api.Need(Influence, "pool", at[0], exact, at[1])
+                found[target] = api.Need(TargetDirections, "target", at[0], directions, at[1])
+            else:
+                found[pool] = api.Need(
+                    Gradients, "pool", at[0], Gradients.Params.of_pool(params, seed), at[1]
+                )
+                plain = Gradients.Params.of_target(params, seed)
+                found[target] = api.Need(Gradients, "target", at[0], plain, at[1])
         return found
 
     def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> Target:
-        """Average the target's unit gradients by group at each checkpoint."""
+        """Find the groups of the target at each checkpoint."""
         checkpoints = _checkpoints(selection)
         if all(one.learning_rate <= 0 for _, _, one in checkpoints):
             raise RunError(
@@ -83,12 +97,7 @@ class Less(GradientSimilarity):
                 "LESS weighs a checkpoint's similarities by it, so every score would be 0.",
                 "Choose a schedule that has not reached 0 there (lr_scheduler_type, warmup_ratio).",
             )
-        means = [group_means(tables[target], selection.say) for _, target, _ in checkpoints]
-        terms = [
-            Term(pool, one.learning_rate, found)
-            for (pool, _, one), found in zip(checkpoints, means, strict=True)
-        ]
-        return self.towards(terms, tables, selection)
+        return self.towards(_sides(selection), tables, selection)
 
     def by_target_row(
         self, tables: Mapping[str, api.BlockTable], selection: api.Selection
@@ -99,19 +108,12 @@ class Less(GradientSimilarity):
                 "target rows take turns by this round's similarities alone: those of the rounds before are "
                 "kept by group"
             )
-        found = [
-            (pool, one.learning_rate, *target_rows(tables[t])) for pool, t, one in _checkpoints(selection)
-        ]
-        rows = np.unique(np.concatenate([numbers for _, _, numbers, _ in found]))
-        places = [np.searchsorted(rows, numbers) for _, _, numbers, _ in found]
+        return self.ranked(_sides(selection), tables)
 
-        def values(block: api.Block) -> np.ndarray:
-            total = np.zeros((block.pool.num_rows, len(rows)))
-            for (pool, eta, _, vectors), at in zip(found, places, strict=True):
-                total[:, at] += eta * (unit_vectors(block.features[pool]) @ vectors.T)
-            return total
 
-        return api.TargetRanking(rows, values)
+def _sides(selection: api.Selection) -> list[Side]:
+    """Return the comparisons: one per checkpoint, weighed by its learning rate."""
+    return [Side(pool, target, one.learning_rate) for pool, target, one in _checkpoints(selection)]
 
 
 def _checkpoints(selection: api.Selection) -> list[tuple[str, str, api.Checkpoint]]:

@@ -10,9 +10,10 @@ prompt ``mc_samples`` times, each answer gets a reward, and
     g = (1/S) sum over kept s of A_s grad(- sum_t log p(y_st))
 
 with log p at the temperature that the answers were drawn at and, by default, A_s = R_s minus the mean of the
-row's other rewards (gradients/policy.py has the policies and baselines). Both sides are projected by the
-same random projection and scaled to length 1. A target row whose weights are all 0 has no signal: its cosines
-are 0, it counts in the mean, and how many there are is said; if no row has a signal, that is an error.
+row's other rewards (gradients/policy.py has the policies and baselines). The mean of cosines is taken
+exactly, as one inner product, unless a ``projection`` is set. A target row whose weights are all 0 has no
+signal: its cosines are 0, it counts in the mean, and how many there are is said; if no row has a signal, that
+is an error.
 
 No learning rate takes part: it would be one factor for all rows. ``accumulate: true`` adds the rounds up as
 LESS does, each weighed by its mean learning rate. Answers drawn from a part of the distribution (``top_p``,
@@ -28,6 +29,7 @@ was drawn from (``baseline: none`` and ``generation_temperature: 1`` are the pap
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +39,9 @@ from pydantic import Field
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import DataError, RunError
 from dataflex_pipeline.features.gradients import Gradients
+from dataflex_pipeline.features.influence import Influence
 from dataflex_pipeline.features.params import (
+    DirectionParams,
     DrawnParams,
     GenerationParams,
     GradientParams,
@@ -45,10 +49,11 @@ from dataflex_pipeline.features.params import (
     PolicyParams,
     ProjectionParams,
     RewardParams,
+    TargetPolicy,
 )
 from dataflex_pipeline.features.policy_gradients import PolicyGradients
-from dataflex_pipeline.gradients.similarity import group_means, target_rows, unit_vectors
-from dataflex_pipeline.methods.gradient_similarity import GradientSimilarity, Target, Term
+from dataflex_pipeline.features.target_directions import TargetDirections
+from dataflex_pipeline.methods.gradient_similarity import GradientSimilarity, Side, Target
 
 HARDLY = 0.05
 """Share of the range of all rewards that those of one target row should differ by, at least."""
@@ -74,15 +79,29 @@ class Nice(GradientSimilarity):
         return f"sum over the selections of mean learning rate x {mean}" if self.accumulates else mean
 
     def needs(self, selection: api.Selection) -> Mapping[str, api.Need]:
-        """Ask for the pool's gradients and the target's policy gradients at the round before."""
-        params, checkpoint = self.params, selection.round - 1
-        seed = selection.shared_seed
-        target = PolicyGradients.Params(
-            **params.part(ProjectionParams),
+        """Ask for the comparison of the pool with the target's policy gradients at the round before."""
+        return self._needs(selection, "group")
+
+    def ranking_needs(self, selection: api.Selection) -> Mapping[str, api.Need]:
+        """Ask for the same with a direction for every target row."""
+        return self._needs(selection, "row")
+
+    def _needs(self, selection: api.Selection, per: Literal["group", "row"]) -> Mapping[str, api.Need]:
+        params, checkpoint, seed = self.params, selection.round - 1, selection.shared_seed
+        policy = TargetPolicy(
             **params.part(PolicyChoice),
-            seed=seed,
             generations=DrawnParams(**params.part(GenerationParams), seed=selection.seed),
             rewards=RewardParams(**params.part(RewardParams)),
+        )
+        if params.exact:
+            directions = DirectionParams(per=per, policy=policy)
+            exact = Influence.Params.of_pool(params, directions)
+            return {
+                "pool": api.Need(Influence, "pool", checkpoint, exact),
+                "target": api.Need(TargetDirections, "target", checkpoint, directions),
+            }
+        target = PolicyGradients.Params(
+            **params.part(ProjectionParams), **policy.part(TargetPolicy), seed=seed
         )
         return {
             "pool": api.Need(Gradients, "pool", checkpoint, Gradients.Params.of_pool(params, seed)),
@@ -90,7 +109,7 @@ class Nice(GradientSimilarity):
         }
 
     def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> Target:
-        """Average the target's unit policy gradients by group; say what the rewards were like."""
+        """Find the groups of the target; say what the rewards were like."""
         if self.accumulates and selection.learning_rate <= 0:
             raise RunError(
                 f"The mean learning rate of round {selection.round - 1} is {selection.learning_rate}.",
@@ -98,9 +117,8 @@ class Nice(GradientSimilarity):
                 "Set nice.accumulate=false, or choose a schedule that has not reached 0 there.",
             )
         self._say_rewards(tables["target"], selection)
-        means = group_means(tables["target"], selection.say)
         factor = selection.learning_rate if self.accumulates else 1.0
-        return self.towards([Term("pool", factor, means)], tables, selection)
+        return self.towards([Side("pool", "target", factor)], tables, selection)
 
     def _say_rewards(self, target: api.BlockTable, selection: api.Selection) -> None:
         names = ["mean_reward", "min_reward", "max_reward", "n_scored", "from_reference", "signal", "valid"]
@@ -182,15 +200,17 @@ class Nice(GradientSimilarity):
         self, tables: Mapping[str, api.BlockTable], selection: api.Selection
     ) -> api.TargetRanking:
         """Return each target row's cosines with the pool, of this round alone."""
-        numbers, vectors = target_rows(tables["target"])
-        signal = np.linalg.norm(vectors, axis=1) > 0  # a row without signal likes all rows alike
-        wanted = vectors[signal]
+        length = "norm" if self.params.exact else "projected_norm"
 
-        def values(block: api.Block) -> np.ndarray:
-            cosines: np.ndarray = unit_vectors(block.features["pool"]) @ wanted.T  # [rows, M]
-            return cosines
+        def has_signal(name: str, rows: np.ndarray) -> np.ndarray:
+            """A row without signal likes all rows alike."""
+            blocks = [block.to_pydict() for block in tables[name].blocks(["row", length])]
+            norms = {
+                row: norm for each in blocks for row, norm in zip(each["row"], each[length], strict=True)
+            }
+            return np.array([norms[row] > 0 for row in rows.tolist()], dtype=bool)
 
-        return api.TargetRanking(numbers[signal], values)
+        return self.ranked([Side("pool", "target", 1.0)], tables, has_signal)
 
 
 def _n_zero(rows: pa.Table) -> int:

@@ -19,6 +19,7 @@ from dataflex_pipeline.errors import DataflexError, UserError
 from dataflex_pipeline.gradients.similarity import PREFIX
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.prepare import data_settings
+from dataflex_pipeline.pipeline.row_gradients import agreements
 from dataflex_pipeline.pipeline.row_likeness import Likeness, likenesses
 from dataflex_pipeline.pipeline.row_search import open_pool, row_number, same_conversation
 from dataflex_pipeline.schemas import IGNORED, SCORES
@@ -149,12 +150,13 @@ class RowStory:
     notices: tuple[str, ...]
 
 
-def row_story(run: OpenRun, asked: int | str) -> RowStory:
+def row_story(run: OpenRun, asked: int | str, gradients: bool = False) -> RowStory:
     """Return all that a run knows of a row.
 
     Args:
         run: whose pool.
         asked: the row's number, or the beginning of its row_id.
+        gradients: take the gradients of scores that kept none, and name the target rows that agree most.
 
     Raises:
         RunError: the pool is not prepared.
@@ -166,7 +168,9 @@ def row_story(run: OpenRun, asked: int | str) -> RowStory:
     found = pool.take(np.array([number]), pool.schema.names).to_pylist()[0]
     notices: list[str] = []
     conversation, exact = _conversation(run, found, bool(pool.ingredients.get("mask_history")), notices)
-    like = likenesses(run.store, number, notices)
+    like = likenesses(run.store, number, notices, taken_anew=gradients)
+    if gradients:
+        like += agreements(run, number, notices)
     return RowStory(
         **{name: found[name] for name in ("row", "row_id", "source", "valid", "reason")},
         **{name: found.get(name) for name in ("note", "file", "line")},

@@ -1,4 +1,4 @@
-"""The target rows that a row of the pool is most like, by embeddings and by gradients that a run has stored.
+"""The target rows that a row of the pool is most like, by embeddings and projected gradients of a run.
 
 Both are kept as vectors of length 1, so a cosine is a dot product. Which table of the pool goes with which of
 the target, the score tables and the features made from them say: the two stand in one list of what they were
@@ -79,20 +79,28 @@ class _Pair:
     target: Path
 
 
-def likenesses(run: RunFolder, row: int, notices: list[str]) -> list[Likeness]:
+def likenesses(run: RunFolder, row: int, notices: list[str], *, taken_anew: bool = False) -> list[Likeness]:
     """Return the target rows that a row is most like, by every pair of tables that the run has.
 
     Args:
         run: on disk.
         row: of the pool.
         notices: is told what is not there any more.
+        taken_anew: gradients that were not kept will be taken.
     """
     users: dict[_Pair, list[str]] = {}
     for label, ingredients, has_groups in _scored(run):
         found = list(_pairs(run, ingredients, label))
         for pair, of in found:
             users.setdefault(pair, []).append(of)
-        if has_groups and not any(pair.kind == "gradients" for pair, _ in found):
+        if has_groups and _is_exact(run, ingredients):
+            if taken_anew:
+                continue
+            notices.append(
+                f"{label} compared gradients without keeping any; --gradients (Run.row(N, gradients=True)) "
+                "takes them anew and names the target rows that agree most"
+            )
+        elif has_groups and not any(pair.kind == "gradients" for pair, _ in found):
             notices.append(f"the gradients that {label} compared are not among the run's features")
     for folder in sorted(run.features.glob("*")):
         for pair, _ in _pairs(run, found_ingredients(folder) or {}, ""):
@@ -123,6 +131,13 @@ def _pairs(run: RunFolder, ingredients: Mapping[str, Any], label: str) -> Iterat
         yield from _pairs(run, found_ingredients(folder) or {}, label)
 
 
+def _is_exact(run: RunFolder, ingredients: Mapping[str, Any]) -> bool:
+    """Whether scores were made without a projection: from tables of influence."""
+    folders = [_folder(run, fingerprint) for fingerprint in (ingredients.get("features") or {}).values()]
+    made = [found_ingredients(folder) or {} for folder in folders if folder is not None]
+    return any(each.get("feature") == "influence" for each in made)
+
+
 def _folder(run: RunFolder, fingerprint: str | None) -> Path | None:
     """Return the finished feature table of a fingerprint, if it is there."""
     if fingerprint is None:
@@ -139,7 +154,7 @@ def _likeness(run: RunFolder, pair: _Pair, used_by: tuple[str, ...], row: int) -
         return Likeness(pair.kind, used_by, (), batch.column("reason")[0].as_py())
     target = PartedTable.open(pair.target)
     rows, similarities = _nearest(target, pair.kind, _vectors(batch, pair.kind)[0])
-    return Likeness(pair.kind, used_by, tuple(_described(run, rows, similarities)))
+    return Likeness(pair.kind, used_by, tuple(described(run, rows, similarities)))
 
 
 def _vectors(batch: Any, kind: Kind) -> np.ndarray:
@@ -153,14 +168,19 @@ def _nearest(target: PartedTable, kind: Kind, vector: np.ndarray) -> tuple[np.nd
     for block in target.blocks(["row", COLUMN[kind], "valid"], TARGET_BLOCK):
         valid = block.column("valid").to_numpy(zero_copy_only=False)
         cosines = _vectors(block, kind)[valid].astype(np.float64) @ vector.astype(np.float64)
-        rows = np.concatenate([rows, block.column("row").to_numpy()[valid]])
-        best = np.concatenate([best, cosines])
-        kept = np.lexsort((rows, -best))[:NEAREST]
-        rows, best = rows[kept], best[kept]
+        numbers = block.column("row").to_numpy()[valid]
+        rows, best = best_rows(np.concatenate([rows, numbers]), np.concatenate([best, cosines]))
     return rows, best
 
 
-def _described(run: RunFolder, rows: np.ndarray, similarities: np.ndarray) -> Iterator[TargetRow]:
+def best_rows(rows: np.ndarray, similarities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the largest similarities and these, the largest first, ties by row."""
+    kept = np.lexsort((rows, -similarities))[:NEAREST]
+    return rows[kept], similarities[kept]
+
+
+def described(run: RunFolder, rows: np.ndarray, similarities: np.ndarray) -> Iterator[TargetRow]:
+    """Yield target rows with their texts. rows, similarities: [n]"""
     columns = ["row", "source", "group", "messages"]
     target = PartedTable.open(run.split("target"))
     for found, similarity in zip(target.take(rows, columns).to_pylist(), similarities.tolist(), strict=True):

@@ -53,6 +53,7 @@ from dataflex_pipeline.pipeline.pick import NOTHING_TRAINED, pick
 from dataflex_pipeline.pipeline.row import RowStory, row_story
 from dataflex_pipeline.pipeline.row_search import Found, find_text
 from dataflex_pipeline.pipeline.score import Scores, scores_of
+from dataflex_pipeline.pipeline.score_together import share_passes
 from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.pipeline.table import Table
 from dataflex_pipeline.pipeline.train import Checkpoint
@@ -213,6 +214,28 @@ class Run(OpenRun):
             self.outcomes = make_part(self, number, tables)
             scores = tables[-1]
             return Table(scores.path, scores.describe(), by="score")
+
+    def score_together(self, number: int, methods: Sequence[str], **settings: Any) -> dict[str, Table]:
+        """Score a round with several methods; those that need the same gradients share a pass over the pool.
+
+        Args:
+            number: the round, from 1. methods: their names.
+            settings: keys of the configuration, from now on.
+
+        Returns:
+            The score table of each, the same as one by one.
+
+        Raises:
+            RunError: the round before is not trained.
+        """
+        with self._call(settings):
+            every = (one for method in methods for one in scores_of(self, whole_round(number), method))
+            tables = {scores.method: scores for scores in every}
+            alone = [each for each in tables.values() if self.given.candidates_of(each.method) is None]
+            for table in tables.values():
+                table.before_features = lambda: share_passes(self, [each.plan for each in alone])
+            self.outcomes = make_part(self, number, list(tables.values()))
+            return {name: Table(each.path, each.describe(), by="score") for name, each in tables.items()}
 
     def select(
         self, number: int, method: str | None = None, *, name: str | None = None, **settings: Any
@@ -379,11 +402,13 @@ class Run(OpenRun):
             self.outcomes = list(done.outcomes)
             return done.bundle.folder
 
-    def row(self, row: int | str) -> RowStory:
+    def row(self, row: int | str, gradients: bool = False) -> RowStory:
         """Return all that the run knows of one row of the pool; see ``dataflex inspect RUN --row N``.
 
         Args:
             row: its number, or the beginning of its row_id.
+            gradients: take the gradients of scores without a projection anew, which needs the model, and
+                name the target rows that agree most.
 
         Returns:
             Where it came from, its conversation, its scores and ranks, the target rows that it is like, and
@@ -394,7 +419,7 @@ class Run(OpenRun):
             UserError: there is no such row, or several rows have such a row_id.
         """
         with self._call({}):
-            return row_story(self, row)
+            return row_story(self, row, gradients)
 
     def find(self, text: str) -> Found:
         """Return the rows of the pool that hold a text, capitals or not, in their turns or text columns.

@@ -7,8 +7,8 @@ With ``candidates`` a cheaper method scores the round first, and the method is a
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -24,6 +24,7 @@ from dataflex_pipeline.data.columns import PREFIX
 from dataflex_pipeline.errors import ConfigError, DataError, RunError, did_you_mean
 from dataflex_pipeline.features.build import FeaturePlan, build_feature, method_needs, plan_feature
 from dataflex_pipeline.features.candidates import Candidates, CandidateTable, Cascade
+from dataflex_pipeline.features.plan import with_rounds
 from dataflex_pipeline.pipeline.base_model import is_given
 from dataflex_pipeline.pipeline.checkpoints import checkpoint_of, checkpoints_before
 from dataflex_pipeline.pipeline.open_run import OpenRun
@@ -111,10 +112,7 @@ def plan_scoring(run: OpenRun, number: int, name: str) -> Scoring:
     check_pool_columns(name, method, pool.schema.names)
     method.check_pool(pool.n_rows)
     part = rows_per_part(run, entry)
-    needs = {
-        key: plan_feature(need, run.config, partial(feature_input, run), part, cascade)
-        for key, need in method_needs(method, selection).items()
-    }
+    needs = _planned(run, method_needs(method, selection), part, cascade)
     wanted = {
         "table": "scores",
         "method": name,
@@ -177,6 +175,28 @@ def scores_of(run: OpenRun, number: int, name: str) -> list[Scores]:
     rule = run.given.candidates_of(name)
     first = [] if rule is None else [Scores(run, number, rule.method)]
     return [*first, Scores(run, number, name)]
+
+
+def _planned(
+    run: OpenRun,
+    needs: Mapping[str, api.Need],
+    rows_per_part: int | Literal["auto"],
+    cascade: Cascade | None,
+) -> dict[str, FeaturePlan]:
+    return {
+        key: plan_feature(need, run.config, partial(feature_input, run), rows_per_part, cascade)
+        for key, need in needs.items()
+    }
+
+
+def ranking_plan(run: OpenRun, scoring: Scoring) -> Scoring:
+    """Return a scoring with the features that the method ranks the pool by target row with."""
+    needs = scoring.method.ranking_needs(scoring.selection)
+    if needs == scoring.method.needs(scoring.selection):
+        return scoring
+    needs = with_rounds(needs, scoring.selection)
+    part = rows_per_part(run, scoring.entry)
+    return replace(scoring, needs=_planned(run, needs, part, scoring.cascade))
 
 
 def _scores_before(
@@ -276,7 +296,12 @@ class Scores(Output):
         run: that it belongs to.
         number: the round.
         method: the method's configuration name.
+
+    Attributes:
+        before_features: called before the missing features are computed.
     """
+
+    before_features: Callable[[], None] | None = None
 
     def __init__(self, run: OpenRun, number: int, method: str) -> None:
         super().__init__(
@@ -313,6 +338,8 @@ class Scores(Output):
         """Compute the missing features and score every row of the pool."""
         began = time.monotonic()
         self.run.memo.forget_output(self.path)
+        if self.before_features is not None:
+            self.before_features()
         _write_scores(self.run, self.plan)
         self.run.memo.written(self.path)
         note(self.run, "score", self.number, began, on_device=bool(self.plan.needs), method=self.method)
@@ -432,7 +459,7 @@ def pool_blocks(
 
 def block_rows(scoring: Scoring, tables: Mapping[str, PartedTable]) -> int:
     """Return the rows of a block, so that wide features (gradients) never fill the memory."""
-    widest = max((_row_bytes(table.schema) for table in _over_pool(scoring, tables).values()), default=1)
+    widest = max((_row_bytes(table) for table in _over_pool(scoring, tables).values()), default=1)
     return max(FEWEST_ROWS, min(ROW_GROUP, BLOCK_BYTES // widest))
 
 
@@ -440,10 +467,11 @@ def _over_pool(scoring: Scoring, tables: Mapping[str, PartedTable]) -> dict[str,
     return {key: tables[key] for key, plan in scoring.needs.items() if plan.need.split == "pool"}
 
 
-def _row_bytes(schema: pa.Schema) -> int:
+def _row_bytes(table: PartedTable) -> int:
     sizes: list[int] = [
         column.type.list_size * column.type.value_type.bit_width // 8
-        for column in schema
+        for column in table.schema
         if pa.types.is_fixed_size_list(column.type)
     ]
-    return sum(sizes) + 64
+    on_disk = 0 if isinstance(table, CandidateTable) else sum(file.stat().st_size for file in table.files)
+    return max(sum(sizes), on_disk // max(1, table.n_rows)) + 64  # lists of any length count by their bytes

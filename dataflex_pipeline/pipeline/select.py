@@ -20,7 +20,14 @@ from dataflex_pipeline.pipeline.damage import check_tables
 from dataflex_pipeline.pipeline.drawing import as_ingredients, round_settings
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Outcome, Output, note
-from dataflex_pipeline.pipeline.score import Scores, Scoring, block_rows, feature_tables, pool_blocks
+from dataflex_pipeline.pipeline.score import (
+    Scores,
+    Scoring,
+    block_rows,
+    feature_tables,
+    pool_blocks,
+    ranking_plan,
+)
 from dataflex_pipeline.pipeline.similarity import (
     keep_apart,
     passed_over_table,
@@ -315,7 +322,7 @@ class PoolRankings:
 
     def __init__(self, run: OpenRun, scoring: Scoring) -> None:
         self.notices: list[str] = []
-        self._scoring = scoring
+        self._scoring = scoring = ranking_plan(run, scoring)
         self._tables: Mapping[str, PartedTable] = feature_tables(run, scoring)
         selection = replace(scoring.selection, say=self.notices.append)
         self._ranking: api.TargetRanking = scoring.method.by_target_row(self._tables, selection)

@@ -12,13 +12,20 @@ from pydantic_core import to_jsonable_python
 from dataflex_pipeline import api
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.features.build import make_feature
+from dataflex_pipeline.features.plan import make_feature, params_of
 from dataflex_pipeline.methods import build_method
 from dataflex_pipeline.pipeline.scored_block import score_block
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, SCORES, VALID, column
 from dataflex_pipeline.store.fingerprint import canonical
 from dataflex_pipeline.store.tables import zip_blocks
-from dataflex_pipeline.testing.tables import WHOLE, MemoryTable, feature_rows, prepared_rows
+from dataflex_pipeline.testing.tables import (
+    GROUPS,
+    WHOLE,
+    MemoryTable,
+    feature_rows,
+    prepared_rows,
+    valid_rows,
+)
 
 EMBEDDINGS = pa.schema([ROW, ROW_ID, column("embedding", pa.list_(pa.float32(), 8), "vector"), VALID, REASON])
 """Of a made-up model: that of the real one decides the length, and is not there."""
@@ -66,11 +73,24 @@ class MethodContract:
         return {
             key: MemoryTable(
                 feature_rows(
-                    self.rows(need.split), self.schema(need), need.feature, need.split, need.checkpoint
+                    self.rows(need.split),
+                    self.schema(need),
+                    need.feature,
+                    need.split,
+                    need.checkpoint,
+                    width=self._width(need),
                 )
             )
             for key, need in needs.items()
         }
+
+    def _width(self, need: api.Need) -> int:
+        """Return the directions of an influence table: one for each group, or each valid target row."""
+        if need.feature != "influence" or params_of(need).directions.per == "group":
+            return len(GROUPS)
+        valid = np.asarray(self.rows("target").column("valid"))
+        also = valid_rows(len(valid), "target_directions", "target", need.checkpoint, share=0.05)
+        return int((valid & also).sum())
 
     def schema(self, need: api.Need) -> pa.Schema:
         """Return the columns of a feature."""
@@ -275,6 +295,9 @@ class MethodContract:
             method, _, tables = self.begun(number)
             if not method.ranks_by_target_row:
                 continue
+            needs = method.ranking_needs(self.selection(number))
+            if needs != method.needs(self.selection(number)):
+                tables = dict(self.tables(needs))
             ranking = method.by_target_row(tables, self.selection(number))
             assert len(set(ranking.rows.tolist())) == len(ranking.rows)
             assert set(ranking.rows.tolist()) <= set(range(self.target_rows))

@@ -101,13 +101,14 @@ def written(folder: Path, table: pa.Table, rows_per_part: int) -> PartedTable:
     return writer.finish(len(starts), {})
 
 
-def feature_rows(rows: pa.Table, schema: pa.Schema, *what: Any) -> pa.Table:
+def feature_rows(rows: pa.Table, schema: pa.Schema, *what: Any, width: int = len(GROUPS)) -> pa.Table:
     """Return a feature's table over prepared rows, its values random: vectors of length 1, numbers above 0.
 
     Args:
         rows: that it is over. Those that are not valid have none, and a few more.
         schema: the feature's columns.
         what: names the table; the same name gives the same values.
+        width: numbers in a list whose length the schema does not say.
     """
     rng = random_numbers(*what)
     valid = np.asarray(rows.column("valid")) & valid_rows(rows.num_rows, *what, share=0.05)
@@ -122,13 +123,19 @@ def feature_rows(rows: pa.Table, schema: pa.Schema, *what: Any) -> pa.Table:
     for field in schema:
         values = known.get(field.name)
         if values is None:
-            values = _values(field, rows.num_rows, rng, ~valid if field.nullable else None)
+            values = _values(field, rows.num_rows, rng, ~valid if field.nullable else None, width)
         columns.append(values.cast(field.type))
     return pa.table(columns, schema=schema)
 
 
-def _values(field: pa.Field, n_rows: int, rng: np.random.Generator, missing: np.ndarray | None) -> pa.Array:
+def _values(
+    field: pa.Field, n_rows: int, rng: np.random.Generator, missing: np.ndarray | None, width: int
+) -> pa.Array:
     """Return random values of a column, null where ``missing``. [n_rows]"""
+    if pa.types.is_list(field.type) and pa.types.is_floating(field.type.value_type):
+        lists = rng.standard_normal((n_rows, width)).tolist()
+        kept = [True] * n_rows if missing is None else (~missing).tolist()
+        return pa.array([each if k else None for each, k in zip(lists, kept, strict=True)], field.type)
     if pa.types.is_fixed_size_list(field.type):
         vectors = rng.standard_normal((n_rows, field.type.list_size))
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -156,7 +156,11 @@ def test_evaluations(settings, times):
 def test_needs_are_computed_once():
     config = Config(update_times=3)
     names = [[(n.feature, n.split) for n in needed] for needed in needs_by_round(method("less"), config)]
-    assert names == [[("gradients", "pool"), ("gradients", "target")]] * 3
+    assert names == [[("target_directions", "target"), ("influence", "pool")]] * 3
+    stored = needs_by_round(method("less", proj_dim=64), config)
+    assert [[n.feature for n in needed] for needed in stored] == [["gradients", "gradients"]] * 3
+    by_row = config.model_copy(update={"strategy": "round_robin", "round_robin_over": "target_rows"})
+    assert [len(needed) for needed in needs_by_round(method("less"), by_row)] == [4] * 3
     delta = needs_by_round(method("delta_loss"), config)
     checkpoints = [need.checkpoint for needed in delta for need in needed]
     assert len(checkpoints) == len(set(checkpoints))
@@ -239,7 +243,7 @@ def test_a_run_that_is_there_is_read_and_left_alone(told, tiny_demo):
 def test_requests_of_nice(here, tiny_demo):
     api = "{api: {model_name: judge, requests_per_minute: 30}}"
     settings = ("nice.reward_model_backend=api", f"nice.reward_backend_params={api}", "nice.mc_samples=3")
-    limits = ("nice.max_new_tokens=6", "nice.proj_dim=64", "update_times=2")
+    limits = ("nice.max_new_tokens=6", "update_times=2")
     ran = done("estimate", *data(tiny_demo), *SMALL, *settings, *limits, "--method", "nice", "--json")
     content = json.loads(ran)
     target = content["target"]
@@ -253,7 +257,7 @@ def test_requests_of_nice(here, tiny_demo):
     assert drawn["basis"] == "extrapolated"
     assert "cut short" in drawn["note"] or "vLLM" in drawn["note"]
     assert 16 * 3 <= drawn["tokens"] <= 16 * 3 * 6
-    gradients = stages(content, "policy_gradients, target", 1)[0]
+    gradients = stages(content, "target_directions, target", 1)[0]
     assert gradients["tokens"] > drawn["tokens"]
     assert list(here.iterdir()) == []
 

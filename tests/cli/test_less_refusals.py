@@ -111,7 +111,7 @@ def test_rows_whose_gradient_is_not_finite_are_named_and_never_selected(tiny_dem
         weights["model.embed_tokens.weight"][token] = float("nan")
 
     model = with_changed_weights(tiny_demo.model, tmp_path / "model", spoil)
-    settings = (*small(tiny_demo), *LESS, f"model_name_or_path={model}", f"runs_dir={tmp_path}")
+    settings = (*small(tiny_demo), LESS[0], f"model_name_or_path={model}", f"runs_dir={tmp_path}")
     text = done("round", 1, *settings, "--run", "nan", "num_samples=150")
     names = [f"row {row} (the loss or its gradient is not finite)" for row in sorted(rows)[:3]]
     assert f"{len(rows)} rows of the pool could not be scored: {', '.join(names)}" in text
@@ -124,6 +124,14 @@ def test_rows_whose_gradient_is_not_finite_are_named_and_never_selected(tiny_dem
     index = pq.read_table(tmp_path / "nan" / "round-01" / "index.parquet")
     assert not rows & set(index["row"].to_pylist())
     assert len(set(index["row"].to_pylist())) == 8
+
+
+def test_a_projection_that_is_none_has_no_dimensions(scored):
+    folder, command = scored
+    ran = dataflex(*command, "less.projection=none")
+    assert_nothing_computed(folder, ran)
+    assert "projection: none projects nothing, and proj_dim is 64" in ran.err
+    assert "projection: countsketch" in ran.err
 
 
 def test_where_no_gradient_is_finite_nothing_is_selected(scored, monkeypatch):
@@ -159,6 +167,7 @@ def test_a_target_without_a_valid_row_is_refused(tiny_demo, tmp_path):
         ("less.temperature=0", "less.temperature is 0"),
         ("less.checkpoints=some", "'last' or 'all'"),
         ("less.projection=trak", "projection: trak was set"),
+        ("less.dtype=float32", "projection: none stores none"),
         ("round_robin_over=rows", "round_robin_over"),
     ],
 )

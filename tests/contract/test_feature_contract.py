@@ -81,6 +81,31 @@ class TestGradientsOfAdam(TestGradients):
         return self.trained
 
 
+class TestTargetDirections(OnModel):
+    feature = "target_directions"
+    split = "target"
+    others: ClassVar = {"per": "row", "policy": {"rewards": {"reward_model_backend": "metric"}}}
+
+
+class TestTargetDirectionsOfRows(TestTargetDirections):
+    params: ClassVar = {"per": "row"}
+    others: ClassVar = {**TestTargetDirections.others, "per": "group"}
+
+
+class TestInfluence(OnModel):
+    feature = "influence"
+    params: ClassVar = {"side": "sgd"}
+    others: ClassVar = {"side": "adam", "adam_update": "less", "directions": {"per": "row"}}
+
+
+class TestInfluenceOfAdam(TestGradientsOfAdam):
+    """The pool's side: updates of a checkpoint after a few steps."""
+
+    feature = "influence"
+    params: ClassVar = {"side": "adam"}
+    others: ClassVar = {**TestInfluence.others, "side": "sgd"}
+
+
 class OnVectors(FeatureContract):
     """A feature computed from vectors made elsewhere."""
 

@@ -83,6 +83,10 @@ class TestDeltaLoss(MethodContract):
 
 class TestLess(MethodContract):
     method = method_class("less")
+
+
+class TestLessProjected(MethodContract):
+    method = method_class("less")
     params = SMALL
 
 
@@ -92,6 +96,11 @@ class TestLessOfOneRound(MethodContract):
 
 
 class TestNice(MethodContract):
+    method = method_class("nice")
+    params: ClassVar = {"reward_model_backend": "metric"}
+
+
+class TestNiceProjected(MethodContract):
     method = method_class("nice")
     params = METRIC
 

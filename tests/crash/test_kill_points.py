@@ -25,7 +25,6 @@ SEED = 20
 KEEP_BEST = "load_best_model_at_end=true"
 ALL_CHECKPOINTS = ("less.checkpoints=all", "keep_checkpoints=true")
 NICE = (
-    "nice.proj_dim=64",
     "nice.generator=transformers",
     "nice.mc_samples=2",
     "nice.max_new_tokens=4",
@@ -34,7 +33,7 @@ NICE = (
     "nice.save_interval=8",
     "max_samples=24",
 )
-"""Answers, rewards and policy gradients of the target in two parts each, the pool's gradients in three."""
+"""Answers, rewards and directions of the target in two parts each, the pool's influence in three."""
 
 
 def in_parallel(work, items):
@@ -48,7 +47,7 @@ def recipes(tiny_demo):
     return {
         "loss": Recipe.of(tiny_demo),
         "delta_loss": Recipe.of(tiny_demo, "delta_loss", KEEP_BEST, "delta_loss.schedule=centered"),
-        "less": Recipe.of(tiny_demo, "less", "less.proj_dim=64", *ALL_CHECKPOINTS),
+        "less": Recipe.of(tiny_demo, "less", *ALL_CHECKPOINTS),
         "picked": Recipe.of(tiny_demo),
     }
 

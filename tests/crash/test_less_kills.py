@@ -17,18 +17,15 @@ pytestmark = pytest.mark.slow
 
 KILLS = 6
 SEED = 3
+WAYS = {
+    "exact": ("less.save_interval=8",),  # the target's directions in two parts
+    "projected": ("less.proj_dim=256", "less.dtype=float32", "less.save_interval=16"),
+}
 
 
-@pytest.fixture(scope="module")
-def recipe(tiny_demo):
-    return Recipe.of(
-        tiny_demo,
-        "less",
-        "less.proj_dim=256",
-        "less.dtype=float32",
-        "less.save_interval=16",
-        "score_batch_tokens=512",
-    )
+@pytest.fixture(scope="module", params=WAYS.values(), ids=list(WAYS))
+def recipe(tiny_demo, request):
+    return Recipe.of(tiny_demo, "less", *request.param, "score_batch_tokens=512")
 
 
 @pytest.fixture(scope="module")

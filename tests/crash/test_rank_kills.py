@@ -16,7 +16,7 @@ WORK = 2.0
 
 @pytest.mark.slow
 def test_stages_whose_ranks_die_give_the_same_run(one_thread, tiny_demo, tmp_path):
-    commands = Recipe.of(tiny_demo, "less", *SAME_FOR_ALL, "less.proj_dim=64").stages(rounds=1)
+    commands = Recipe.of(tiny_demo, "less", *SAME_FOR_ALL).stages(rounds=1)
     run(tmp_path / "calm", 1, *(with_batch(command, 1) for command in commands))
     reference = tmp_path / "calm" / "runs" / NAME
     siege = Siege(commands, reference, [WORK] * len(commands), 4, (1, 2, 4), random.Random(3), most=1)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gradient_models import llama, lora, pad, random_rows
+from gradient_models import llama, lora, pad, random_rows, trainable
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dataflex_pipeline.features.losses import mean_losses
-from dataflex_pipeline.gradients import stream
+from dataflex_pipeline.gradients import directions, influence, stream
 from dataflex_pipeline.gradients.capture import GradientCapture
+from dataflex_pipeline.gradients.directions import DirectionSums, RowGradients, add_rows
+from dataflex_pipeline.gradients.influence import Influences, influence_batch
 from dataflex_pipeline.gradients.policy import WeightedAnswers, answer_labels, summed_gradients
 from dataflex_pipeline.gradients.projection import make_projection
 from dataflex_pipeline.gradients.stream import ProjectedGradients, projected_batch
@@ -44,7 +46,8 @@ def device_without_float64(monkeypatch):
         return there
 
     monkeypatch.setattr(torch.Tensor, "cpu", brought_to_the_host)
-    monkeypatch.setattr(stream, "widest_float", lambda device: torch.float32)
+    for module in (directions, influence, stream):
+        monkeypatch.setattr(module, "widest_float", lambda device: torch.float32)
     with Lacking():
         yield
 
@@ -88,6 +91,23 @@ def test_projected_gradients(device_without_float64):
         found = projected_batch(capture, consumer, *pad(random_rows(3), "right"))
     assert {each.dtype for each in found} == {torch.float32}
     assert torch.isfinite(found[2]).all()
+
+
+def test_directions_and_influence(device_without_float64):
+    model, rows = lora(llama()), random_rows(3)
+    consumer = RowGradients(trainable(model), 2, "cpu")
+    sums = DirectionSums.empty(trainable(model), "cpu", ["a"])
+    answers = [(row, 1.0, ids.numpy(), labels.numpy()) for row, (ids, labels) in enumerate(rows)]
+    with GradientCapture(model, consumer, pytest.fail) as capture:
+        slots = dict.fromkeys(range(3), 0)
+        norms, _ = add_rows(model, capture, consumer, WeightedAnswers.of(answers), slots, sums, 100)
+    assert np.isfinite(norms).all()
+    assert {each.dtype for each in sums.tensors.values()} == {torch.float32}
+    influences = Influences([sums.tensors])
+    with GradientCapture(model, influences, pytest.fail) as capture:
+        found = influence_batch(capture, influences, *pad(rows, "right"))
+    assert {each.dtype for each in found} == {torch.float32}
+    assert torch.isfinite(found[1]).all()
 
 
 @pytest.mark.parametrize("kind", ["countsketch", "countshift", "rademacher"])

@@ -33,7 +33,7 @@ def settings(demo) -> tuple[str, ...]:
         *(f"dataset={demo.pool}", f"eval_dataset={demo.target}", f"model_name_or_path={demo.model}"),
         *("warmup_step=2", "update_step=2", "update_times=2", "lora_rank=4", "learning_rate=0.002"),
         *("rows_per_part=4", "eval_strategy=no", "plot_loss=false", "preprocessing_num_workers=1"),
-        *("less.proj_dim=64", "per_device_train_batch_size=2"),
+        "per_device_train_batch_size=2",
     )
 
 
@@ -135,7 +135,7 @@ def test_the_size_of_batches_is_agreed_on_by_ranks_with_unequal_memory(alone, tm
 @pytest.mark.slow
 def test_every_method_scores_the_same_on_one_two_and_four_processes(alone, minilm, tmp_path):
     embedder = {"embed_model": minilm, "embed_method": "sentence-transformers"}
-    answers = {"generator": "transformers", "mc_samples": 2, "max_new_tokens": 4, "proj_dim": 64}
+    answers = {"generator": "transformers", "mc_samples": 2, "max_new_tokens": 4}
     judge = {"reward_model_backend": "metric", "reward_backend_params.metric.name": "chrf"}
     (tmp_path / "given.jsonl").write_text("".join(f'{{"score": {row * 7 % 200}}}\n' for row in range(200)))
     given = {"file": tmp_path / "given.jsonl"}
@@ -160,8 +160,8 @@ def test_killed_with_four_and_continued_with_two_nothing_is_computed_again(alone
     feature = folder / "runs" / "r" / "features"
     commands = json.dumps([score(1, method) for method in METHODS])
     launch = Launch(folder, 4, commands, module="crash.several_commands")
-    wanted = draw.randint(3, 40)  # of the 50 + 4 parts of the gradients
-    launch.wait_for(lambda: len(list(feature.glob("gradients-*/part-*.parquet"))) >= wanted)
+    wanted = draw.randint(3, 40)  # of the 50 parts of the pool, after the 4 of the target
+    launch.wait_for(lambda: len(list(feature.glob("influence-*/part-*.parquet"))) >= wanted)
     began = time.monotonic()
     launch.ranks()[draw.randrange(4)].kill()
     assert launch.end() != 0

@@ -220,7 +220,7 @@ class Memory:
 
 
 def nice(**params):
-    params = {"reward_model_backend": "metric", "baseline": "none"} | params
+    params = {"reward_model_backend": "metric", "baseline": "none", "proj_dim": K} | params
     return build_method("nice", method_class("nice"), params, "a test")
 
 
@@ -242,7 +242,7 @@ def test_what_the_method_says_about_the_rewards(trained, tmp_path):
         "1 of 4 target rows have no signal (all their rewards are equal): their similarity is 0 with every "
         "row, and counts in the mean",
     ]
-    np.testing.assert_allclose(state.terms[0][2][0], vectors(table)[:4].sum(0) / 4, atol=1e-6)
+    np.testing.assert_allclose(state.terms[0].means[0], vectors(table)[:4].sum(0) / 4, atol=1e-6)
 
 
 def test_the_method_says_where_own_answers_took_over(trained, tmp_path):
