@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from dataflex_pipeline import api
-from dataflex_pipeline.features.params import KernelParams, NeighbourParams, SearchParams
+from dataflex_pipeline.features.embedding_params import KernelParams, NeighbourParams, SearchParams
 from dataflex_pipeline.neighbours.cells import (
     Layout,
     affordable_on,

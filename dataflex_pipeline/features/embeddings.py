@@ -26,7 +26,7 @@ from dataflex_pipeline.embed import Embedder
 from dataflex_pipeline.embed.embedders import MODEL, check_installed, make_embedder, resolve_embedder
 from dataflex_pipeline.embed.settings import KEY, Dtype, EmbedderSettings, EmbedModel
 from dataflex_pipeline.errors import DataflexError
-from dataflex_pipeline.features.params import VectorParams
+from dataflex_pipeline.features.embedding_params import VectorParams
 from dataflex_pipeline.models.beside import ModelBeside
 from dataflex_pipeline.models.hidden import hidden_size
 from dataflex_pipeline.models.weights import stored_weights

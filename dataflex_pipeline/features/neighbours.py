@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import DataError
-from dataflex_pipeline.features.params import NeighbourParams
+from dataflex_pipeline.features.embedding_params import NeighbourParams
 from dataflex_pipeline.neighbours.cells import (
     Cells,
     affordable_on,

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from dataflex_pipeline import api
 from dataflex_pipeline.data.leaks import say_leaks
+from dataflex_pipeline.features.embedding_params import EmbeddingParams
 from dataflex_pipeline.features.neighbours import check_dimensions
-from dataflex_pipeline.features.params import EmbeddingParams
 from dataflex_pipeline.neighbours.vectors import block_vectors, vector_blocks
 from dataflex_pipeline.sampling.softmax import Softmax
 from dataflex_pipeline.schemas import column

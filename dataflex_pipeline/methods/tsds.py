@@ -36,14 +36,14 @@ from pydantic import Field, field_validator, model_validator
 from dataflex_pipeline import api
 from dataflex_pipeline.data.leaks import say_leaks
 from dataflex_pipeline.features.density import Density
-from dataflex_pipeline.features.neighbours import Neighbours
-from dataflex_pipeline.features.params import (
+from dataflex_pipeline.features.embedding_params import (
     EmbeddingParams,
     KernelParams,
     NearestParams,
     NeighbourParams,
     SearchParams,
 )
+from dataflex_pipeline.features.neighbours import Neighbours
 from dataflex_pipeline.neighbours.greedy import choose
 from dataflex_pipeline.neighbours.spread import Crowd, Spread, say_search, spread_target
 from dataflex_pipeline.neighbours.vectors import gather_vectors

@@ -18,7 +18,7 @@ from dataflex_pipeline.api import Method, Need
 from dataflex_pipeline.config.explain import explain
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError, did_you_mean
-from dataflex_pipeline.features.params import EmbeddingParams
+from dataflex_pipeline.features.embedding_params import EmbeddingParams
 from dataflex_pipeline.features.plan import FeaturePlan, plan_feature
 from dataflex_pipeline.neighbours.apart import Apart
 from dataflex_pipeline.pipeline.open_run import OpenRun

@@ -7,8 +7,8 @@ from neighbour_tables import ON_CPU, clustered, computed, embeddings, tsds_table
 from dataflex_pipeline import api
 from dataflex_pipeline.errors import DataError
 from dataflex_pipeline.features.density import Density, support
+from dataflex_pipeline.features.embedding_params import NeighbourParams, VectorParams
 from dataflex_pipeline.features.neighbours import Neighbours
-from dataflex_pipeline.features.params import NeighbourParams, VectorParams
 from dataflex_pipeline.neighbours import vectors as vector_module
 from dataflex_pipeline.neighbours.cells import (
     AFFORDABLE,

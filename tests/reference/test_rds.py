@@ -12,8 +12,8 @@ from dataflex_pipeline.api import Need, Selection
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.data.texts import row_text
 from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.features.embedding_params import EmbeddingParams
 from dataflex_pipeline.features.neighbours import Neighbours
-from dataflex_pipeline.features.params import EmbeddingParams
 from dataflex_pipeline.features.plan import make_feature, method_needs
 from dataflex_pipeline.methods import build_method, method_class
 from dataflex_pipeline.models.hidden import weighted_states

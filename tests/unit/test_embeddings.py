@@ -26,7 +26,7 @@ from dataflex_pipeline.embed import embedders
 from dataflex_pipeline.embed.settings import EmbedderSettings, EmbedModel
 from dataflex_pipeline.errors import ConfigError, DataError, DataflexError, UserError
 from dataflex_pipeline.features.build import build_feature
-from dataflex_pipeline.features.params import EmbeddingParams
+from dataflex_pipeline.features.embedding_params import EmbeddingParams
 from dataflex_pipeline.features.plan import make_feature, plan_feature
 from dataflex_pipeline.methods.near import Near
 from dataflex_pipeline.schemas import GROUP, PREPARED
