@@ -65,7 +65,7 @@ from dataflex_pipeline.gradients.projection import make_projection
 from dataflex_pipeline.gradients.stream import ProjectedGradients, projected_batch
 from dataflex_pipeline.gradients.taps import checkpointed
 from dataflex_pipeline.models.base import precision
-from dataflex_pipeline.models.batches import Sequences
+from dataflex_pipeline.models.batches import Sequences, length_batches
 from dataflex_pipeline.models.token_losses import token_losses
 from dataflex_pipeline.training.positions import longest_first
 
@@ -173,13 +173,16 @@ def gradients(model: Any, args: argparse.Namespace, say: Callable[[str], None]) 
     with GradientCapture(model, consumer, say, checkpointing=args.checkpointing) as capture:
 
         def score(rows: Rows) -> np.ndarray:
-            found = []
-            for batch in make_batches(model, Sequences.of(rows.table), args.tokens):
+            found = np.empty((rows.table.num_rows, 1 + args.dim))
+            sequences = Sequences.of(rows.table)
+            n_labels = sequences.n_labels()
+            for group in length_batches(sequences.lengths, n_labels, args.tokens, capture.max_labels):
+                batch = batch_of(model, sequences, group)
                 results = [result.cpu().numpy() for result in projected_batch(capture, consumer, *batch)]
                 if not all(np.isfinite(result).all() for result in results):
                     raise SystemExit("A gradient is not finite: these figures would be of no real pass.")
-                found.append(np.column_stack(results[:2]))
-            return np.concatenate(found)
+                found[group] = np.column_stack(results[:2])
+            return found
 
         yield score
 
