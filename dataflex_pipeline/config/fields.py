@@ -11,47 +11,15 @@ is what ``dataflex init`` writes beside the key. A field's *role* says what a ch
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from dataflex_pipeline.config.candidates import CandidateRule, candidate_rule
+from dataflex_pipeline.config.keys import CountOrAuto, Role, key
 
-Role = Literal["run", "selection", "runtime"]
-
-
-def _count_or_auto(value: Any) -> int | Literal["auto"]:
-    """Return ``auto`` or a count; a union of the two would explain a wrong value by one of them only."""
-    if value == "auto":
-        return "auto"
-    text = str(value)
-    if isinstance(value, bool) or not text.isdecimal() or int(text) < 1:
-        raise ValueError("It should be auto, or a whole number above 0")
-    return int(text)
-
-
-CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)]
-"""A number above 0, or auto where the program finds one."""
 DEMO = "demo"
 """In place of the name of a model or data set: those that are embedded."""
-
-
-LARGEST = 2**31 - 1
-"""Whole numbers of a configuration are at most this large: 32 bits, as the libraries below hold them."""
-
-
-def key(default: Any, meaning: str, role: Role, group: str, **limits: Any) -> Any:
-    """Declare one configuration key with its default, meaning, role and the section that it is shown in.
-
-    A whole number is at most LARGEST, unless a smaller limit is given.
-    """
-    if isinstance(limits.get("ge"), int):
-        limits.setdefault("le", LARGEST)
-    if isinstance(default, dict | list):
-        limits["default_factory"] = default.copy
-    else:
-        limits["default"] = default
-    return Field(description=meaning, json_schema_extra={"role": role, "group": group}, **limits)
 
 
 class Config(BaseModel):

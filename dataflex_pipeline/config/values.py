@@ -12,7 +12,8 @@ import annotated_types as at
 from pydantic import ValidationError
 
 from dataflex_pipeline.config.explain import Complaint, first_complaint
-from dataflex_pipeline.config.fields import LARGEST, Config
+from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.config.keys import LARGEST
 from dataflex_pipeline.config.redaction import HIDDEN, is_secret_name, without_secrets
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 
