@@ -19,7 +19,8 @@ from dataflex_pipeline.pipeline.output import Outcome, Output, State
 from dataflex_pipeline.pipeline.preflight import check_method, check_model, check_target
 from dataflex_pipeline.pipeline.prepare import Rows, Source, look, read_sources, splits_of
 from dataflex_pipeline.pipeline.published import BestCheckpoint, PublishedAdapter
-from dataflex_pipeline.pipeline.score import Scores, check_scored_round, scores_of
+from dataflex_pipeline.pipeline.score import Scores, scores_of
+from dataflex_pipeline.pipeline.score_checks import check_scored_round
 from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.pipeline.settings import check_settings
 from dataflex_pipeline.pipeline.train import Checkpoint

@@ -13,7 +13,7 @@ from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
 from dataflex_pipeline.pipeline.drawing import draw_settings, positions
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.prepare import Source, splits_of
-from dataflex_pipeline.pipeline.score import check_pool_columns
+from dataflex_pipeline.pipeline.score_checks import check_pool_columns
 from dataflex_pipeline.pipeline.similarity import similarity_need
 from dataflex_pipeline.sampling.exported import check_export
 from dataflex_pipeline.sampling.quotas import check_quotas

@@ -14,19 +14,17 @@ there already and was made from the same settings is kept. Nothing is printed; e
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from dataflex_pipeline import launch
 from dataflex_pipeline.api import Progress, Silent
-from dataflex_pipeline.config.load import QUICKSTART, Loaded
-from dataflex_pipeline.errors import RunError, UserError
+from dataflex_pipeline.config.load import QUICKSTART
+from dataflex_pipeline.errors import RunError
 from dataflex_pipeline.evaluation.figures import Figure
 from dataflex_pipeline.export.conversations import Trainer
-from dataflex_pipeline.methods import check_methods
+from dataflex_pipeline.pipeline.calls import CalledRun
 from dataflex_pipeline.pipeline.damage import set_aside_damaged_tables
 from dataflex_pipeline.pipeline.device import say_device
 from dataflex_pipeline.pipeline.evaluate import Wanted, evaluate
@@ -39,9 +37,9 @@ from dataflex_pipeline.pipeline.export import (
 )
 from dataflex_pipeline.pipeline.index import Index
 from dataflex_pipeline.pipeline.keywords import as_overrides, whole_round
-from dataflex_pipeline.pipeline.locate import Options, load_for, locate
-from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
-from dataflex_pipeline.pipeline.output import Outcome, Output
+from dataflex_pipeline.pipeline.locate import Options
+from dataflex_pipeline.pipeline.open_run import require_run
+from dataflex_pipeline.pipeline.output import Output
 from dataflex_pipeline.pipeline.outputs import (
     all_outputs,
     check_before_start,
@@ -61,7 +59,7 @@ from dataflex_pipeline.pipeline.versions import say_versions
 from dataflex_pipeline.store.stale import is_complete
 
 
-class Run(OpenRun):
+class Run(CalledRun):
     """A run: one folder, one configuration, rounds of scoring, selecting and training.
 
     Args:
@@ -125,25 +123,6 @@ class Run(OpenRun):
         run = cls(folder, progress=progress)
         require_run(run)
         return run
-
-    def _open(self, options: Options, progress: Progress, *, reads_only: bool = False) -> None:
-        store, loaded = locate(options)
-        if store.folder.exists() and not store.folder.is_dir():
-            raise RunError(
-                f"{store.folder} is a file.",
-                "A run is a folder, new or begun.",
-                "Name a folder that is one, or none yet.",
-            )
-        shared = loaded.config.features_dir
-        if shared is not None and Path(shared).expanduser().is_file():
-            raise RunError(
-                f"features_dir is {shared}, which is a file.",
-                "Features are tables in folders of their own below it.",
-                "Name a folder, there already or not yet.",
-            )
-        super().__init__(loaded, store, options.overwrite, progress, reads_only=reads_only)
-        self._options, self._called = options, False
-        self.outcomes: list[Outcome] = []
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -435,38 +414,3 @@ class Run(OpenRun):
         """Return every output of the run in order; ``state()`` says whether it is done, stale or missing."""
         with self._call({}):
             return list(all_outputs(self))
-
-    @contextlib.contextmanager
-    def _call(self, settings: Mapping[str, Any], *, passing: bool = False) -> Iterator[None]:
-        """Lay settings over those there are for a call; one that fails leaves the settings as they were.
-
-        So does one whose settings are ``passing``. What an earlier call read is read again: a command, or
-        another process, may have gone on meanwhile.
-        """
-        before = self._options, self.loaded
-        named = dict(as_overrides(settings))
-        if {"runs_dir", "output_dir"} & set(named):
-            raise UserError(
-                "runs_dir or output_dir was given to a run that is open.",
-                "They say where a run is.",
-                "Open another one: Run(FOLDER, ...).",
-            )
-        try:
-            if named:
-                there = {text.partition("=")[0].strip(): text for text in self._options.overrides}
-                self._options = replace(self._options, overrides=tuple((there | named).values()))
-            if named or self._called:
-                self.loaded = load_for(self.store, self._options)
-                check_methods(self.loaded.config, self.loaded.config_dir)
-                self.forget()
-            self._called = True
-            yield
-            if passing:
-                self._restore(before)
-        except BaseException:
-            self._restore(before)
-            raise
-
-    def _restore(self, before: tuple[Options, Loaded]) -> None:
-        self._options, self.loaded = before
-        self.forget()

@@ -7,7 +7,7 @@ With ``candidates`` a cheaper method scores the round first, and the method is a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain, repeat
@@ -20,8 +20,7 @@ import pyarrow.compute as pc
 from dataflex_pipeline import api
 from dataflex_pipeline.config.candidates import CandidateRule
 from dataflex_pipeline.config.components import ComponentEntry
-from dataflex_pipeline.data.columns import PREFIX
-from dataflex_pipeline.errors import ConfigError, DataError, RunError, did_you_mean
+from dataflex_pipeline.errors import DataError, RunError
 from dataflex_pipeline.features.build import FeaturePlan, build_feature, method_needs, plan_feature
 from dataflex_pipeline.features.candidates import Candidates, CandidateTable, Cascade
 from dataflex_pipeline.features.plan import with_rounds
@@ -30,6 +29,7 @@ from dataflex_pipeline.pipeline.checkpoints import checkpoint_of, checkpoints_be
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Output, note
 from dataflex_pipeline.pipeline.prepare import open_split
+from dataflex_pipeline.pipeline.score_checks import check_pool_columns, check_scored_round
 from dataflex_pipeline.pipeline.scored_block import Unscored, beside_candidates, score_block, write_rescored
 from dataflex_pipeline.schemas import SCORES
 from dataflex_pipeline.seeds import derive_seed
@@ -37,7 +37,7 @@ from dataflex_pipeline.store.fingerprint import changes, digest, file_digest
 from dataflex_pipeline.store.parquet import ROW_GROUP
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.ranks import column_values, count, quantiles
-from dataflex_pipeline.store.stale import found_ingredients, is_complete, is_current
+from dataflex_pipeline.store.stale import found_ingredients, is_current
 from dataflex_pipeline.store.tables import TableFile, table_writer, zip_blocks
 from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
 
@@ -229,46 +229,6 @@ def _learning_rate(run: OpenRun, number: int) -> float:
         return run.given.learning_rate
     marker = read_marker(run.store.round(number).checkpoint)
     return float((marker.result or {}).get("mean_learning_rate", 0.0)) if marker is not None else 0.0
-
-
-def check_scored_round(run: OpenRun, number: int) -> None:
-    """Refuse a round that cannot be scored: the warm-up, outside the horizon, predecessor missing."""
-    run.check_round(number)
-    if number == 0:
-        raise RunError(
-            "Round 0 was asked for.",
-            "Round 0 is the warm-up, which draws uniformly, or the model as it is: nothing is scored for it.",
-            "Run `dataflex warmup` for round 0, or ask for round 1.",
-        )
-    before = run.store.round(number - 1)
-    if not is_given(run, number - 1) and not is_complete(before.checkpoint):
-        command = "dataflex warmup" if number == 1 else f"dataflex round {number - 1}"
-        raise RunError(
-            f"Round {number} was asked for, and round {number - 1} has no finished checkpoint "
-            f"({before.checkpoint}).",
-            "A round is scored with the model of the round before it.",
-            f"Run `{command}` first"
-            + (", or set warmup_step=0 to score with the model as it is." if number == 1 else "."),
-        )
-
-
-def check_pool_columns(name: str, method: api.Method, there: Collection[str]) -> None:
-    """Check that the pool has the columns that a method reads of it.
-
-    Args:
-        name: of the method. method: itself. there: the pool's columns.
-
-    Raises:
-        ConfigError: it has not.
-    """
-    own = [each.removeprefix(PREFIX) for each in there if each.startswith(PREFIX)]
-    for missing in (each for each in method.pool_columns if each not in there):
-        wanted = missing.removeprefix(PREFIX)
-        raise ConfigError(
-            f"The method {name} reads the column '{wanted}' of the pool.{did_you_mean(wanted, own)}",
-            f"The data set has no such column; it has {', '.join(own) or 'none but the conversation'}.",
-            "Correct the name, or give data that has it.",
-        )
 
 
 def feature_input(run: OpenRun, need: api.Need) -> api.FeatureInput:
