@@ -95,7 +95,12 @@ class TestTargetDirectionsOfRows(TestTargetDirections):
 class TestInfluence(OnModel):
     feature = "influence"
     params: ClassVar = {"side": "sgd"}
-    others: ClassVar = {"side": "adam", "adam_update": "less", "directions": {"per": "row"}}
+    others: ClassVar = {
+        "side": "adam",
+        "adam_update": "less",
+        "directions": {"per": "row"},
+        "more": ({"per": "row"},),
+    }
 
 
 class TestInfluenceOfAdam(TestGradientsOfAdam):
@@ -139,7 +144,9 @@ class TestModelEmbeddings(OnModel):
     feature = "model_embeddings"
     params: ClassVar = {"model": None, "method": "model", "text": "chat_template"}
     others: ClassVar = {"text": "response", "max_length": 5, "prompt": "query: "}
-    idle: ClassVar = frozenset({"model", "method", "revision", "dtype", "vectors", "batch_size"})
+    idle: ClassVar = frozenset(
+        {"model", "method", "revision", "dtype", "vectors", "batch_size", "embed_gpu_memory_utilization"}
+    )
 
 
 class TestWords(FeatureContract):

@@ -317,7 +317,7 @@ def test_trak_gets_a_projector_per_parameter_and_at_most_32_rows(monkeypatch):
     monkeypatch.setitem(sys.modules, "fast_jl", types.ModuleType("fast_jl"))
     monkeypatch.setitem(sys.modules, "trak", types.ModuleType("trak"))
     monkeypatch.setitem(sys.modules, "trak.projectors", projectors)
-    projection = make_projection("trak", 512, 0, device="cuda")
+    projection = make_projection("trak", 512, 0, device="cuda:0")
     vectors = torch.randn(40, 10)
     found = project(projection, vectors, a=4, b=6)
     assert torch.allclose(found, (vectors.sum(1, keepdim=True) / 512**0.5).expand(40, 512), atol=1e-5)
