@@ -156,7 +156,7 @@ def _train(job: _Job, start: Start, arguments: SFTConfig) -> None:
     except OutOfMemoryError as error:
         raise UserError(
             f"The memory of {arguments.device} is too small: {str(error).splitlines()[0]}",
-            f"A forward pass takes {config.per_device_train_batch_size} rows of up to "
+            f"A forward pass takes {arguments.per_device_train_batch_size} rows of up to "
             f"{config.cutoff_len} tokens.",
             "Lower per_device_train_batch_size and raise gradient_accumulation_steps (in a new run), set "
             "gradient_checkpointing: true, or lower cutoff_len.",
