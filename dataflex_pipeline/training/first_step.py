@@ -45,10 +45,11 @@ if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
     from dataflex_pipeline.training.trainer import WeightedTrainer
 
-FAR_SHARE, SAFE_SHARE, MOST_SHARE = 0.2, 0.5, 0.7
+FAR_SHARE, SAFE_SHARE, MOST_SHARE = 0.2, 0.5, 0.6
 """Of the free memory: below the first nothing more is measured; above the second, ``auto`` recomputes
 activations and fewer rows are taken at a time; above the third a row is refused. A process on a CPU grows by
-more than the storages that are counted: a step of SmolLM2-135M counted at 4.4 GiB did not fit 5.5."""
+more than the storages that are counted: SmolLM2-135M by 1.5 times a step counted at 9.3 GiB, and by 1.7 times
+one of 2.4 GiB with recomputed activations."""
 ADAM_BYTES = 8
 """Bytes of a trained parameter's two moments."""
 GIB = 1 << 30

@@ -144,10 +144,12 @@ def _train(job: _Job, start: Start, arguments: SFTConfig) -> None:
     from dataflex_pipeline.training.conductor import Conductor
     from dataflex_pipeline.training.first_step import settle_memory
     from dataflex_pipeline.training.sharded import release
+    from dataflex_pipeline.training.unmasked import leave_out_masks
 
     plan, config = job.plan, job.config
     conductor = Conductor(config, plan, start.course, start.log, job.rule, job.progress)
     trainer = _trainer(job, start, conductor, arguments)
+    leave_out_masks(trainer, config)
     settle_memory(trainer, config)
     total = plan.last_step - plan.first_step
     job.progress.start(f"train round {plan.round}", total, "steps", done=start.step - plan.first_step)
