@@ -2,10 +2,14 @@
 
 Forward and backward of a row are measured on the model as it trains (models/memory.py), and the largest
 batch of the round is worked out from them: per_device_train_batch_size rows as long as the round's longest,
-the gradients, and Adam's moments. Where that is more than what is free, ``gradient_checkpointing: auto``
-turns it on, which changes last digits only; what does not fit then is refused before anything is trained,
-since on a CPU the system ends a process that takes more than there is. An accelerator's allocator raises an
-error instead, so there the step is tried.
+the gradients, and Adam's moments. Where that comes near what is free, ``gradient_checkpointing: auto`` turns
+recomputation on, and then fewer rows are taken at a time: a step's loss is a sum over its rows, so a smaller
+micro-batch with as many more of them per step changes last digits only. A single row that does not fit is
+refused before anything is trained, since on a CPU the system ends a process that takes more than there is.
+An accelerator's allocator raises an error instead, so there it is tried.
+
+All processes of a launch take as many rows at a time as the one with the least room. The number is noted in
+the unfinished round's folder, so that a training which was killed goes on with the same micro-batches.
 
 A quarter of the longest row is enough to see that a small model fits by far; the rest is measured only then.
 """
@@ -14,26 +18,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch  # noqa: TID253 (this module is only imported to train)
 
 from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.models.base import free_memory
 from dataflex_pipeline.models.batches import Sequences, padded
-from dataflex_pipeline.models.memory import SHORTER, counts_itself, free_bytes, measure_batches, peak_of
+from dataflex_pipeline.models.memory import (
+    SHORTER,
+    counts_itself,
+    free_bytes,
+    measure_batches,
+    peak_of,
+    share_of,
+)
 from dataflex_pipeline.models.room import is_out_of_memory, memory_failure
+from dataflex_pipeline.store.agreed import agreed, agreed_file
+from dataflex_pipeline.store.atomic import write_text
+from dataflex_pipeline.training.arguments import balances_experts
 from dataflex_pipeline.training.own_logits import LACKS
 
 if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
     from dataflex_pipeline.training.trainer import WeightedTrainer
 
-FAR_SHARE, SAFE_SHARE, MOST_SHARE = 0.2, 0.5, 0.7
+FAR_SHARE, SAFE_SHARE, MOST_SHARE = 0.2, 0.5, 0.6
 """Of the free memory: below the first nothing more is measured; above the second, ``auto`` recomputes
-activations; above the third a step is refused. A process on a CPU grows by more than the storages that are
-counted: a step of SmolLM2-135M counted at 4.4 GiB did not fit 5.5."""
+activations and fewer rows are taken at a time; above the third a row is refused. A process on a CPU grows by
+more than the storages that are counted: SmolLM2-135M by 1.5 times a step counted at 9.3 GiB, and by 1.7 times
+one of 2.4 GiB with recomputed activations."""
 ADAM_BYTES = 8
 """Bytes of a trained parameter's two moments."""
 GIB = 1 << 30
@@ -54,65 +70,172 @@ class Batch:
         return cls(per_device, column[longest].values.to_numpy())
 
     def __str__(self) -> str:
-        return f"{self.rows} rows of up to {len(self.ids)} tokens"
+        return f"{self.rows} row{'s' if self.rows > 1 else ''} of up to {len(self.ids)} tokens"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What batches take, in bytes.
+
+    Attributes:
+        fixed: of any batch. per_row: of each row as long as the longest.
+        held: gradients that stay from one micro-batch to the next; where a step has one, there are none.
+        undivided: rows at a time with which a step has one micro-batch; 0: it has several anyway.
+    """
+
+    fixed: float
+    per_row: float
+    held: float = 0.0
+    undivided: int = 0
+
+    def of(self, rows: int) -> float:
+        """Return what so many rows at a time take."""
+        return self.fixed + rows * self.per_row + (0.0 if rows == self.undivided else self.held)
+
+    def most_rows(self, rows: int, bytes_: float) -> int:
+        """Return the most rows at a time, of those that divide so many, which take no more bytes; else 1."""
+        parts = (rows // n for n in range(1, rows + 1) if rows % n == 0)
+        return next((part for part in parts if self.of(part) <= bytes_), 1)
 
 
 def settle_memory(trainer: WeightedTrainer, config: Config) -> None:
-    """Turn gradient checkpointing on where the first step needs it, or refuse to take it.
+    """Recompute activations and take fewer rows at a time where a step needs it, or refuse to take it.
 
     Args:
         trainer: before it trains; its arguments and its model may be changed. config: of the run.
 
     Raises:
-        UserError: a step or an evaluation will not fit.
+        UserError: a step of a single row or an evaluation of one will not fit.
     """
+    if trainer.is_deepspeed_enabled:
+        return
+    free_memory()
     free = free_bytes(trainer.args.device)
-    if free is None or trainer.is_deepspeed_enabled:
-        return
-    batch = Batch.of(trainer.train_dataset, config.per_device_train_batch_size)
     with _untouched(trainer):
-        needed = _step_bytes(trainer, batch, free)
-        checkpointing = trainer.args.gradient_checkpointing
-        if needed > SAFE_SHARE * free and config.gradient_checkpointing == "auto" and not checkpointing:
-            _recompute(trainer)
-            before, needed = needed, _step_bytes(trainer, batch, free)
-            trainer.conductor.note(
-                f"gradient_checkpointing: auto is on: a step takes about {before / GIB:.1f} GiB without it "
-                f"and {needed / GIB:.1f} with it ({batch}), and {free / GIB:.1f} GiB are free."
-            )
-        if not counts_itself(trainer.args.device):
-            if needed > MOST_SHARE * free:
-                raise _too_large(config, trainer, batch, needed, free)
-            _check_evaluation(trainer, config, free)
+        _settle_step(trainer, config, free)
+        if trainer.eval_dataset is not None:
+            _settle_evaluation(trainer, free)
+    free_memory()
 
 
-def _check_evaluation(trainer: WeightedTrainer, config: Config, free: int) -> None:
-    if trainer.eval_dataset is None:
+def _settle_step(trainer: WeightedTrainer, config: Config, free: int | None) -> None:
+    batch = Batch.of(trainer.train_dataset, trainer.args.per_device_train_batch_size)
+    plan, first = trainer.conductor.plan, trainer.args.process_index == 0
+    own, figures = batch.rows, ""
+    if free is not None:
+        needs = _settled_needs(trainer, config, batch, free)
+        own = _rows_that_fit(trainer, config, batch, needs, free)
+        figures = _figures("A step", needs, batch.rows, own, free)
+    kept = agreed(plan.work, plan.rows_name) if first else None
+    rows = _least(trainer, own if kept is None or batch.rows % kept else min(own, kept))
+    if rows == batch.rows:
         return
-    batch = Batch.of(trainer.eval_dataset, config.per_device_eval_batch_size)
-    with torch.no_grad():
-        needed = _batch_bytes(batch, free, lambda *some: _losses(trainer, *some), trainer.args.device)
-    if needed > MOST_SHARE * free:
-        raise UserError(
-            f"An evaluation would take about {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free.",
-            f"A forward pass takes {batch} (per_device_eval_batch_size).",
-            "Lower per_device_eval_batch_size, or set eval_strategy: no.",
-        )
+    if rows < own:
+        figures = "This round began so" if rows == kept else "Another process has room for no more"
+    steps = trainer.args.gradient_accumulation_steps
+    trainer.take_rows_at_a_time(rows)
+    dropout = ", but for dropout, which draws other numbers" if config.lora_dropout else ""
+    trainer.conductor.note(
+        f"{figures}: per_device_train_batch_size {batch.rows} -> {rows}, gradient_accumulation_steps "
+        f"{steps} -> {trainer.args.gradient_accumulation_steps} for this training; the numbers of the run "
+        f"stay as they are{dropout}."
+    )
+    if first and rows != kept:
+        plan.work.mkdir(parents=True, exist_ok=True)
+        write_text(agreed_file(plan.work, plan.rows_name), f"{rows}\n")
 
 
-def _step_bytes(trainer: WeightedTrainer, batch: Batch, free: int) -> float:
+def _settled_needs(trainer: WeightedTrainer, config: Config, batch: Batch, free: int) -> Needs:
+    """Return what a step takes, after turning recomputation on where auto asks for it."""
+    needs = _step_needs(trainer, batch, free)
+    needed = needs.of(batch.rows)
+    if trainer.args.gradient_checkpointing or config.gradient_checkpointing != "auto":
+        return needs
+    if needed <= _safe_share(trainer) * free:
+        return needs
+    _recompute(trainer)
+    needs = _step_needs(trainer, batch, free)
+    trainer.conductor.note(
+        f"gradient_checkpointing: auto is on: a step takes about {needed / GIB:.1f} GiB without it "
+        f"and {needs.of(batch.rows) / GIB:.1f} with it ({batch}), and {free / GIB:.1f} GiB are free."
+    )
+    return needs
+
+
+def _rows_that_fit(trainer: WeightedTrainer, config: Config, batch: Batch, needs: Needs, free: int) -> int:
+    # A load-balancing loss is a mean over micro-batches: with others it would be another loss.
+    alone = balances_experts(config, trainer.model)
+    rows = batch.rows if alone else needs.most_rows(batch.rows, _safe_share(trainer) * free)
+    if not counts_itself(trainer.args.device) and needs.of(rows) > MOST_SHARE * free:
+        raise _too_large(config, trainer, replace(batch, rows=rows), needs.of(rows), free)
+    return rows
+
+
+def _figures(what: str, needs: Needs, before: int, rows: int, free: int) -> str:
+    return (
+        f"{what} takes about {needs.of(before) / GIB:.1f} GiB with {before} rows at a time and "
+        f"{needs.of(rows) / GIB:.1f} with {rows}, and {free / GIB:.1f} GiB are free"
+    )
+
+
+def _settle_evaluation(trainer: WeightedTrainer, free: int | None) -> None:
+    batch = Batch.of(trainer.eval_dataset, trainer.args.per_device_eval_batch_size)
+    own, figures = batch.rows, ""
+    if free is not None:
+        with torch.no_grad():
+            needs = _needs(batch, free, lambda *some: _losses(trainer, *some), trainer.args.device)
+        own = needs.most_rows(batch.rows, _safe_share(trainer) * free)
+        figures = _figures("An evaluation", needs, batch.rows, own, free)
+        if not counts_itself(trainer.args.device) and needs.of(own) > MOST_SHARE * free:
+            raise UserError(
+                f"An evaluation would take about {needs.of(own) / GIB:.1f} GiB, and {free / GIB:.1f} GiB are "
+                "free.",
+                f"A forward pass takes {replace(batch, rows=own)}, the fewest there are.",
+                "Set eval_strategy: no, or lower cutoff_len (in a new run).",
+            )
+    rows = _least(trainer, own)
+    if rows == batch.rows:
+        return
+    if rows < own:
+        figures = "Another process has room for no more"
+    trainer.args.per_device_eval_batch_size = rows
+    trainer.conductor.note(
+        f"{figures}: per_device_eval_batch_size {batch.rows} -> {rows} for this training; evaluations give "
+        "the same numbers."
+    )
+
+
+def _least(trainer: WeightedTrainer, rows: int) -> int:
+    """Return the smallest of what the processes have room for."""
+    own = torch.tensor([rows], device=trainer.args.device)
+    return int(trainer.accelerator.gather(own).min())
+
+
+def _safe_share(trainer: WeightedTrainer) -> float:
+    """Return the share of the free memory that a step may take without anything being done about it."""
+    device = trainer.args.device
+    return share_of(device) if counts_itself(device) else SAFE_SHARE
+
+
+def _step_needs(trainer: WeightedTrainer, batch: Batch, free: int) -> Needs:
     def run(sequences: Sequences, rows: np.ndarray) -> None:
         torch.autograd.backward(_losses(trainer, sequences, rows))
         _drop_gradients(trainer)
 
-    trained: int = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    return _batch_bytes(batch, free, run, trainer.args.device) + ADAM_BYTES * trained
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    found = _needs(batch, free, run, trainer.args.device)
+    return replace(
+        found,
+        fixed=found.fixed + ADAM_BYTES * sum(p.numel() for p in trained),
+        held=float(sum(p.numel() * p.element_size() for p in trained)),
+        undivided=batch.rows if trainer.args.gradient_accumulation_steps == 1 else 0,
+    )
 
 
-def _batch_bytes(
+def _needs(
     batch: Batch, free: int, run: Callable[[Sequences, np.ndarray], object], device: torch.device
-) -> float:
-    """Return about what a batch takes; where a row alone does not fit, a row's share times their number."""
+) -> Needs:
+    """Return about what batches take; where a row alone does not fit, a part's share times its length."""
     part = max(1, len(batch.ids) // SHORTER)
     ids = batch.ids[:part]
     short = Sequences(ids, ids, np.array([0, part]))
@@ -122,17 +245,17 @@ def _batch_bytes(
         peaks.append(peak_of(lambda: run(short, np.arange(1)), device))
 
     if memory_failure(measure) is not None:
-        return float(free) * batch.rows
-    roughly = float(peaks[0]) * batch.rows * len(batch.ids) / part
-    if roughly < FAR_SHARE * free:
+        return Needs(0.0, float(free))
+    roughly = Needs(0.0, float(peaks[0]) * len(batch.ids) / part)
+    if roughly.of(batch.rows) < FAR_SHARE * free:
         return roughly
-    sizes: list[float] = []
+    found: list[Needs] = []
 
     def closely() -> None:
-        found = measure_batches(run, batch.ids, device, lambda size: size <= free)
-        sizes.append(found.of_batch(batch.rows, len(batch.ids)))
+        seen = measure_batches(run, batch.ids, device, lambda size: size <= free)
+        found.append(Needs(seen.fixed, seen.per_row + len(batch.ids) * seen.per_token))
 
-    return sizes[0] if memory_failure(closely) is None else roughly
+    return found[0] if memory_failure(closely) is None else roughly
 
 
 def _losses(trainer: WeightedTrainer, sequences: Sequences, rows: np.ndarray) -> torch.Tensor:
@@ -180,7 +303,9 @@ def _untouched(trainer: WeightedTrainer) -> Iterator[None]:
 
 def _too_large(config: Config, trainer: WeightedTrainer, batch: Batch, needed: float, free: int) -> UserError:
     ways = ["lower cutoff_len (in a new run)"]
+    why = ", the fewest there are,"
     if batch.rows > 1:
+        why = " (fewer at a time would be another load-balancing loss)"
         ways.insert(
             0, "lower per_device_train_batch_size and raise gradient_accumulation_steps (in a new run)"
         )
@@ -191,6 +316,6 @@ def _too_large(config: Config, trainer: WeightedTrainer, batch: Batch, needed: f
     advice = ", or ".join(ways)
     return UserError(
         f"A training step would take about {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free.",
-        f"A forward pass takes {batch} (per_device_train_batch_size) and keeps what the way back needs.",
+        f"A forward pass takes {batch}{why} and keeps what the way back needs.",
         f"{advice[0].upper()}{advice[1:]}.",
     )

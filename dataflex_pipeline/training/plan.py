@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataflex_pipeline.errors import CorruptError, RunError
+from dataflex_pipeline.store.fingerprint import digest
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ class RoundPlan:
     def run_folder(self) -> Path:
         """The folder of the run: the one that holds the round's folder."""
         return self.checkpoint.parent.parent
+
+    @property
+    def rows_name(self) -> str:
+        """Under which name a training notes how many rows it takes at a time, where these are fewer than set.
+
+        The name is another one for other settings.
+        """
+        return f"rows-{digest(self.ingredients)}"
 
     def describe(self) -> dict[str, Any]:
         """Return the plan as plain values, with a digest of the index's rows and weights."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dataflex_pipeline import launch
 from dataflex_pipeline.api import Progress
 from dataflex_pipeline.errors import CorruptError, RunError, StaleError
+from dataflex_pipeline.store.agreed import agreed_file
 from dataflex_pipeline.store.fingerprint import changes, digest
 from dataflex_pipeline.store.run import BEST
 from dataflex_pipeline.store.stale import MARKER, named_changes
@@ -91,7 +92,10 @@ def _whole(checkpoint: Path) -> Marker:
 def newest_inside(config: Config, plan: RoundPlan, progress: Progress) -> Marker | None:
     """Return the newest whole checkpoint inside the round; remove what is unfinished or of other settings."""
     found: dict[int, Marker] = {}
+    rows = agreed_file(plan.work, plan.rows_name)
     for folder in sorted(plan.work.glob("*")):
+        if folder == rows:
+            continue
         if folder.name.startswith(f"{BEST}-") and read_marker(folder) is not None:
             continue
         marker = _usable(folder, plan, progress) if folder.name.startswith("checkpoint-") else None

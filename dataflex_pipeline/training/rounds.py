@@ -144,10 +144,12 @@ def _train(job: _Job, start: Start, arguments: SFTConfig) -> None:
     from dataflex_pipeline.training.conductor import Conductor
     from dataflex_pipeline.training.first_step import settle_memory
     from dataflex_pipeline.training.sharded import release
+    from dataflex_pipeline.training.unmasked import leave_out_masks
 
     plan, config = job.plan, job.config
     conductor = Conductor(config, plan, start.course, start.log, job.rule, job.progress)
     trainer = _trainer(job, start, conductor, arguments)
+    leave_out_masks(trainer, config)
     settle_memory(trainer, config)
     total = plan.last_step - plan.first_step
     job.progress.start(f"train round {plan.round}", total, "steps", done=start.step - plan.first_step)
@@ -156,7 +158,7 @@ def _train(job: _Job, start: Start, arguments: SFTConfig) -> None:
     except OutOfMemoryError as error:
         raise UserError(
             f"The memory of {arguments.device} is too small: {str(error).splitlines()[0]}",
-            f"A forward pass takes {config.per_device_train_batch_size} rows of up to "
+            f"A forward pass takes {arguments.per_device_train_batch_size} rows of up to "
             f"{config.cutoff_len} tokens.",
             "Lower per_device_train_batch_size and raise gradient_accumulation_steps (in a new run), set "
             "gradient_checkpointing: true, or lower cutoff_len.",

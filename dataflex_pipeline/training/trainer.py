@@ -88,6 +88,16 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
         # A column that is not named here is dropped before the collator sees it, without a word.
         self._signature_columns = ["input_ids", "labels", "weight"]
 
+    def take_rows_at_a_time(self, rows: int) -> None:
+        """Divide the rows of a step among more micro-batches, before the training begins.
+
+        Args:
+            rows: per process and micro-batch; divides what there were so far.
+        """
+        self.args.gradient_accumulation_steps *= self.args.per_device_train_batch_size // rows
+        self.args.per_device_train_batch_size = rows
+        self._train_batch_size = self.args.train_batch_size
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load nothing: the model has the checkpoint's weights from the start (`load_for_training`)."""
 

@@ -132,6 +132,25 @@ def test_the_size_of_batches_is_agreed_on_by_ranks_with_unequal_memory(alone, tm
     assert found["loss.score"] == wanted["loss.score"]
 
 
+def test_all_ranks_train_as_many_rows_at_a_time_as_the_one_with_the_least_memory(
+    one_thread, tiny_demo, tmp_path, monkeypatch
+):
+    from dataflex_pipeline.training import first_step
+
+    needs = []
+    measured = first_step._step_needs
+    monkeypatch.setattr(first_step, "free_bytes", lambda device: 20_000_000)
+    monkeypatch.setattr(first_step, "_step_needs", lambda *of: needs.append(measured(*of)) or needs[-1])
+    begin = ("warmup", *RUN, *settings(tiny_demo), "gradient_checkpointing=false", "adam_epsilon=0.001")
+    run(tmp_path / "one", 1, (*begin, "gradient_accumulation_steps=2"))
+    more = {"FREE": json.dumps({"0": 1 << 40, "1": int(2.5 * needs[0].of(1))})}
+    launch = Launch(tmp_path / "two", 2, json.dumps([begin]), module="crash.limited_memory", more=more)
+    assert launch.end() == 0, launch.output
+    said = "per_device_train_batch_size 2 -> 1, gradient_accumulation_steps 1 -> 2"
+    assert f"Another process has room for no more: {said}" in launch.output
+    assert farthest(weights(tmp_path / "one/runs/r", 0), weights(tmp_path / "two/runs/r", 0)) < 1e-6
+
+
 @pytest.mark.slow
 def test_every_method_scores_the_same_on_one_two_and_four_processes(alone, minilm, tmp_path):
     embedder = {"embed_model": minilm, "embed_method": "sentence-transformers"}
