@@ -52,6 +52,11 @@ def is_mapping(name: str) -> bool:
     return get_origin(base_type(name)) is dict
 
 
+def _nested(name: str) -> bool:
+    """Whether a key takes a mapping of mappings."""
+    return is_mapping(name) and get_origin(get_args(base_type(name))[1]) is dict
+
+
 def accepted(name: str, value: Any = None) -> str:
     """Say what a key accepts: "a whole number of at least 1, or null".
 
@@ -115,8 +120,8 @@ def _bounds_in_words(name: str, value: Any) -> str:
 
 
 def _value_error(complaint: Complaint, place: Callable[[str], str]) -> ConfigError:
-    # Of a key that takes several types the path names the one that was tried last, too.
-    path = complaint.path if is_mapping(complaint.key) else complaint.path[:1]
+    # Where several types are taken, the path ends with the one that was tried.
+    path = complaint.path[: 1 + is_mapping(complaint.key) + _nested(complaint.key)]
     name, full = complaint.key, ".".join(path)
     shown = show(path[-1], complaint.value)
     more = f" Look at {', '.join(complaint.others)} as well." if complaint.others else ""

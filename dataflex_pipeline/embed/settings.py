@@ -218,7 +218,8 @@ def _hub_identity(name: str, config: Path | None) -> str:
         raise UserError(
             f"{KEY} is '{name}': no folder of that name is here, and the hub cannot be reached.",
             "It was not downloaded before either, so there is nothing to embed with.",
-            f"Check the network, or set {KEY} of the method to a folder with a sentence-transformers model.",
+            f"Check the network, or set {KEY} of the method (for max_similarity: similarity.{KEY}) to a "
+            "folder with a sentence-transformers model.",
         )
     if not commit:
         raise UserError(

@@ -39,10 +39,10 @@ def needs_by_round(method: Method, config: Config, chooser: Method | None = None
                 if key not in seen:
                     seen.add(key)
                     fresh.append(each)
-        compared = similarity_need(config, [each for each in (chooser, method) if each is not None])
-        if compared is not None and need_key(compared) not in seen:
-            seen.add(need_key(compared))
-            fresh.append(compared)
+        for each in _compared(method, config, chooser, number):
+            if need_key(each) not in seen:
+                seen.add(need_key(each))
+                fresh.append(each)
         rounds.append(fresh)
     return rounds
 
@@ -59,9 +59,16 @@ def candidate_keys(method: Method, config: Config, chooser: Method | None) -> fr
         return frozenset()
     numbers = range(1, config.last_round + 1)
     whole = {need_key(need) for number in numbers for need in _needs(chooser, config, number)}
-    compared = similarity_need(config, [chooser, method])
     own = {need_key(need) for number in numbers for need in _needs(method, config, number)}
-    return frozenset(own | (set() if compared is None else {need_key(compared)})) - whole
+    own |= {need_key(need) for number in numbers for need in _compared(method, config, chooser, number)}
+    return frozenset(own) - whole
+
+
+def _compared(method: Method, config: Config, chooser: Method | None, number: int) -> Iterator[Need]:
+    """Yield the embeddings that a round's rows are kept apart by, where they are."""
+    need = similarity_need(config, [each for each in (chooser, method) if each is not None])
+    if need is not None:
+        yield from with_rounds({"pool": need}, _selection(method, config, number)).values()
 
 
 def _needs(method: Method, config: Config, number: int) -> Iterator[Need]:

@@ -20,13 +20,14 @@ from typing import Any
 import pyarrow as pa
 
 from dataflex_pipeline import api
+from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features.judging import Judged, Judging, Line, remove_finished
 from dataflex_pipeline.features.score_params import GradeParams, grading_settings
 from dataflex_pipeline.reward import Reward
 from dataflex_pipeline.reward.address import named_for
 from dataflex_pipeline.reward.answers import JudgedAnswer, conversation_text, split_turns
 from dataflex_pipeline.reward.journal import JOURNALS
-from dataflex_pipeline.reward.settings import JudgeSettings, Settings
+from dataflex_pipeline.reward.settings import JudgeSettings, MetricSettings, Settings
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 
 METHOD = "judge"
@@ -71,9 +72,14 @@ class Grades(api.Feature):
             return {"backend": self.settings.identity(self.config)}
 
     def check(self, need: api.Need, n_rows: int | None) -> None:
-        """Check what the backend needs beside its settings: the API's key, the judge's files, a function."""
+        """Check what the backend needs beside its settings: the API's key, the judge's files, a function.
+
+        Raises:
+            UserError: something is not there, or a metric compares with an answer that no row of a pool has.
+        """
         with named_for(METHOD):
             self.settings.check()
+        _check_metric(self.settings)
 
     def reach(self) -> Sequence[str]:
         """Try the endpoint, where there is one."""
@@ -97,6 +103,24 @@ class Grades(api.Feature):
             yield parts.part
         parts.say_unscored()
         remove_finished(given.folder)
+
+
+def _check_metric(settings: Settings) -> None:
+    """Refuse a shipped metric that compares with a reference: a row's last answer is what is graded.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if not isinstance(settings, MetricSettings) or settings.journalled:
+        return
+    from dataflex_pipeline.reward.metric_functions import NEEDS_NO_REFERENCE
+
+    if settings.name not in NEEDS_NO_REFERENCE:
+        raise ConfigError(
+            f"judge.reward_backend_params.metric.name is {settings.name}.",
+            "It compares answers with a reference; judge grades a row's own answer, and there is no other.",
+            f"Set it to {', '.join(NEEDS_NO_REFERENCE)}, or to a function of your own (file.py:function).",
+        )
 
 
 class GradeParts(Judging):

@@ -89,12 +89,17 @@ class Gradients(api.Feature):
         )
 
     def check(self, need: api.Need, n_rows: int | None) -> None:
-        """Refuse Adam's update of the model as it is given.
+        """Refuse Adam's update of the model as it is given, and a projection that this machine cannot make.
 
         Raises:
-            ConfigError: no warm-up makes the optimizer's moments.
+            ConfigError: no warm-up makes the optimizer's moments; trak without its packages or a GPU.
         """
         check_moments(self.params.side, need, self.config)
+        if self.params.projection == "trak":
+            from dataflex_pipeline.gradients.projection import make_projection
+            from dataflex_pipeline.models.base import resolve_device
+
+            make_projection("trak", self.params.proj_dim, 0, device=resolve_device(self.config.device))
 
     def ingredients(self) -> dict[str, Any]:
         """Return the precision and attention kernel, which move the last digits."""

@@ -19,7 +19,7 @@ from dataflex_pipeline.config.explain import explain
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 from dataflex_pipeline.features.embedding_params import EmbeddingParams
-from dataflex_pipeline.features.plan import FeaturePlan, plan_feature
+from dataflex_pipeline.features.plan import FeaturePlan, plan_feature, with_rounds
 from dataflex_pipeline.neighbours.apart import Apart
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.score import Scoring, feature_input, feature_table, rows_per_part
@@ -43,7 +43,7 @@ def similarity_need(config: Config, methods: Sequence[Method]) -> Need | None:
     if config.max_similarity is None:
         return None
     params = _given(config.similarity) if config.similarity else _of_methods(methods)
-    return Need("embeddings", "pool", params=params.pool_vectors())
+    return params.pool_need()
 
 
 def _of_methods(methods: Sequence[Method]) -> EmbeddingParams:
@@ -78,6 +78,7 @@ def similarity_plan(run: OpenRun, scoring: Scoring, chooser: Method | None) -> F
     if need is None:
         return None
     part = rows_per_part(run, scoring.entry)
+    need = with_rounds({"pool": need}, scoring.selection)["pool"]
     return plan_feature(need, run.config, partial(feature_input, run), part, scoring.cascade)
 
 

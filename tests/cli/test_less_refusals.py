@@ -134,6 +134,12 @@ def test_a_projection_that_is_none_has_no_dimensions(scored):
     assert "projection: countsketch" in ran.err
 
 
+def test_a_projection_that_needs_a_gpu_is_refused_before_the_warm_up(tiny_demo, tmp_path):
+    settings = (*small(tiny_demo), f"runs_dir={tmp_path}", "device=cpu", "less.projection=trak")
+    text = refused(tmp_path, "round", 1, *settings, "--method", "less", "--run", "trak")
+    assert "projection: trak was set" in text
+
+
 def test_where_no_gradient_is_finite_nothing_is_selected(scored, monkeypatch):
     from dataflex_pipeline.gradients import stream
 

@@ -268,6 +268,21 @@ def test_a_method_with_embeddings_lends_them_and_an_index_follows(planted, tmp_p
     assert set(index["row"]) <= set(picked["row"])
 
 
+def test_rows_are_kept_apart_by_the_states_of_the_runs_own_model(planted, tmp_path, tiny_demo):
+    own = {**planted, "max_similarity": 0.999, "eval_dataset": str(tiny_demo.target), "strategy": "top_k"}
+    first = Run(tmp_path / "runs/rds", **own | {"similarity": {}})
+    first.score(1, "rds")
+    lent = first.select(1, "rds", num_samples=20).to_pandas()
+    assert len(list((first.folder / "features").glob("*embeddings-pool-*"))) == 1
+    [table] = (first.folder / "features").glob("model_embeddings-pool-*")
+    vectors = np.array(pq.read_table(table)["embedding"].to_pylist())[lent["row"]]
+    assert (vectors @ vectors.T - np.eye(20)).max() <= 0.999
+    other = Run(tmp_path / "runs/bm25", **own | {"similarity": {"embed_method": "model"}})
+    other.score(1, "bm25")
+    other.select(1, "bm25", num_samples=20)
+    assert [each.name for each in (other.folder / "features").glob("*embeddings*")] == [table.name]
+
+
 def test_mistakes_are_refused_before_anything_is_written(planted, tmp_path):
     told = [f"{key}={planted[key]}" for key in ("dataset", "model_name_or_path")]
     told += ["fraction=0.1", f"similarity.embeddings={planted['similarity']['embeddings']}"]

@@ -114,6 +114,17 @@ def test_errors_name_the_method_whose_settings_they_are():
     assert "grades go from 1 to max_score" in refusal(**small)
 
 
+def test_a_metric_that_compares_with_a_reference_is_refused():
+    def checked(name):
+        given = {"reward_model_backend": "metric", "reward_backend_params": {"metric": {"name": name}}}
+        need = Need("grades", params=given)
+        make_feature(need, Config(model_name_or_path="none")).check(need, 6)
+
+    checked("valid_json")
+    with pytest.raises(ConfigError, match="there is no other"):
+        checked("exact_match")
+
+
 def test_rows_below_the_threshold_are_left_out_by_name(tmp_path, rows):
     with MisbehavingServer(lambda number, answer: reply(REPLIES[answer])) as server:
         found = run(tmp_path / "grades", grades_of(server.url), rows)
