@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -40,8 +40,9 @@ PEER_DEFAULT = "dataflex default for peer files"
 _RECORD = "run"  # section of a run.yaml that is not configuration
 OWN_DATA_OR_MODEL = ("model_name_or_path", "dataset")
 _BASE_NOTICE = {
-    "quickstart": "no --config: learning_rate, cutoff_len and all else are those of the demo's "
-    "quickstart.yaml; `dataflex init` writes a file of your own",
+    "quickstart": "no --config and no model_name_or_path: the model is the demo's, which knows nothing of "
+    "your rows, and learning_rate, cutoff_len and all else are those of its quickstart.yaml; `dataflex init` "
+    "writes a file of your own",
     "defaults": "no --config: what is not given here has its default; `dataflex init` explains them all",
 }
 _EXPECTED = ("model_name_or_path", "dataset")
@@ -136,7 +137,7 @@ def load_config(path: Path | None, overrides: Sequence[str], base: Mapping[str, 
     own = {name for layer in layers for name in OWN_DATA_OR_MODEL if layer.values.get(name, DEMO) != DEMO}
     files, recorded = _files(path, base)
     if not files and "model_name_or_path" not in own:
-        files = [read_yaml(shipped_configs() / "quickstart.yaml", QUICKSTART)]
+        files = [_quickstart("dataset" in own)]
     for layer in files:
         settings.lay(layer)
     if path is None and base is None and own:
@@ -168,6 +169,14 @@ def dump_config(config: Config) -> dict[str, Any]:
     """
     values = config.model_dump(mode="json", exclude=set(SECRETS))
     return {**values, "methods": without_secrets(values["methods"])}
+
+
+def _quickstart(own_data: bool) -> Layer:
+    """Return the demo's settings; with data of one's own without the demo's test rows, which say nothing."""
+    layer = read_yaml(shipped_configs() / "quickstart.yaml", QUICKSTART)
+    if not own_data:
+        return layer
+    return replace(layer, values={k: v for k, v in layer.values.items() if k != "test_dataset"})
 
 
 def _files(path: Path | None, base: Mapping[str, Any] | None) -> tuple[list[Layer], bool]:

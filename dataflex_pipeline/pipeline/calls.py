@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline.api import Progress
+from dataflex_pipeline.config.draw_rules import AMOUNTS
 from dataflex_pipeline.config.load import Loaded
 from dataflex_pipeline.errors import RunError, UserError
 from dataflex_pipeline.methods import check_methods
@@ -60,6 +61,7 @@ class CalledRun(OpenRun):
                 "Open another one: Run(FOLDER, ...).",
             )
         try:
+            named |= self._amounts_replaced(named)
             if named:
                 there = {text.partition("=")[0].strip(): text for text in self._options.overrides}
                 self._options = replace(self._options, overrides=tuple((there | named).values()))
@@ -78,3 +80,10 @@ class CalledRun(OpenRun):
     def _restore(self, before: tuple[Options, Loaded]) -> None:
         self._options, self.loaded = before
         self.forget()
+
+    def _amounts_replaced(self, named: Mapping[str, str]) -> dict[str, str]:
+        """Return what takes back the amounts that a newly given one replaces; only one can hold."""
+        if all(text.endswith("=null") for name, text in named.items() if name in AMOUNTS):
+            return {}
+        set_before = [each for each in AMOUNTS if getattr(self.loaded.config, each) is not None]
+        return {each: f"{each}=null" for each in set_before if each not in named}

@@ -148,3 +148,9 @@ def test_an_override_that_is_no_yaml():
     error = refused(None, ["source_quotas={a"])
     assert error.what.startswith("source_quotas={a on the command line")
     assert "not valid YAML" in error.what
+
+
+def test_the_demos_test_rows_do_not_stand_for_data_of_ones_own():
+    assert load_config(None, []).config.test_dataset == "demo"
+    assert load_config(None, ["dataset=mine.jsonl"]).config.test_dataset is None
+    assert load_config(None, ["dataset=mine.jsonl", "test_dataset=demo"]).config.test_dataset == "demo"

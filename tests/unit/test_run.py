@@ -259,3 +259,16 @@ def test_a_folder_of_an_export_is_that_of_one_call(finished):
     second = finished.export(what="data")
     assert (first.name, second) == ("one", finished.folder / "export")
     assert finished.outcomes[0].found == "the rows selected for round 1"
+
+
+def test_one_amount_takes_the_place_of_another(tmp_path):
+    run = Run(tmp_path / "run", dataset=str(tmp_path / "rows.jsonl"), fraction=0.1)
+    amounts = lambda: (run.given.fraction, run.given.num_samples, run.given.token_budget)  # noqa: E731
+    with run._call({"num_samples": 5}):
+        assert amounts() == (None, 5, None)
+    with run._call({"token_budget": 9}):
+        assert amounts() == (None, None, 9)
+    with pytest.raises(ConfigError, match="Set together"), run._call({"num_samples": 5, "fraction": 0.5}):
+        pass
+    with run._call({"token_budget": None}):
+        assert amounts() == (None, None, None)
