@@ -54,8 +54,7 @@ def feature_stage(found: Measured, need: Need, number: int | None) -> StageCost:
     if special is not None:
         return special(found, need, feature, stage)
     cost = found.features[kind_of(need)]
-    forward = {"losses": loss_flops, "response_losses": _alone_flops}
-    flops = forward.get(need.name, gradient_flops if need.name in OF_GRADIENTS else None)
+    flops = _FLOPS.get(need.name)
     made = _computed(found, stage, cost, counts.tokens)
     if flops is None:  # of a feature of the user's own, or of another model, only the time is known
         return replace(made, note="its FLOPs are not known")
@@ -237,7 +236,7 @@ _FLOPS: dict[str, Callable[[ModelShape, RowCounts], float]] = {
     "losses": loss_flops,
     "response_losses": _alone_flops,
     "model_embeddings": _headless_flops,
-    "gradients": gradient_flops,
+    **dict.fromkeys(OF_GRADIENTS, gradient_flops),
 }
 _SPECIAL: dict[str, Callable[[Measured, Need, Any, StageCost], StageCost]] = {
     "embeddings": _embeddings,

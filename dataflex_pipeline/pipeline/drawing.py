@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dataflex_pipeline.api import Strategy
+from dataflex_pipeline.api import Method, Strategy
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.score import Scoring
@@ -102,11 +102,23 @@ def _takes_turns_by_row(run: OpenRun, scoring: Scoring, n_groups: int) -> bool:
         ConfigError: target rows were asked for, and the method has one ranking of the pool only.
     """
     over, able = run.given.round_robin_over, scoring.method.ranks_by_target_row
-    if over == "target_rows" and not able:
+    check_turns(scoring.name, scoring.method, over)
+    return able and (over == "target_rows" or (over is None and n_groups < 2))
+
+
+def check_turns(name: str, method: Method, over: str | None) -> None:
+    """Refuse turns of target rows by a method that has one ranking of the pool only.
+
+    Args:
+        name: of the method. method: itself. over: the setting ``round_robin_over``.
+
+    Raises:
+        ConfigError: they were asked for.
+    """
+    if over == "target_rows" and not method.ranks_by_target_row:
         raise ConfigError(
-            f"round_robin_over: target_rows was set with the method {scoring.name}.",
+            f"round_robin_over: target_rows was set with the method {name}.",
             "Target rows take turns by their own rankings of the pool, and this method has only one for all.",
             "Set round_robin_over: groups if it has groups, or use a method that compares row with row, "
             "such as less.",
         )
-    return able and (over == "target_rows" or (over is None and n_groups < 2))

@@ -10,7 +10,7 @@ from dataflex_pipeline.api import Feature, Method, Need, Selection, Split
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.features.plan import method_needs, with_upstream
 from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
-from dataflex_pipeline.pipeline.drawing import draw_settings, positions
+from dataflex_pipeline.pipeline.drawing import check_turns, draw_settings, positions
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.prepare import Source, splits_of
 from dataflex_pipeline.pipeline.score_checks import check_pool_columns
@@ -134,7 +134,10 @@ def check_how_many(run: OpenRun, name: str | None = None) -> None:
     config = run.given
     draw_settings(run, 1, "sample", replacement=False)
     chosen = name or config.component_name
-    strategy = run.method(chosen)[0].default_strategy
+    method = run.method(chosen)[0]
+    strategy = method.default_strategy
+    if (config.strategy or strategy) == "round_robin":
+        check_turns(chosen, method, config.round_robin_over)
     if config.strategy is not None or strategy == "sample":
         return
     given = [f"weights={config.weights}"] if config.weights != "uniform" else []

@@ -28,6 +28,7 @@ Kind = Literal["embeddings", "gradients"]
 COLUMN: Mapping[Kind, str] = {"embeddings": "embedding", "gradients": "gradient"}
 KINDS: Mapping[str, Kind] = {
     "embeddings": "embeddings",
+    "model_embeddings": "embeddings",
     "gradients": "gradients",
     "policy_gradients": "gradients",
 }

@@ -36,8 +36,9 @@ def test_a_round_is_scored_selected_looked_at_and_estimated(run, name):
     assert index.num_rows == 10
     shown = done("inspect", "base", "runs_dir=runs", "--row", 3)
     assert "score" in shown
+    assert ("Nearest target rows by embedding" in shown) == (name == "rds")
     cost = json.loads(done("estimate", *ON, "--method", name, "--json"))
-    assert cost
+    assert not [each for each in cost["stages"] if name == "rds" and "not known" in each["note"]]
 
 
 def test_a_score_model_scores_and_one_without_a_template_is_refused(run, tiny_demo):

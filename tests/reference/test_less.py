@@ -229,6 +229,8 @@ def test_turns_of_target_rows_need_a_method_that_has_them(world):
         folder / "loss", "select", "--round", 1, "--method", "loss", *settings, *rows, "--run", "loss"
     )
     assert "round_robin_over: target_rows was set with the method loss" in text
+    early = refused(folder, "round", 1, *settings, "component_name=loss", *rows, "--run", "early")
+    assert "round_robin_over: target_rows was set with the method loss" in early
 
 
 KEEP = ("less.checkpoints=all", "keep_checkpoints=true", "save_steps=1")
