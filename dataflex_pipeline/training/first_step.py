@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
     from dataflex_pipeline.training.trainer import WeightedTrainer
 
-FAR_SHARE, SAFE_SHARE, MOST_SHARE = 0.2, 0.5, 0.6
-"""Of the free memory: below the first nothing more is measured; above the second, ``auto`` recomputes
-activations and fewer rows are taken at a time; above the third a row is refused. A process on a CPU grows by
-more than the storages that are counted: SmolLM2-135M by 1.5 times a step counted at 9.3 GiB, and by 1.7 times
-one of 2.4 GiB with recomputed activations."""
+FAR_SHARE, ROWS_SHARE, SAFE_SHARE, MOST_SHARE = 0.2, 0.4, 0.5, 0.5
+"""Of the free memory: below the first nothing more is measured; above the second fewer rows are taken at a
+time; above the third ``auto`` recomputes activations; above the fourth a single row is refused. A process on
+a CPU grows by more than the storages that are counted: SmolLM2-135M by 1.5 times a step that was counted at
+9.3 GiB, and by 1.8 times one of 2.4 GiB with recomputed activations."""
 ADAM_BYTES = 8
 """Bytes of a trained parameter's two moments."""
 GIB = 1 << 30
@@ -151,7 +151,7 @@ def _settled_needs(trainer: WeightedTrainer, config: Config, batch: Batch, free:
     needed = needs.of(batch.rows)
     if trainer.args.gradient_checkpointing or config.gradient_checkpointing != "auto":
         return needs
-    if needed <= _safe_share(trainer) * free:
+    if needed <= SAFE_SHARE * free:
         return needs
     _recompute(trainer)
     needs = _step_needs(trainer, batch, free)
@@ -165,7 +165,7 @@ def _settled_needs(trainer: WeightedTrainer, config: Config, batch: Batch, free:
 def _rows_that_fit(trainer: WeightedTrainer, config: Config, batch: Batch, needs: Needs, free: int) -> int:
     # A load-balancing loss is a mean over micro-batches: with others it would be another loss.
     alone = balances_experts(config, trainer.model)
-    rows = batch.rows if alone else needs.most_rows(batch.rows, _safe_share(trainer) * free)
+    rows = batch.rows if alone else needs.most_rows(batch.rows, _rows_share(trainer) * free)
     if not counts_itself(trainer.args.device) and needs.of(rows) > MOST_SHARE * free:
         raise _too_large(config, trainer, replace(batch, rows=rows), needs.of(rows), free)
     return rows
@@ -184,7 +184,7 @@ def _settle_evaluation(trainer: WeightedTrainer, free: int | None) -> None:
     if free is not None:
         with torch.no_grad():
             needs = _needs(batch, free, lambda *some: _losses(trainer, *some), trainer.args.device)
-        own = needs.most_rows(batch.rows, _safe_share(trainer) * free)
+        own = needs.most_rows(batch.rows, _rows_share(trainer) * free)
         figures = _figures("An evaluation", needs, batch.rows, own, free)
         if not counts_itself(trainer.args.device) and needs.of(own) > MOST_SHARE * free:
             raise UserError(
@@ -211,10 +211,10 @@ def _least(trainer: WeightedTrainer, rows: int) -> int:
     return int(trainer.accelerator.gather(own).min())
 
 
-def _safe_share(trainer: WeightedTrainer) -> float:
-    """Return the share of the free memory that a step may take without anything being done about it."""
+def _rows_share(trainer: WeightedTrainer) -> float:
+    """Return the share of the free memory that the rows taken at a time may need."""
     device = trainer.args.device
-    return share_of(device) if counts_itself(device) else SAFE_SHARE
+    return share_of(device) if counts_itself(device) else ROWS_SHARE
 
 
 def _step_needs(trainer: WeightedTrainer, batch: Batch, free: int) -> Needs:
