@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 EXACT = 1e-3
 """Relative difference that rounding explains in float32."""
 CANCELLED = 1e-2
-"""The same of one parameter's gradient: where its terms nearly cancel, as those of queries and keys do, little
-is left to compare the rounding of the terms with (1.4e-3 was seen on a sound capture)."""
+"""The same of one parameter's gradient: where its terms nearly cancel, as those of queries and keys do,
+little is left to compare the rounding of the terms with (1.4e-3 was seen on a sound capture)."""
 UNIT_ROUNDOFF = 2.0**-8
 """Of bfloat16."""
 PER_LAYER, SAFETY, AT_MOST = 8, 4.0, 0.5
