@@ -196,7 +196,8 @@ def test_what_has_no_effect_is_said(overrides, notice):
 
 def test_the_demo_target_beside_an_own_pool_is_said():
     base, said = load_config(None, ["dataset=mine.json"]).notices
-    assert "those of the demo's quickstart.yaml" in base
+    assert "the model is the demo's, which knows nothing of your rows" in base
+    assert "those of its quickstart.yaml" in base
     assert "eval_dataset is still the embedded demo's target set" in said
     assert load_config(None, ["dataset=mine.json", "eval_dataset=demo"]).notices == (base,)
     none = ["dataset=mine.json", "eval_dataset=null", "eval_strategy=no"]
