@@ -79,6 +79,7 @@ fixed = {
     "ddp_timeout": st.integers(1, 180_000_000),
     "balanced": st.none(),
     "candidates": st.just({"method": "tsds", "num_samples": 10**9}),
+    "num_samples": st.none() | st.integers(1, 10**9),
     "max_similarity": st.none(),
     "order": st.just("shuffled"),
     "similarity": st.just({"embed_text": "prompt", "max_length": 64}),

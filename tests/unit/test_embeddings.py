@@ -645,7 +645,7 @@ def test_the_vllm_embedder_has_a_memory_share_of_its_own_and_fills_its_batches_i
     monkeypatch.setattr(type(feature), "max_length", 32)
     from dataflex_pipeline.embed.vllm import VllmEmbedder
 
-    VllmEmbedder(feature._settings(), print)
+    VllmEmbedder(feature._settings(None), print)
     ((_, _, options),) = made
     assert options["gpu_memory_utilization"] == 0.4
     assert "max_num_seqs" not in options

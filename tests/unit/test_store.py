@@ -261,7 +261,7 @@ class TestStale:
         with pytest.raises(StaleError) as error:
             is_current(output, {"a": 1, "b": {"c": 3}}, "The table")
         assert "b.c: 2 -> 3" in error.value.what
-        assert "--run" in error.value.fix
+        assert "another run name" in error.value.fix
         assert "--overwrite" in error.value.fix
 
     def test_unfinished_table_of_other_settings_is_stale_too(self, tmp_path):
