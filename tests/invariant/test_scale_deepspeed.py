@@ -179,7 +179,7 @@ def test_what_fits_may_go_on(names, stage, world):
 def test_what_does_not_fit_says_what_to_do(names, stage, world, said):
     with pytest.raises(RunError, match=said) as found:
         check_sharding(names, Path("checkpoint"), stage, world)
-    assert "--run" in found.value.fix
+    assert "another run name" in found.value.fix
 
 
 def scores_of(folder: Path, number: int) -> np.ndarray:
