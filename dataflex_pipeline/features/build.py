@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -161,7 +161,17 @@ def _finished(folder: Path, plan: FeaturePlan) -> PartedTable | None:
     if not PartedTable.is_complete(folder):
         return None
     check_parts(folder, digest(plan.ingredients))
+    _tidy(folder)
     return PartedTable.open(folder)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the number that batches were sized by: the finished table's manifest has it.
+
+    A kill right after the manifest leaves it behind; in a folder that is only read it does no harm.
+    """
+    with suppress(OSError):
+        agreed_file(folder, BATCH_TOKENS).unlink(missing_ok=True)
 
 
 def _complete(
@@ -197,7 +207,7 @@ def _complete(
     if tokens is not None:
         summary[BATCH_TOKENS] = tokens
     table = writer.finish(n_parts, summary, feature.side_files)
-    agreed_file(folder, BATCH_TOKENS).unlink(missing_ok=True)
+    _tidy(folder)
     return Built(table, len(missing), n_parts, time.monotonic() - began)
 
 
