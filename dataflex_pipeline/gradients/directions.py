@@ -406,8 +406,8 @@ def read_header(path: Path, fingerprint: str) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = json.loads((file.metadata() or {})[HEADER])
+            recorded = header.pop("digest")
             digest = _digest(header, ((name, file.get_tensor(name)) for name in sorted(file.keys())))
-            recorded = file.metadata()["digest"]
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise _damaged(path, f"it cannot be read ({str(error).splitlines()[0]})") from error
     if digest != recorded:
@@ -421,7 +421,8 @@ def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any])
     from safetensors.torch import save_file
 
     digest = _digest(header, ((name, tensors[name]) for name in sorted(tensors)))
-    metadata = {HEADER: json.dumps(dict(header)), "digest": digest}
+    # One entry: several would be written in an order of their own each time.
+    metadata = {HEADER: json.dumps({**header, "digest": digest})}
     whole = {name: each.contiguous() for name, each in tensors.items()}
     with atomic_file(path) as temporary:
         save_file(whole, temporary, metadata=metadata)
