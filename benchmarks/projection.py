@@ -1,4 +1,4 @@
-"""What a random projection does to the scores of less: exact ones beside those of sketches of K dimensions.
+"""Noise of a random projection in the scores of less: exact ones beside those of sketches of K dimensions.
 
     dataflex warmup --run RUN component_name=less
     python benchmarks/projection.py runs/RUN --json projection.json

@@ -1,4 +1,4 @@
-"""Does selection help a real model? Methods at equal steps on SmolLM2-135M-Instruct and rows that are given.
+"""Selection on a real model: methods at equal steps on SmolLM2-135M-Instruct and rows that are given.
 
     python benchmarks/real.py --source short=alpaca_en.json:80:1-12 --source long=alpaca_en.json:320:40-200 \\
         --target short --methods random perplexity less nice --seeds 1 2 3 --json real.json

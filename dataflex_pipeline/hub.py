@@ -1,4 +1,4 @@
-"""Can the hub be reached at all? Asked before its client is, which would try again for most of a minute."""
+"""A quick check that the hub can be reached: its own client would try again for most of a minute."""
 
 from __future__ import annotations
 

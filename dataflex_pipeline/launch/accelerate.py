@@ -1,4 +1,4 @@
-"""What ``accelerate launch`` asks for by environment variables, and training here does not follow.
+"""Refusal of what ``accelerate launch`` asks for by environment variables and training does not follow.
 
 The trainer would obey them, and the rest would not: a checkpoint without the optimizer's states, a precision
 that neither run.yaml nor scoring knows of.

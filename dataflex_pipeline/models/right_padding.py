@@ -1,4 +1,4 @@
-"""Whether a model needs an attention mask for rows that are padded on the right.
+"""The check whether a model needs an attention mask for rows that are padded on the right.
 
 In a causal model no position sees a later one, so what stands behind a row's last token changes nothing in
 the row. A mask says the same again, and costs: with one, attention runs without its fast kernels, writes out

@@ -1,4 +1,4 @@
-"""How far two ways to the same number may differ by rounding, in the precision of a model.
+"""Bounds on the rounding difference of two ways to the same number, in the precision of a model.
 
 In float32 a bound of 1e-3 lies far above rounding and far below anything wrong: a gradient of other rows or
 positions is off by about 1. In bfloat16 the two come nearer, and the bound follows the model's depth.
