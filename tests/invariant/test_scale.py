@@ -19,6 +19,7 @@ import pytest
 from crash.disks import failing_disk
 from crash.launches import Launch, run
 from crash.machines import two_machines
+from reward_models import make_reward_model
 from safetensors.numpy import load_file
 
 from dataflex_pipeline.methods import shipped_methods
@@ -158,7 +159,9 @@ def test_every_method_scores_the_same_on_one_two_and_four_processes(alone, minil
     judge = {"reward_model_backend": "metric", "reward_backend_params.metric.name": "chrf"}
     (tmp_path / "given.jsonl").write_text("".join(f'{{"score": {row * 7 % 200}}}\n' for row in range(200)))
     given = {"file": tmp_path / "given.jsonl"}
-    own = {"nice": answers | judge, "tsds": embedder, "near": embedder, "column": given}
+    reward_model = "reward_backend_params.reward_model.hf_model_name_or_path"
+    grades = {"reward_model_backend": "reward_model", reward_model: make_reward_model(tmp_path / "rm")}
+    own = {"nice": answers | judge, "judge": grades, "tsds": embedder, "near": embedder, "column": given}
     commands = [
         score(1, method, *(f"{method}.{key}={value}" for key, value in own.get(method, {}).items()))
         for method in shipped_methods()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -117,6 +118,7 @@ def test_nothing_of_the_size_of_a_gradient_is_kept_per_row(world):
             with safe_open(folder / "directions.safetensors", framework="pt") as file:
                 header = json.loads(file.metadata()["directions"])
             manifest = json.loads((folder / "_manifest.json").read_text())
+            assert re.fullmatch("[0-9a-f]{32}", header.pop("digest"))
             assert header == {"labels": ["even", "odd"], "fingerprint": manifest["fingerprint"]}
 
 
