@@ -184,7 +184,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     policy()
     seconds = fastest(work, args.repeat, args.device)
     opening = seconds.pop("opening")
-    seconds |= {name: seconds[name] - opening for name in ("capture", "policy")}
+    seconds |= {name: seconds[name] - opening for name in ("exact", "target", "capture", "policy")}
     peaks = {name: peak_mib(function, args.device) for name, function in work.items()}
     middle = np.argsort(sequences.lengths)[len(sequences.lengths) // 2 :][: args.subset]
     singles = [batch_of(model, sequences, np.array([row])) for row in middle]

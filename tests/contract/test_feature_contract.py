@@ -92,6 +92,66 @@ class TestTargetDirectionsOfRows(TestTargetDirections):
     others: ClassVar = {**TestTargetDirections.others, "per": "group"}
 
 
+DRAWN = {"generator": "transformers", "mc_samples": 2, "max_new_tokens": 3, "generation_batch_size": 4}
+OTHERWISE_DRAWN = {
+    "mc_samples": 3,
+    "max_new_tokens": 4,
+    "generation_temperature": 0.5,
+    "top_p": 0.5,
+    "top_k": 3,
+    "max_prompt_length": 2,
+    "generator": "vllm",
+    "generation_batch_size": 5,
+    "generation_gpu_memory_utilization": 0.5,
+    "generation_tensor_parallel_size": 2,
+    "seed": 1,
+}
+METRIC = {"reward_model_backend": "metric", "reward_backend_params": {"metric": {"name": "chrf"}}}
+ANOTHER_BACKEND = {"reward_model": {"max_length": 9}}  # of a backend that is not asked
+
+
+class TestGenerations(OnModel):
+    feature = "generations"
+    split = "target"
+    params = DRAWN
+    others = OTHERWISE_DRAWN
+
+    def batches(self):
+        """Prompts that are drawn for together, which no setting of the configuration says."""
+        return [{}, {"score_batch_tokens": 1}]
+
+
+class TestRewards(OnModel):
+    feature = "rewards"
+    split = "target"
+    params: ClassVar = {**METRIC, "generations": DRAWN}
+    others: ClassVar = {
+        "reward_model_backend": "api",
+        "reward_backend_params": METRIC["reward_backend_params"] | ANOTHER_BACKEND,
+        "reference": True,
+        "generations": {**DRAWN, "seed": 1},
+    }
+
+
+@pytest.mark.slow
+class TestPolicyGradients(OnModel):
+    feature = "policy_gradients"
+    split = "target"
+    params: ClassVar = {"proj_dim": 16, "dtype": "float32", "generations": DRAWN, "rewards": METRIC}
+    others: ClassVar = {
+        "proj_dim": 8,
+        "projection": "rademacher",
+        "dtype": "float16",
+        "seed": 1,
+        "policy": "topk",
+        "kept_samples": 1,
+        "baseline": "none",
+        "token_mean": True,
+        "generations": {**DRAWN, "seed": 1},
+        "rewards": {"reward_model_backend": "metric"},
+    }
+
+
 class TestInfluence(OnModel):
     feature = "influence"
     params: ClassVar = {"side": "sgd"}
