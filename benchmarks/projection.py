@@ -1,7 +1,7 @@
 """Noise of a random projection in the scores of less: exact ones beside those of sketches of K dimensions.
 
     dataflex warmup --run RUN component_name=less
-    python benchmarks/projection.py runs/RUN --json projection.json
+    python benchmarks/projection.py runs/RUN --json projection.json --figure projection-noise.svg
 
 takes the gradients of pool and target at the end of the run's warm-up once, and of each row the exact inner
 product with the target's direction as well as its countsketches (--dims, --seeds of each). For each K: the
@@ -145,6 +145,36 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def draw(results: Mapping[str, Any], figure_file: Path) -> None:
+    """Draw how many of the exact best rows are found, against K, as SVG: points are means, bars the range."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    table = results["mean, smallest, largest"]
+    dims = np.array(list(table), dtype=float)
+    for number, share in enumerate(SHARES):
+        mean, low, high = np.array([table[dim][f"best_{share:.0%}"] for dim in table]).T
+        moved = dims * 1.06 ** (number - 1)  # the ranges beside each other
+        axes.errorbar(
+            moved, mean, [mean - low, high - mean], marker="o", capsize=3, label=f"best {share:.0%}"
+        )
+    axes.axhline(1.0, color="0.5", linewidth=1)
+    axes.annotate("exact", (dims.min(), 1.0), (0, 3), textcoords="offset points", color="0.35")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(dims, [f"{int(dim):,}" for dim in dims])
+    axes.minorticks_off()
+    axes.set_ylim(0.5, 1.06)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if value <= 1 else "")
+    axes.set_xlabel("K, dimensions that a gradient is projected to")
+    axes.set_ylabel("of the exact best rows found")
+    axes.legend(loc="lower right", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    with matplotlib.rc_context({"svg.hashsalt": "dataflex"}):
+        figure.savefig(figure_file, format="svg", metadata={"Date": None})
+
+
 def main() -> None:
     """Read the command line and print, or write, the results as JSON."""
     parser = argparse.ArgumentParser(
@@ -154,8 +184,12 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs="+", default=[512, 4096, 16384])
     parser.add_argument("--seeds", type=int, default=3, help="projections of each size")
     parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--figure", type=Path, help="SVG file to draw")
     args = parser.parse_args()
-    publish(measure(args), args.json)
+    results = measure(args)
+    publish(results, args.json)
+    if args.figure:
+        draw(results, args.figure)
 
 
 if __name__ == "__main__":
