@@ -31,6 +31,7 @@ from dataflex_pipeline.gradients.capture import GradientCapture
 from dataflex_pipeline.gradients.policy import WeightedAnswers
 from dataflex_pipeline.models.base import widest_float
 from dataflex_pipeline.models.batches import Sequences, batch_on
+from dataflex_pipeline.models.memory import free_bytes
 from dataflex_pipeline.models.room import Room
 from dataflex_pipeline.store.atomic import atomic_file
 
@@ -359,7 +360,7 @@ def check_room(
     """
     numel = sum(p.numel() for p in parameters.values())
     needed, free = size + 4 * more * numel, free_bytes(device)
-    if needed <= free:
+    if free is None or needed <= free:
         return
     fewer = "fewer groups (eval_group_column)" if per == "group" else "round_robin_over: groups"
     raise UserError(
@@ -370,18 +371,6 @@ def check_room(
         f"Give {fewer}, or set projection: countsketch (as less.projection=countsketch), which compares "
         "stored sketches instead.",
     )
-
-
-def free_bytes(device: torch.device | str) -> int:
-    """Return the bytes that are free where a device's tensors live; on a CPU what the system can spare."""
-    if torch.device(device).type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    known = Path("/proc/meminfo")
-    if known.is_file():
-        for line in known.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 1 << 62  # not known: the allocation itself will tell
 
 
 def is_sound(path: Path, fingerprint: str) -> bool:
