@@ -199,11 +199,11 @@ def read_limits(path: Path) -> list[Limit]:
 def _random_state(device: torch.device) -> list[torch.Tensor]:
     states = [torch.get_rng_state()]
     if device.type != "cpu":
-        states.append(torch.get_device_module(device).get_rng_state(device))
+        states.append(torch.get_device_module(device.type).get_rng_state())  # of the one that it trains on
     return states
 
 
 def _set_random_state(device: torch.device, states: Sequence[torch.Tensor]) -> None:
     torch.set_rng_state(states[0])
     if device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(states[1], device)
+        torch.get_device_module(device.type).set_rng_state(states[1])

@@ -68,6 +68,7 @@ def _too_small(trainer: WeightedTrainer, config: Config, said: str) -> UserError
 
 def _advice(trainer: WeightedTrainer) -> str:
     ways = [] if trainer.args.gradient_checkpointing else ["set gradient_checkpointing: true"]
+    ways = ways if trainer.model.training else ["set eval_strategy: no"]  # it failed in an evaluation
     ways += ["end what else uses the device"]
     text = ", or ".join(ways)
     return (

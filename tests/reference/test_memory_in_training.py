@@ -177,11 +177,17 @@ def test_an_evaluation_that_does_not_fit_is_taken_in_pieces(train, monkeypatch):
 
     def limited(owner, inputs):
         shapes.append(tuple(inputs["input_ids"].shape))
-        if inputs["input_ids"].numel() > 60:
+        if inputs["input_ids"].numel() > limit:
             raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
         return real(owner, inputs)
 
     monkeypatch.setattr(trainer.WeightedTrainer, "_piece_sums", limited)
+    limit = 1
+    with pytest.raises(UserError, match=r"too small for one row of .* tokens in an evaluation") as told:
+        train("refused", **settings)
+    assert "Set eval_strategy: no, or end what else uses the device" in str(told.value)
+    limit = 60
+    shapes.clear()
     _, said, plan = train("pieces", **settings)
     assert shapes[0][0] == 13
     assert shapes[-1][0] < 13
