@@ -150,6 +150,7 @@ class Selection:
             ``every_checkpoint``; empty otherwise.
         shared_seed: of random choices that methods have to make alike to share a feature, such as a
             projection: the same for all methods in a round, but for those that have a ``seed`` of their own.
+        device: the ``device`` setting, for arithmetic that an accelerator does faster; it changes no table.
     """
 
     round: int
@@ -160,6 +161,7 @@ class Selection:
     accumulates: bool = False
     checkpoints: tuple[Checkpoint, ...] = ()
     shared_seed: int = 0
+    device: str = field(default="cpu", compare=False)
 
 
 @dataclass(frozen=True)

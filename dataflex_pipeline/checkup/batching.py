@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from dataflex_pipeline.checkup.findings import Finding
+from dataflex_pipeline.checkup.memory import losses_memory
 from dataflex_pipeline.features.losses import batch_loss_sums
 from dataflex_pipeline.models.base import load_for_scoring, precision, resolve_device
 from dataflex_pipeline.models.batches import Sequences
-from dataflex_pipeline.models.room import Room, memory_failure
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from dataflex_pipeline.config.fields import Config
 
-GIB = 1 << 30
 ROWS = 8
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest difference of two mean losses, relative to 1 + loss: rounding, and nothing else."""
@@ -42,7 +38,7 @@ def check_model(config: Config, rows: pa.Table) -> Iterator[Finding]:
 
     device = resolve_device(config.device)
     model = load_for_scoring(config, None, device)
-    chosen = _different_lengths(rows)
+    chosen = different_lengths(rows)
     sequences = Sequences.of(chosen)
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     largest = int(sequences.ids.max())
@@ -53,7 +49,7 @@ def check_model(config: Config, rows: pa.Table) -> Iterator[Finding]:
     yield Finding(
         "vocabulary", "ok", f"{vocabulary:,} tokens, the largest here is {largest:,}", "", "configuration"
     )
-    yield _memory(config, model, sequences)
+    yield losses_memory(config, model, sequences)
     everyone = np.arange(chosen.num_rows)
     counts = sequences.n_labels()
     with torch.inference_mode(), token_losses(model) as losses:
@@ -63,30 +59,7 @@ def check_model(config: Config, rows: pa.Table) -> Iterator[Finding]:
     yield _difference(together, alone, precision(config, device).dtype)
 
 
-def _memory(config: Config, model: PreTrainedModel, sequences: Sequences) -> Finding:
-    """Measure what losses take, and say how much of it fits."""
-    import torch
-
-    from dataflex_pipeline.models.memory import free_bytes
-    from dataflex_pipeline.models.token_losses import token_losses
-
-    said: list[str] = []
-    room = Room(config.score_batch_tokens, said.append)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    free = free_bytes(model.device)
-    found = f"the model takes {weights / GIB:.2f} GiB"
-    found += "" if free is None else f", and {free / GIB:.1f} GiB are free beside it"
-    with torch.inference_mode(), token_losses(model) as losses:
-        failure = memory_failure(
-            lambda: room.settle(sequences, partial(batch_loss_sums, losses), model.device)
-        )
-    if failure is not None:
-        advice = "Lower cutoff_len, or use a machine with more memory."
-        return Finding("model memory", "problem", f"{found}; {failure}", advice, "configuration")
-    return Finding("model memory", "ok", "; ".join([found, *said]), "", "configuration")
-
-
-def _different_lengths(rows: pa.Table) -> pa.Table:
+def different_lengths(rows: pa.Table) -> pa.Table:
     """Return eight usable rows from the shortest to the longest, so that a batch needs padding."""
     valid = rows.filter(rows.column("valid")).sort_by("n_tokens")
     places = np.unique(np.linspace(0, valid.num_rows - 1, ROWS).astype(int))

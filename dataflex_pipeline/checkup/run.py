@@ -56,12 +56,16 @@ def check_configuration(context: Run) -> tuple[list[Finding], list[dict[str, Any
     if context.lacks_demo and DEMO in (context.given.dataset, context.given.model_name_or_path):
         named = "model" if context.given.dataset != DEMO else "pool"
         return [*findings, Finding(named, "ok", f"it {UNMADE}", "", "configuration")], shown
+    lacking = checked("model", lambda: _model_files(context))
+    findings += lacking
     for split in splits:
         findings += checked(split, lambda split=split: look(split))  # type: ignore[misc]
     if "target" in splits and worst(findings) != "problem":
         findings += checked("target in pool", lambda: _leaks(context))
-    if pool and any(pool[0].column("valid").to_pylist()):
+    if pool and any(pool[0].column("valid").to_pylist()) and not lacking:
         findings += checked("model", lambda: _model(context, pool[0]))
+        if worst(findings) != "problem":
+            findings += _memory(context, name, pool[0])
     return findings, shown
 
 
@@ -139,6 +143,33 @@ def _model(context: Run, rows: pa.Table) -> list[Finding]:
     from dataflex_pipeline.checkup.batching import check_model
 
     return list(check_model(context.config, rows))
+
+
+def _model_files(context: Run) -> list[Finding]:
+    """Look for the model's weights, which are read last."""
+    from dataflex_pipeline.models.weights import check_model_here
+
+    check_model_here(context.config)
+    return []
+
+
+def _memory(context: Run, name: str, rows: pa.Table) -> list[Finding]:
+    """Say what gradients, where the method takes some, and training steps make of the free memory."""
+    from dataflex_pipeline.checkup.batching import different_lengths
+    from dataflex_pipeline.checkup.memory import gradients_memory, training_memory
+    from dataflex_pipeline.features.plan import OF_GRADIENTS
+    from dataflex_pipeline.pipeline.preflight import features_of, scoring_methods
+
+    methods = [context.method(each)[0] for each in scoring_methods(context, name)]
+    needed = {need.name for method in methods for need, _ in features_of(context, method)}
+    config, findings = context.config, []
+    if needed.intersection(OF_GRADIENTS):
+        few = different_lengths(rows)
+        findings += checked("gradient memory", lambda: list(gradients_memory(config, few)))
+    if config.horizon:
+        batch = context.global_batch
+        findings += checked("training memory", lambda: list(training_memory(config, rows, batch)))
+    return findings
 
 
 def _leaks(context: Run) -> list[Finding]:

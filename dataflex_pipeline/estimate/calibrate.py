@@ -30,6 +30,7 @@ from dataflex_pipeline.sampling.settings import DrawSettings
 from dataflex_pipeline.schemas import INDEX, SCORES
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.tables import TableFile, table_writer
+from dataflex_pipeline.training.foreseen import foreseen_step
 
 TABLE_ROWS = 20_000
 
@@ -64,7 +65,10 @@ def calibrate(
     rows: dict[str, PartedTable] = {
         each.split: write_parts(each.usable, scratch / f"usable-{each.split}") for each in samples
     }
-    training = None
+    training = step = None
+    if config.horizon:
+        say("measuring: what a training step takes")
+        step = foreseen_step(config, rows["pool"].part(0), batch)
     if config.horizon and checkpoint_bytes(shape) <= LARGEST_CHECKPOINT:
         say("measuring: a few training steps")
         training = measure_training(config, rows["pool"], rows.get("target"), batch, scratch, budget, device)
@@ -86,6 +90,7 @@ def calibrate(
         training,
         features,
         measure_writing(rows["pool"], max(1, selected_rows(config, counts["pool"], 1, batch)), scratch),
+        step,
     )
 
 

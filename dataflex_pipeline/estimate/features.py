@@ -49,6 +49,7 @@ class FeatureCost:
         tokens_per_line: of a completion; 0 elsewhere. cut: share of the completions that were cut short.
         peak_bytes: of memory. rows_per_part: of the table, as the sampled rows say.
         groups: of the target, in the sample.
+        batch_tokens: padded tokens per batch as the memory sizes them; 0 where it does not.
     """
 
     start_seconds: float
@@ -62,6 +63,7 @@ class FeatureCost:
     cut: float = 0.0
     rows_per_part: int = MOST
     groups: int = 0
+    batch_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ class Bench:
             line_bytes,
             peak_bytes(self.device),
             rows_per_part=per_part,
+            batch_tokens=_measured_tokens(given.folder),
         )
 
     def _batch_by_batch(
@@ -154,12 +157,13 @@ class Bench:
     ) -> tuple[pa.Table, pa.Table, float]:
         """Compute batches as a part of a run has them, those of middling length first, within the budget."""
         few = table.slice(0, FIRST_ROWS)
-        compute(few)  # the first call sets up what later ones find ready
+        # The first call sets up what later ones find ready, and sizes batches by the longest row.
+        compute(_with_longest(table))
         _, seconds = _clocked(compute, few)
         affordable = int(PATIENCE * self.budget / seconds * few.num_rows)
         tokens = self.config.score_batch_tokens
         if tokens == "auto":  # found by now, if the feature's batches go by tokens
-            tokens = (None if folder is None else agreed(folder, BATCH_TOKENS)) or LARGEST["cpu"]
+            tokens = _measured_tokens(folder) or LARGEST["cpu"]
         batches = measured_batches(table, tokens, max(FIRST_ROWS, affordable))
         # The memory of a whole batch is new the first time, and that of the longest rows counts too.
         compute(max(batches, key=_longest))
@@ -237,6 +241,20 @@ def measured_batches(table: pa.Table, max_tokens: int, most: int) -> list[pa.Tab
     middle = len(batches) // 2
     order = sorted(range(len(batches)), key=lambda number: abs(number - middle))
     return [table.take(pa.array(np.sort(batches[number][:most]))).combine_chunks() for number in order]
+
+
+def _measured_tokens(folder: Path | None) -> int:
+    """Return the padded tokens per batch that were agreed on; 0 where there are none."""
+    return (None if folder is None else agreed(folder, BATCH_TOKENS)) or 0
+
+
+def _with_longest(table: pa.Table) -> pa.Table:
+    """Return the first rows of a part, the longest one among them."""
+    few = np.arange(min(FIRST_ROWS, table.num_rows))
+    if "n_tokens" in table.column_names and table.num_rows > FIRST_ROWS:
+        longest = int(np.argmax(table.column("n_tokens").to_numpy()))
+        few[-1] = max(longest, few[-1])
+    return table.take(pa.array(few)).combine_chunks()
 
 
 def _longest(batch: pa.Table) -> int:

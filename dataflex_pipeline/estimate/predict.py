@@ -18,13 +18,12 @@ from dataflex_pipeline.estimate.costs import (
 )
 from dataflex_pipeline.estimate.features import VECTORS, FeatureCost
 from dataflex_pipeline.estimate.records import Basis, Measured, StageCost
-from dataflex_pipeline.features.plan import make_feature, params_of
+from dataflex_pipeline.features.plan import OF_GRADIENTS, make_feature, params_of
 from dataflex_pipeline.neighbours.cells import SCAN, affordable_on, choose_layout, search_device
 from dataflex_pipeline.reward.settings import AnswerTokens, RewardCost
 
 COMPUTED_ELSEWHERE = ("rewards", "grades", "policy_gradients")
 """Features whose cost follows from others'."""
-OF_GRADIENTS = ("gradients", "influence", "target_directions")
 
 
 def kind_of(need: Need) -> str:

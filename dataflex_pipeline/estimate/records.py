@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.estimate.costs import ModelShape, RowCounts, loss_flops
 from dataflex_pipeline.estimate.features import FeatureCost
 from dataflex_pipeline.estimate.training import TrainingCost
+
+if TYPE_CHECKING:
+    from dataflex_pipeline.training.first_step import Settled
 
 Basis = Literal["counted", "measured", "extrapolated", "unknown"]
 
@@ -75,7 +78,7 @@ class Measured:
         import_seconds: for the libraries. load_seconds: for the weights.
         pool, target: counts of the splits; target None without one.
         training: None where it was not measured. features: by `kind_of`.
-        writing: of tables.
+        writing: of tables. step: what the memory makes of training steps; None without any, or by DeepSpeed.
     """
 
     config: Config
@@ -87,6 +90,7 @@ class Measured:
     training: TrainingCost | None
     features: Mapping[str, FeatureCost] = field(default_factory=dict)
     writing: WritingCost = field(default_factory=WritingCost)
+    step: Settled | None = None
 
     def counts(self, split: str) -> RowCounts:
         """Return the counts of a split."""

@@ -9,11 +9,13 @@ from typing import Any
 
 from dataflex_pipeline import launch
 from dataflex_pipeline.api import Method, Split
+from dataflex_pipeline.config.fields import DEMO
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.estimate.machine import import_seconds
 from dataflex_pipeline.estimate.records import Measured, StageCost, total
 from dataflex_pipeline.estimate.sample import Sample, sample_prepared, sample_sources
 from dataflex_pipeline.host_memory import available_bytes
+from dataflex_pipeline.models.weights import check_model_here
 from dataflex_pipeline.pipeline.prepare import read_sources, splits_of
 from dataflex_pipeline.pipeline.run import Run
 from dataflex_pipeline.store.parts import PartedTable
@@ -59,6 +61,12 @@ class Estimate:
                 else {k: v for k, v in dataclasses.asdict(training).items() if k != "checkpoint"},
                 "features": {name: dataclasses.asdict(cost) for name, cost in found.features.items()},
             },
+            "memory": {
+                "step": None if found.step is None else found.step.plain(),
+                "score_batch_tokens": {
+                    name: cost.batch_tokens for name, cost in found.features.items() if cost.batch_tokens
+                },
+            },
             "warnings": self.warnings,
         }
 
@@ -85,6 +93,8 @@ def predict(context: Run, budget: float = BUDGET) -> Estimate:
             "Run it without torchrun.",
         )
     imports = import_seconds(LIBRARIES)
+    if context.given.model_name_or_path != DEMO:  # the demo's is made when it is asked for
+        check_model_here(context.config)
     check_target(context)
     settle_epochs(context)
     name = context.given.component_name
@@ -165,6 +175,8 @@ def _warnings(context: Run, found: Measured) -> list[str]:
         lines.append("training was not measured: a checkpoint is larger than an estimate should write")
     if config.finetuning_type == "full" and found.training is not None:
         lines.append("a checkpoint holds all weights and Adam's moments, and every round leaves one")
+    lines += [f"training: {found.step}"] if found.step is not None else []
+    lines += _batch_sizes(found)
     lines += _memory_warnings(found)
     if not found.pool.exact:
         lines.append("tokens are scaled up from a sample of the pool")
@@ -173,6 +185,16 @@ def _warnings(context: Run, found: Measured) -> list[str]:
         "takes more memory"
     )
     return lines
+
+
+def _batch_sizes(found: Measured) -> list[str]:
+    """Return the sizes of scoring batches that follow from the memory."""
+    sizes = [
+        f"{cost.batch_tokens:,} padded tokens for {name}"
+        for name, cost in found.features.items()
+        if cost.batch_tokens
+    ]
+    return [f"score_batch_tokens: auto makes batches of {', '.join(sizes)}"] if sizes else []
 
 
 def _memory_warnings(found: Measured) -> list[str]:

@@ -12,7 +12,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from dataflex_pipeline.schemas import INDEX
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.training import RoundPlan, train_round
+from dataflex_pipeline.training.foreseen import ASIDE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,18 +39,6 @@ PATIENCE = 10
 """Budgets that the first step may take if there is to be a second round; much of it is paid only once."""
 EVALUATED_ROWS = 64
 """Rows of the target that an evaluation is measured on."""
-ASIDE: dict[str, Any] = {
-    "load_best_model_at_end": False,
-    "early_stopping_steps": None,
-    "save_steps": None,
-    "keep_checkpoints": False,
-    "deepspeed": None,
-    "report_to": "none",
-    "use_swanlab": False,
-    "swanlab_lark_webhook_url": None,
-    "swanlab_lark_secret": None,
-}
-"""Settings of a run that the short rounds leave out: they keep nothing and tell nobody."""
 
 
 @dataclass(frozen=True)

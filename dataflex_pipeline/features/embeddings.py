@@ -11,6 +11,7 @@ from a file instead (``vectors``).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -204,10 +205,14 @@ class Embeddings(api.Feature):
         texts = texts_of(rows.filter(rows.column("valid")))
         empty = [not text.strip() for text in texts]
         whole = [self.params.prompt + text for text in texts]
-        counts = np.array(self.model.token_counts(whole, self.config.trust_remote_code), dtype=np.int32)
+        # Tokens are counted while the model runs, which makes tokens of its own, of the texts cut off.
+        with ThreadPoolExecutor(1) as beside:
+            counting = beside.submit(self.model.token_counts, whole, self.config.trust_remote_code)
+            vectors = embedder.embed(whole)
+            counts = np.array(counting.result(), dtype=np.int32)
         report.cut += int((counts > self.max_length).sum())
         reasons = ["there is no text to embed" if blank else None for blank in empty]
-        return self._table(rows, embedder.embed(whole), counts, reasons, report)
+        return self._table(rows, vectors, counts, reasons, report)
 
     def _table(
         self,

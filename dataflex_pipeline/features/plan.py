@@ -40,6 +40,8 @@ FEATURES = (
     "target_directions",
     "words",
 )
+OF_GRADIENTS = ("gradients", "influence", "target_directions")
+"""Those that take the gradients of rows."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
     score(z) = max over target rows z' of cos(e_z, e_z') = 1 - |e_z - e_z'|^2 / 2
 
-with e unit embeddings; every pool row is compared with every target row, in blocks of matrix products.
+with e unit embeddings; every pool row is compared with every target row, in blocks of matrix products, which
+an accelerator makes where there is one. Products only choose the target row: its distance is taken anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +20,13 @@ from dataflex_pipeline import api
 from dataflex_pipeline.data.leaks import say_leaks
 from dataflex_pipeline.features.embedding_params import EmbeddingParams
 from dataflex_pipeline.features.neighbours import check_dimensions
+from dataflex_pipeline.neighbours.cells import search_device
 from dataflex_pipeline.neighbours.vectors import block_vectors, vector_blocks
 from dataflex_pipeline.sampling.softmax import Softmax
 from dataflex_pipeline.schemas import column
+
+if TYPE_CHECKING:
+    from dataflex_pipeline.neighbours.accelerated import DeviceCosines
 
 TILE = 1 << 23
 """Cosines in memory at a time: 32 MB."""
@@ -33,16 +39,36 @@ class TargetVectors:
     Attributes:
         rows: target rows that have one, rising. [M] int64
         vectors: of length 1. [M, D] float32
+        held: the same on an accelerator; None where the CPU makes the products.
     """
 
     rows: np.ndarray
     vectors: np.ndarray
+    held: DeviceCosines | None = None
 
     @classmethod
-    def read(cls, table: api.BlockTable) -> TargetVectors:
-        """Read the target's embeddings."""
+    def read(cls, table: api.BlockTable, setting: str) -> TargetVectors:
+        """Read the target's embeddings.
+
+        Args:
+            table: of the target. setting: ``device`` of the configuration.
+        """
         blocks = list(vector_blocks(table))
-        return cls(np.concatenate([rows for rows, _ in blocks]), np.concatenate([v for _, v in blocks]))
+        rows, vectors = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+        device = search_device(setting)
+        if device == "cpu":
+            return cls(rows, vectors)
+        from dataflex_pipeline.neighbours.accelerated import DeviceCosines
+
+        return cls(rows, vectors, DeviceCosines(vectors, device))
+
+    def nearest(self, vectors: np.ndarray) -> np.ndarray:
+        """Return which target each vector has the largest cosine with, the first of equals. [n] int64"""
+        return nearest_place(vectors, self.vectors) if self.held is None else self.held.nearest(vectors)
+
+    def cosines(self, vectors: np.ndarray) -> np.ndarray:
+        """Return the cosine of each vector with each target. [n, M] float32"""
+        return vectors @ self.vectors.T if self.held is None else self.held.all(vectors)
 
 
 class SimilarityParams(EmbeddingParams):
@@ -72,12 +98,12 @@ class EmbeddingSimilarity(api.Method):
         """Read the target's embeddings."""
         check_dimensions(tables["pool"], tables["target"])
         say_leaks(tables["target"], tables["pool"], selection.say)
-        return TargetVectors.read(tables["target"])
+        return TargetVectors.read(tables["target"], selection.device)
 
     def score(self, block: api.Block, state: TargetVectors) -> Mapping[str, np.ndarray]:
         """Return the largest cosine with a target row, and which row that is."""
         vectors = _block(block)
-        place = nearest_place(vectors, state.vectors)
+        place = state.nearest(vectors)
         # taken anew as |a - b|: equal rows get equal scores, whatever tile they were in
         gaps = vectors.astype(np.float64) - state.vectors[place]
         squares = np.einsum("nd,nd->n", gaps, gaps)
@@ -99,8 +125,8 @@ class EmbeddingSimilarity(api.Method):
         self, tables: Mapping[str, api.BlockTable], selection: api.Selection
     ) -> api.TargetRanking:
         """Let each target row rank the pool by cosine."""
-        target = TargetVectors.read(tables["target"])
-        return api.TargetRanking(target.rows, lambda block: _block(block) @ target.vectors.T)
+        target = TargetVectors.read(tables["target"], selection.device)
+        return api.TargetRanking(target.rows, lambda block: target.cosines(_block(block)))
 
 
 def _block(block: api.Block) -> np.ndarray:

@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.hub import hub_reachable
 from dataflex_pipeline.models.quantized import own_method
-from dataflex_pipeline.models.source import MODEL_KEY, WEIGHT_FILES, local_folder
+from dataflex_pipeline.models.source import (
+    MODEL_KEY,
+    WEIGHT_FILES,
+    check_cached_weights,
+    check_model_folder,
+    check_weights,
+    explained,
+    load_arguments,
+    local_folder,
+)
 
 if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
@@ -90,6 +100,62 @@ def _head(path: Path) -> StoredWeights:
     return StoredWeights(
         sum(prod(entry["shape"]) for entry in tensors), sum(stop - start for start, stop in places)
     )
+
+
+def check_model_here(config: Config) -> None:
+    """Refuse a model whose weights are not there, or larger than the memory, before any data is read.
+
+    Raises:
+        UserError: a file is missing or cannot be used. What config.json says of the weights is named, too.
+    """
+    from dataflex_pipeline.models.base import precision, resolve_device
+
+    device = resolve_device(config.device)
+    dtype = precision(config, device).dtype
+    folder = local_folder(config.model_name_or_path)
+    if folder is None:
+        if not hub_reachable():
+            check_cached_weights(config.model_name_or_path, revision=config.model_revision)
+    else:
+        try:
+            check_model_folder(folder)
+        except UserError as error:
+            if not (folder / "config.json").is_file():
+                raise
+            why = f"{error.why} {_described(config, device, dtype)}"
+            raise UserError(error.what, why, error.fix) from None
+        check_weights(folder)
+    check_weights_fit(config, device, dtype)
+    if config.horizon:
+        check_training_fits(config, device)
+
+
+def _described(config: Config, device: str, dtype: str) -> str:
+    """Say what the weights would take, by config.json alone."""
+    from dataflex_pipeline.models.memory import free_bytes
+
+    numbers = described_parameters(config)
+    size = numbers * DTYPE_BYTES[dtype]
+    free = free_bytes(device)
+    there = "" if free is None else f", and {free / GIB:.1f} GiB are free on {device}"
+    return f"By config.json there are {numbers:,} parameters, {size / GIB:.1f} GiB in {dtype}{there}."
+
+
+def described_parameters(config: Config) -> int:
+    """Return the number of a model's parameters by its config.json, without any weights.
+
+    Raises:
+        UserError: config.json is none of a causal language model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name = config.model_name_or_path
+    with explained(name, "configuration"):
+        found = AutoConfig.from_pretrained(name, **load_arguments(config))
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(found, trust_remote_code=config.trust_remote_code)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def check_weights_fit(config: Config, device: str, dtype: str, processes: int = 1) -> None:

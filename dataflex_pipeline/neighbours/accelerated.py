@@ -1,4 +1,4 @@
-"""Exact nearest vectors and kernel sums on an accelerator: matrix products of blocks, all pairs compared.
+"""Exact nearest vectors, cosines and kernel sums on an accelerator: products of blocks, all pairs compared.
 
 What cells leave out (cells.py) is there for CPUs: an accelerator compares a million vectors with a million in
 seconds to minutes. Products are in full float32, whatever training is allowed; under a narrow kernel in
@@ -70,6 +70,37 @@ def block_hits(
 def _on(device: str, array: np.ndarray) -> torch.Tensor:
     """Return an array on a device; what Arrow lends read-only is copied, which torch asks for."""
     return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
+
+
+class DeviceCosines:
+    """Cosines of vectors with targets that stay on a device.
+
+    Args:
+        targets: of length 1. [M, D] float32 device: torch device.
+    """
+
+    def __init__(self, targets: np.ndarray, device: str) -> None:
+        self._targets, self._device = _on(device, targets), device
+
+    def nearest(self, vectors: np.ndarray) -> np.ndarray:
+        """Return which target each vector has the largest cosine with, the first of equals. [n] int64"""
+        return self._blocks(vectors, lambda cosines: cosines.argmax(1), np.empty(len(vectors), np.int64))
+
+    def all(self, vectors: np.ndarray) -> np.ndarray:
+        """Return the cosine of each vector with each target. [n, M] float32"""
+        found = np.empty((len(vectors), len(self._targets)), np.float32)
+        return self._blocks(vectors, lambda cosines: cosines, found)
+
+    def _blocks(
+        self, vectors: np.ndarray, keep: Callable[[torch.Tensor], torch.Tensor], found: np.ndarray
+    ) -> np.ndarray:
+        """Fill an array with what is kept of the products of each block of vectors."""
+        step = max(1, ELEMENTS // max(1, len(self._targets)))
+        with full_float32(), torch.inference_mode():
+            for first in range(0, len(vectors), step):
+                block = _on(self._device, vectors[first : first + step])
+                found[first : first + step] = keep(block @ self._targets.T).cpu().numpy()
+        return found
 
 
 class DeviceKernel:

@@ -106,7 +106,15 @@ def plan_scoring(run: OpenRun, number: int, name: str) -> Scoring:
     rate = _learning_rate(run, number - 1)
     several = checkpoints_before(run, number, name) if method.every_checkpoint else ()
     selection = api.Selection(
-        number, run.given.last_round, seed, say, rate, before is not None, several, shared_seed=shared
+        number,
+        run.given.last_round,
+        seed,
+        say,
+        rate,
+        before is not None,
+        several,
+        shared_seed=shared,
+        device=run.given.device,
     )
     pool = open_split(run, "pool")
     check_pool_columns(name, method, pool.schema.names)

@@ -98,51 +98,109 @@ class Needs:
         return next((part for part in parts if self.of(part) <= bytes_), 1)
 
 
-def settle_memory(trainer: WeightedTrainer, config: Config) -> None:
+@dataclass(frozen=True)
+class Settled:
+    """What the memory makes of a round's training steps.
+
+    Attributes:
+        batch: the largest one, as it is set. free: bytes; None where the system does not tell.
+        needed: bytes of a step with as many rows at a time as are taken; 0 where nothing was measured.
+        rows: at a time, as they are taken. steps: micro-batches per optimizer step, as set and as taken.
+        recomputes: whether activations are recomputed because of it.
+    """
+
+    batch: Batch
+    free: int | None
+    needed: float
+    rows: int
+    steps: tuple[int, int]
+    recomputes: bool
+
+    @property
+    def division(self) -> str:
+        """The settings that change, as they are written."""
+        set_, taken = self.steps
+        return (
+            f"per_device_train_batch_size {self.batch.rows} -> {self.rows}, gradient_accumulation_steps "
+            f"{set_} -> {taken}"
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {
+            "free_bytes": self.free,
+            "step_bytes": round(self.needed),
+            "longest_row": len(self.batch.ids),
+            "per_device_train_batch_size": [self.batch.rows, self.rows],
+            "gradient_accumulation_steps": list(self.steps),
+            "gradient_checkpointing_turned_on": self.recomputes,
+        }
+
+    def __str__(self) -> str:
+        if self.free is None:
+            return "what is free is not known here, so steps are taken as they are set"
+        taken = replace(self.batch, rows=self.rows)
+        said = f"a step takes about {self.needed / GIB:.2f} GiB ({taken}), and {self.free / GIB:.1f} are free"
+        said += "; gradient_checkpointing: auto is on" if self.recomputes else ""
+        return said if self.rows == self.batch.rows else f"{said}; {self.division}"
+
+
+def settle_memory(trainer: WeightedTrainer, config: Config) -> Settled | None:
     """Recompute activations and take fewer rows at a time where a step needs it, or refuse to take it.
 
     Args:
         trainer: before it trains; its arguments and its model may be changed. config: of the run.
 
+    Returns:
+        What steps were settled to; None for a training by DeepSpeed, which is as it is set.
+
     Raises:
         UserError: a step of a single row or an evaluation of one will not fit.
     """
     if trainer.is_deepspeed_enabled:
-        return
+        return None
     free_memory()
     free = free_bytes(trainer.args.device)
     with _untouched(trainer):
-        _settle_step(trainer, config, free)
+        settled = _settle_step(trainer, config, free)
         if trainer.eval_dataset is not None:
             _settle_evaluation(trainer, free)
     free_memory()
+    return settled
 
 
-def _settle_step(trainer: WeightedTrainer, config: Config, free: int | None) -> None:
+def _settle_step(trainer: WeightedTrainer, config: Config, free: int | None) -> Settled:
     batch = Batch.of(trainer.train_dataset, trainer.args.per_device_train_batch_size)
     plan, first = trainer.conductor.plan, trainer.args.process_index == 0
-    own, figures = batch.rows, ""
+    set_, recomputed = trainer.args.gradient_accumulation_steps, trainer.args.gradient_checkpointing
+    own, figures, needs = batch.rows, "", Needs(0.0, 0.0)
     if free is not None:
         needs = _settled_needs(trainer, config, batch, free)
         own = _rows_that_fit(trainer, config, batch, needs, free)
         figures = _figures("A step", needs, batch.rows, own, free)
     kept = agreed(plan.work, plan.rows_name) if first else None
     rows = _least(trainer, own if kept is None or batch.rows % kept else min(own, kept))
+    trainer.take_rows_at_a_time(rows)
+    settled = Settled(
+        batch,
+        free,
+        needs.of(rows),
+        rows,
+        (set_, trainer.args.gradient_accumulation_steps),
+        trainer.args.gradient_checkpointing and not recomputed,
+    )
     if rows == batch.rows:
-        return
+        return settled
     if rows < own:
         figures = "This round began so" if rows == kept else "Another process has room for no more"
-    steps = trainer.args.gradient_accumulation_steps
-    trainer.take_rows_at_a_time(rows)
     dropout = ", but for dropout, which draws other numbers" if config.lora_dropout else ""
     trainer.conductor.note(
-        f"{figures}: per_device_train_batch_size {batch.rows} -> {rows}, gradient_accumulation_steps "
-        f"{steps} -> {trainer.args.gradient_accumulation_steps} for this training; the numbers of the run "
-        f"stay as they are{dropout}."
+        f"{figures}: {settled.division} for this training; the numbers of the run stay as they are{dropout}."
     )
     if first and rows != kept:
         plan.work.mkdir(parents=True, exist_ok=True)
         write_text(agreed_file(plan.work, plan.rows_name), f"{rows}\n")
+    return settled
 
 
 def _settled_needs(trainer: WeightedTrainer, config: Config, batch: Batch, free: int) -> Needs:

@@ -22,6 +22,7 @@ from torch.nn import functional  # noqa: TID253
 from trl.trainer.utils import FusedCausalLMOutput  # noqa: TID253
 
 from dataflex_pipeline.models.batches import logits_only_at
+from dataflex_pipeline.models.room import is_out_of_memory
 from dataflex_pipeline.schemas import IGNORED
 
 if TYPE_CHECKING:
@@ -76,16 +77,19 @@ class OwnLogits:
         inputs = {**row, "use_cache": False, "fused_lm_head": True}
         routed = {**inputs, "output_router_logits": True}
         self.on = True
-        with _largest_output(self._model.get_output_embeddings()) as largest:
-            own = _try(call, routed)[0] if with_aux else None
-            gives_aux = own is not None and own.aux_loss is not None
-            if own is None:
-                call(**inputs)
-        asked = routed if gives_aux else inputs
-        with _enlarged(self._model.base_model, max(largest)):
-            own = call(**asked)
+        try:
+            with _largest_output(self._model.get_output_embeddings()) as largest:
+                own = _try(call, routed)[0] if with_aux else None
+                gives_aux = own is not None and own.aux_loss is not None
+                if own is None:
+                    call(**inputs)
+            asked = routed if gives_aux else inputs
+            with _enlarged(self._model.base_model, max(largest)):
+                own = call(**asked)
+                self.on = False
+                fused, failure = _try(call, asked)
+        finally:
             self.on = False
-            fused, failure = _try(call, asked)
         return Check(math.inf if fused is None else _difference(own, fused, gives_aux), gives_aux, failure)
 
 
@@ -139,7 +143,7 @@ def _try(call: Any, inputs: Mapping[str, Any]) -> tuple[Any, str]:
     try:
         return call(**inputs), ""
     except LACKS as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         return None, f"it ends in {type(error).__name__}: {error}"
 

@@ -55,6 +55,11 @@ class RoundPlan:
         """
         return f"rows-{digest(self.ingredients)}"
 
+    @property
+    def pieces_name(self) -> str:
+        """Under which name a training notes from which step on its micro-batches are taken in pieces."""
+        return f"pieces-{digest(self.ingredients)}"
+
     def describe(self) -> dict[str, Any]:
         """Return the plan as plain values, with a digest of the index's rows and weights."""
         rows = self.index.column("row").to_numpy().astype("<i8")

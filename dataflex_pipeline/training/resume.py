@@ -92,9 +92,9 @@ def _whole(checkpoint: Path) -> Marker:
 def newest_inside(config: Config, plan: RoundPlan, progress: Progress) -> Marker | None:
     """Return the newest whole checkpoint inside the round; remove what is unfinished or of other settings."""
     found: dict[int, Marker] = {}
-    rows = agreed_file(plan.work, plan.rows_name)
+    noted = [agreed_file(plan.work, name) for name in (plan.rows_name, plan.pieces_name)]
     for folder in sorted(plan.work.glob("*")):
-        if folder == rows:
+        if folder in noted:
             continue
         if folder.name.startswith(f"{BEST}-") and read_marker(folder) is not None:
             continue

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dataflex_pipeline import launch
 from dataflex_pipeline.api import Progress, Silent
-from dataflex_pipeline.errors import ConfigError, RunError, UserError
+from dataflex_pipeline.errors import ConfigError, RunError
 from dataflex_pipeline.store.atomic import commit, write_text
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartedTable
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from dataflex_pipeline.config.fields import Config
     from dataflex_pipeline.training.conductor import Conductor
+    from dataflex_pipeline.training.first_step import Settled
     from dataflex_pipeline.training.trainer import WeightedTrainer
 
 
@@ -138,31 +139,54 @@ def _check_settings(config: Config, plan: RoundPlan, target: PartedTable | None)
     return rule
 
 
-def _train(job: _Job, start: Start, arguments: SFTConfig) -> None:
-    from torch import OutOfMemoryError
+def settled_step(
+    config: Config, plan: RoundPlan, pool: PartedTable, target: PartedTable | None
+) -> Settled | None:
+    """Return what the memory makes of a round's training steps, without a step; see `train_round`.
 
+    Returns:
+        None for a training by DeepSpeed.
+
+    Raises:
+        UserError: settings that cannot work, or a step of a single row that will not fit.
+    """
+    from dataflex_pipeline.models.base import no_bars
+    from dataflex_pipeline.training.arguments import tracker_environment, training_arguments
+
+    plan.check()
+    job = _Job(config, plan, pool, target, Silent(), _check_settings(config, plan, target))
+    with tracker_environment(config, plan.run_folder), no_bars():
+        start = Start.of(plan, config, None, checkpoint_before(plan), job.progress)
+        return _settled_trainer(job, start, training_arguments(config, plan))[1]
+
+
+def _settled_trainer(job: _Job, start: Start, arguments: SFTConfig) -> tuple[WeightedTrainer, Settled | None]:
+    """Return a trainer whose steps fit the memory, and what they were settled to."""
     from dataflex_pipeline.training.conductor import Conductor
     from dataflex_pipeline.training.first_step import settle_memory
-    from dataflex_pipeline.training.sharded import release
+    from dataflex_pipeline.training.too_small import divides
     from dataflex_pipeline.training.unmasked import leave_out_masks
 
-    plan, config = job.plan, job.config
-    conductor = Conductor(config, plan, start.course, start.log, job.rule, job.progress)
+    conductor = Conductor(job.config, job.plan, start.course, start.log, job.rule, job.progress)
     trainer = _trainer(job, start, conductor, arguments)
-    leave_out_masks(trainer, config)
-    settle_memory(trainer, config)
+    leave_out_masks(trainer, job.config)
+    settled = settle_memory(trainer, job.config)
+    if divides(trainer, job.config):
+        trainer.watch_memory(job.config.lora_dropout > 0)
+    return trainer, settled
+
+
+def _train(job: _Job, start: Start, arguments: SFTConfig) -> None:
+    from dataflex_pipeline.training.sharded import release
+    from dataflex_pipeline.training.too_small import explained_memory
+
+    plan, config = job.plan, job.config
+    trainer, _ = _settled_trainer(job, start, arguments)
     total = plan.last_step - plan.first_step
     job.progress.start(f"train round {plan.round}", total, "steps", done=start.step - plan.first_step)
     try:
-        trainer.train(resume_from_checkpoint=None if start.folder is None else str(start.folder))
-    except OutOfMemoryError as error:
-        raise UserError(
-            f"The memory of {arguments.device} is too small: {str(error).splitlines()[0]}",
-            f"A forward pass takes {arguments.per_device_train_batch_size} rows of up to "
-            f"{config.cutoff_len} tokens.",
-            "Lower per_device_train_batch_size and raise gradient_accumulation_steps (in a new run), set "
-            "gradient_checkpointing: true, or lower cutoff_len.",
-        ) from error
+        with explained_memory(trainer, config):
+            trainer.train(resume_from_checkpoint=None if start.folder is None else str(start.folder))
     finally:
         job.progress.finish()
         _forget_deepspeed(config)

@@ -33,9 +33,11 @@ from trl import SFTTrainer  # noqa: TID253
 
 from dataflex_pipeline.errors import RunError, UserError
 from dataflex_pipeline.models.base import widest_float
+from dataflex_pipeline.models.room import give_memory_back, memory_failure
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.training.arguments import no_aux_loss
 from dataflex_pipeline.training.own_logits import OwnLogits
+from dataflex_pipeline.training.pieces import Pieces, cut, halved
 from dataflex_pipeline.training.sharded import save_adam_states
 
 if TYPE_CHECKING:
@@ -80,6 +82,8 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self.own_logits = OwnLogits(base)
         self.loss_is_checked = False
+        self.pieces: Pieces | None = None
+        self.evaluation_tokens: int | None = None
         self.control: Any
         self.loss_of_step = torch.zeros((), device=self.args.device)
         self.norm_of_step: float | None = None
@@ -155,7 +159,6 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
         Raises:
             ConfigError: a load-balancing loss was asked for and the model gives none.
         """
-        self.loss_is_checked = True
         length = int(inputs["attention_mask"][0].sum())
         row = {name: tensor[:1, :length] for name, tensor in inputs.items()}
         was_training = self.model.training
@@ -176,6 +179,7 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
             )
         if self.aux_loss_enabled:
             self._settle_aux_loss(found.gives_aux_loss)
+        self.loss_is_checked = True
 
     def _settle_aux_loss(self, is_given: bool) -> None:
         kind, c = self.model.config.get_text_config().model_type, self.router_aux_loss_coef
@@ -190,9 +194,37 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
         self.aux_loss_enabled = False
         self.conductor.note(f"A model of type {kind} gives no load-balancing loss, so none is added.")
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def watch_memory(self, dropout: bool) -> None:
+        """Take micro-batches in smaller pieces where the memory is too small for them (pieces.py).
+
+        Args:
+            dropout: whether the model draws random numbers.
+        """
+        self.pieces = Pieces(
+            self.conductor.plan,
+            self.args.device,
+            self.conductor.note,
+            lambda: self.model.zero_grad(set_to_none=True),
+            dropout,
+        )
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the micro-batches of the next step, and how many tokens they predict."""
+        batches, tokens = super().get_batch_samples(*args, **kwargs)
+        if self.pieces is not None:
+            self.pieces.begin(batches)
+        return batches, tokens
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Run one micro-batch and add its loss to the step's."""
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        whole = super().training_step
+        if self.pieces is None:
+            loss: torch.Tensor = whole(model, inputs, num_items_in_batch)
+        else:
+            step = self.state.global_step + 1
+            loss, anew = self.pieces.take(step, lambda piece: whole(model, piece, num_items_in_batch))
+            if anew:
+                self.loss_of_step.zero_()
         self.loss_of_step += loss
         return loss
 
@@ -238,14 +270,36 @@ class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
             for batch in self.get_eval_dataloader():
                 inputs = self._prepare_inputs(batch)
                 inputs.pop("weight")
-                with self.compute_loss_context_manager():
-                    out = model(**inputs, use_cache=False, fused_lm_head=True)
-                widest = widest_float(out.log_probs.device)
-                per_row = [-out.log_probs.to(widest).sum(1), out.is_top1.sum(1), out.label_mask.sum(1)]
                 # Gathering row by row drops what the loader repeated to fill the processes' last batches.
-                stacked = torch.stack([column.to(widest) for column in per_row], dim=1)  # [B, 3]
-                rows.append(self.accelerator.gather_for_metrics(stacked).cpu().double())
+                rows.append(self.accelerator.gather_for_metrics(self._row_sums(inputs)).cpu().double())
         return torch.cat(rows).sum(0)  # [3]
+
+    def _row_sums(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the sums of each row of a batch, which is cut where the memory is too small. [B, 3]"""
+        if self.args.world_size > 1 or self.is_deepspeed_enabled:  # whose forward passes call each other
+            return self._piece_sums(inputs)
+        while True:
+            found: list[torch.Tensor] = []
+            pieces = cut(inputs, self.evaluation_tokens)
+            failure = memory_failure(lambda: found.extend(map(self._piece_sums, pieces)))  # noqa: B023
+            if failure is None:
+                return torch.cat(found)
+            found.clear()
+            give_memory_back()
+            rows, length = pieces[0]["input_ids"].shape
+            self.evaluation_tokens = halved(rows, length, "an evaluation", failure, self.args.device)
+            self.conductor.note(
+                f"The memory of {self.args.device} was too small for an evaluation of {rows} rows of up to "
+                f"{length:,} tokens: at most {self.evaluation_tokens:,} padded tokens are taken at a time."
+            )
+
+    def _piece_sums(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return negative log-likelihood, tokens predicted right and tokens of each row. [B, 3]"""
+        with self.compute_loss_context_manager():
+            out = self.model_wrapped(**inputs, use_cache=False, fused_lm_head=True)
+        widest = widest_float(out.log_probs.device)
+        per_row = [-out.log_probs.to(widest).sum(1), out.is_top1.sum(1), out.label_mask.sum(1)]
+        return torch.stack([column.to(widest) for column in per_row], dim=1)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         world = self.args.world_size

@@ -75,7 +75,7 @@ def test_the_mean_loss_is_the_models(tiny_demo):
         each.check: each
         for each in batching.check_model(Config(model_name_or_path=str(tiny_demo.model)), rows)
     }
-    chosen = batching._different_lengths(rows).to_pylist()
+    chosen = batching.different_lengths(rows).to_pylist()
     assert len(chosen) == 8
     lengths = [each["n_tokens"] for each in chosen]
     assert lengths == sorted(lengths)

@@ -153,6 +153,24 @@ def test_all_ranks_train_as_many_rows_at_a_time_as_the_one_with_the_least_memory
 
 
 @pytest.mark.slow
+def test_a_rank_whose_memory_is_too_small_in_training_ends_all_and_the_next_call_takes_fewer_rows(
+    one_thread, tiny_demo, tmp_path
+):
+    begin = ("warmup", *RUN, *settings(tiny_demo), "gradient_checkpointing=false", "adam_epsilon=0.001")
+    run(tmp_path / "one", 1, (*begin, "gradient_accumulation_steps=2"))
+    two, commands = tmp_path / "two", json.dumps([begin])
+    launch = Launch(two, 2, commands, module="crash.limited_memory", more={"LIMITED": json.dumps({"1": 50})})
+    assert launch.end() != 0
+    assert "is too small in step 1: CUDA out of memory. Tried to allocate 2.00 GiB" in launch.output
+    assert "it goes on from the beginning of round 0 with 1 of 2 rows at a time" in launch.output
+    assert "Traceback" not in launch.output
+    launch = Launch(two, 2, commands, module="crash.limited_memory")
+    assert launch.end() == 0, launch.output
+    assert "per_device_train_batch_size 2 -> 1, gradient_accumulation_steps 1 -> 2" in launch.output
+    assert farthest(weights(tmp_path / "one/runs/r", 0), weights(two / "runs/r", 0)) < 1e-6
+
+
+@pytest.mark.slow
 def test_every_method_scores_the_same_on_one_two_and_four_processes(alone, minilm, tmp_path):
     embedder = {"embed_model": minilm, "embed_method": "sentence-transformers"}
     answers = {"generator": "transformers", "mc_samples": 2, "max_new_tokens": 4}

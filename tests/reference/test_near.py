@@ -1,5 +1,7 @@
 """near: the largest cosine with a target row, against brute force; target rows that take turns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,6 +12,7 @@ from dataflex_pipeline.errors import DataError
 from dataflex_pipeline.methods import embedding_similarity
 from dataflex_pipeline.methods.embedding_similarity import nearest_place
 from dataflex_pipeline.methods.near import Near
+from dataflex_pipeline.neighbours import accelerated
 
 
 @pytest.fixture
@@ -49,6 +52,31 @@ def test_the_first_of_equal_targets_wins():
     vectors = np.eye(3, dtype=np.float32)
     targets = np.concatenate([vectors[[1]], vectors[[0, 1, 0]]])
     assert nearest_place(vectors[:2], targets).tolist() == [1, 0]
+
+
+def test_an_accelerator_gives_the_same_scores_and_rankings(world, monkeypatch):
+    """Its code on the CPU, three rows at a time: every product by torch, none by numpy."""
+    tables, cosines, valid = world
+    monkeypatch.setattr(accelerated, "ELEMENTS", 3 * 16)
+    monkeypatch.setattr(embedding_similarity, "search_device", lambda setting: {"xpu": "cpu:0"}[setting])
+    monkeypatch.setattr(embedding_similarity, "nearest_place", None)
+    there = replace(selection(), device="xpu")
+    method = Near(Near.Params())
+    found = score_whole(method, tables, tables["pool"], method.begin(tables, there))
+    assert np.allclose(np.array(found["score"])[valid], cosines.max(1)[valid], atol=1e-6)
+    assert np.array_equal(np.array(found["nearest_target"])[valid], cosines.argmax(1)[valid])
+    assert found["score"][20] == found["score"][80] == 1
+
+    rows = tables["pool"].rows(0, 200, ["row", "row_id", "embedding", "valid", "reason"]).combine_chunks()
+    block = api.Block(rows.select(["row", "row_id", "valid", "reason"]), {"pool": rows.to_batches()[0]})
+    ranking = method.by_target_row(tables, there)
+    assert np.allclose(ranking.values(block)[valid], cosines[valid][:, ranking.rows], atol=1e-6)
+
+
+def test_the_first_of_equal_targets_wins_on_an_accelerator():
+    vectors = np.eye(3, dtype=np.float32)
+    targets = np.concatenate([vectors[[1]], vectors[[0, 1, 0]]])
+    assert accelerated.DeviceCosines(targets, "cpu").nearest(vectors[:2]).tolist() == [1, 0]
 
 
 def test_weights_are_a_softmax_of_the_score(world, tmp_path):

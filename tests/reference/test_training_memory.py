@@ -12,6 +12,7 @@ from cli_runs import data, dataflex
 from safetensors.numpy import load_file
 
 from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.models import memory
 from dataflex_pipeline.training import conductor, first_step
 from dataflex_pipeline.training.marker import read_marker
 
@@ -209,3 +210,61 @@ def test_low_memory_is_measured_on_a_real_step(warmed_up):
     assert "per_device_train_batch_size 8 -> 4, gradient_accumulation_steps 1 -> 2" in ran.out
     assert "but for dropout" not in ran.out
     assert farthest(whole, fewer) < 1e-6
+
+
+def test_it_is_foreseen_by_doctor_and_estimate(tiny_demo, tmp_path, monkeypatch):
+    """The division that a warm-up then makes, and the size of scoring batches that its table is made with."""
+    monkeypatch.chdir(tmp_path)
+    needs = first_step.Needs(fixed=1000.0, per_row=100.0, held=10.0, undivided=8)
+    monkeypatch.setattr(first_step, "_step_needs", lambda *given: needs)
+    free = int(needs.of(4) / first_step.ROWS_SHARE) + 1
+    monkeypatch.setattr(first_step, "free_bytes", lambda device: free)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 3_000_000)
+    given = (*data(tiny_demo), *SETTINGS, "gradient_checkpointing=false", "--run", "r", "--method", "loss")
+    division = "per_device_train_batch_size 8 -> 4, gradient_accumulation_steps 1 -> 2"
+
+    found = json.loads(dataflex("doctor", *given, "--json").out)["findings"]
+    (line,) = [each["found"] for each in found if each["check"] == "training memory"]
+    assert line.endswith(f"; {division}")
+    assert "(4 rows of up to " in line
+    estimated = json.loads(dataflex("estimate", *given, "--json").out)
+    step = estimated["memory"]["step"]
+    assert step["per_device_train_batch_size"] == [8, 4]
+    assert step["gradient_accumulation_steps"] == [1, 2]
+    assert step["step_bytes"] == 1000 + 4 * 100 + 10
+    assert step["free_bytes"] == free
+    assert not (tmp_path / "runs").exists()
+
+    assert division in dataflex("round", "1", *given).out
+    (table,) = (tmp_path / "runs" / "r" / "features").glob("losses-pool-*")
+    tokens = json.loads((table / "_manifest.json").read_text())["summary"]["batch_tokens"]
+    assert tokens < 16_384
+    assert estimated["memory"]["score_batch_tokens"] == {"losses": tokens}
+
+
+def test_doctor_says_what_gradients_take_where_a_method_takes_some(tiny_demo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = (*data(tiny_demo), "warmup_step=0", "less.gradient_type=sgd", "update_step=0", "num_samples=8")
+    found = json.loads(dataflex("doctor", *given, "--method", "less", "--json").out)["findings"]
+    kinds = {each["check"]: each["found"] for each in found}
+    assert kinds["gradient memory"].startswith("score_batch_tokens: auto is ")
+    assert "training memory" not in kinds  # nothing is trained
+
+
+def test_what_is_missing_is_said_before_the_data_is_read(tiny_demo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    for path in tiny_demo.model.iterdir():
+        if path.suffix != ".safetensors":
+            (lone / path.name).write_bytes(path.read_bytes())
+    given = (*data(tiny_demo)[:2], f"model_name_or_path={lone}")
+    ran = dataflex("estimate", *given)
+    assert ran.code == 2
+    assert "no *.safetensors file" in ran.err
+    assert "By config.json there are 213,312 parameters" in ran.err
+    assert "reading" not in ran.out + ran.err
+    found = json.loads(dataflex("doctor", *given, "--json").out)["findings"]
+    (line,) = [each for each in found if each["check"] == "model"]
+    assert line["state"] == "problem"
+    assert "By config.json" in line["found"]

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from dataflex_pipeline.data.vectors import VectorFile, unit_vectors
 from dataflex_pipeline.embed import embedders
 from dataflex_pipeline.embed.settings import EmbedderSettings, EmbedModel
 from dataflex_pipeline.errors import ConfigError, DataError, DataflexError, UserError
+from dataflex_pipeline.features import embeddings as embeddings_module
 from dataflex_pipeline.features.build import build_feature
 from dataflex_pipeline.features.embedding_params import EmbeddingParams
 from dataflex_pipeline.features.plan import make_feature, plan_feature
@@ -277,6 +280,30 @@ def test_long_texts_are_cut_and_counted(tmp_path, minilm, one_thread):
     short = build(tmp_path, rows, max_length=16, **asked)
     assert short.table.folder != built.table.folder
     assert np.abs(vectors_of(short) - plain_embeddings(minilm, spoken(texts), 16)).max() < 1e-5
+
+
+def test_tokens_are_counted_while_the_model_runs(tmp_path, minilm, monkeypatch):
+    """The embedder here waits until they are counted, which would never end one after the other."""
+    counted, count = threading.Event(), EmbedModel.token_counts
+
+    class Waiting:
+        dimension = 384
+
+        def embed(self, texts):
+            assert counted.wait(60)
+            return np.ones((len(texts), 384), np.float32)
+
+    def counting(model, texts, trust_remote_code):
+        found = count(model, texts, trust_remote_code)
+        counted.set()
+        return found
+
+    monkeypatch.setattr(embeddings_module, "make_embedder", lambda *given: nullcontext(Waiting()))
+    monkeypatch.setattr(EmbedModel, "token_counts", counting)
+    texts = ["river " * 400, "cloud"]
+    rows = write_rows(tmp_path / "pool", texts)
+    built = build(tmp_path, rows, model=str(minilm), method="sentence-transformers")
+    assert table_of(built).column("n_tokens").to_pylist() == [406, 7]
 
 
 # ---------------------------------------------------------------- rows that have no vector

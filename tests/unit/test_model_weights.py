@@ -12,8 +12,10 @@ from safetensors.numpy import save_file
 from dataflex_pipeline import host_memory
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.models import memory
 from dataflex_pipeline.models.weights import (
     StoredWeights,
+    check_model_here,
     check_training_fits,
     check_weights_fit,
     stored_weights,
@@ -76,6 +78,28 @@ def test_training_all_weights_takes_sixteen_bytes_of_each(folder, free):
     with pytest.raises(UserError, match="17 trained parameters") as told:
         check_training_fits(full, "cpu")
     assert "finetuning_type: lora" in told.value.fix
+
+
+def test_without_weights_the_configuration_tells_their_size(tmp_path, monkeypatch):
+    """Llama 2 has 6,738,415,616 parameters, as published."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32}
+    content = sizes | {"model_type": "llama", "num_attention_heads": 32, "vocab_size": 32_000}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    config = Config(model_name_or_path=str(tmp_path), device="cpu")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 18 * GIB)
+    with pytest.raises(UserError, match=r"no \*.safetensors file") as told:
+        check_model_here(config)
+    size = "6,738,415,616 parameters, 25.1 GiB in float32, and 18.0 GiB are free on cpu"
+    assert f"By config.json there are {size}." in told.value.why
+    assert "Copy the weights" in told.value.fix
+
+
+def test_a_model_that_is_there_and_fits_is_let_through(tiny_demo, free):
+    config = Config(model_name_or_path=str(tiny_demo.model), device="cpu")
+    check_model_here(config)
+    free(1000)
+    with pytest.raises(UserError, match="are free on cpu"):
+        check_model_here(config)
 
 
 def test_it_is_refused_before_anything_runs(tiny_demo, tmp_path, monkeypatch, free):
