@@ -44,15 +44,13 @@ def properties(joined: Joined, run: str) -> dict[str, Any]:
 def _charts(joined: Joined, run: str) -> list[Chart]:
     charts: list[Chart] = [_summary(joined, run)]
     if joined.mapped:
-        charts.append(_map(joined))
+        charts += [_map(joined), _heat("map_x", "map_y", "Map: rows per cell")]
     charts.append({"type": "predicates", "title": "Filter by SQL"})
     charts.append(_rows(joined))
     counted = [*(["selected"] if joined.chosen else []), "source", *joined.own]
     charts += [{"type": "count-plot", "title": name, "data": {"field": name}} for name in counted]
     charts += [_histogram(each.score) for each in reversed(joined.ranked)]
     charts += [_histogram("n_response_tokens"), _histogram("n_tokens")]
-    if joined.mapped:
-        charts.append(_heat("map_x", "map_y", "Map: rows per cell"))
     charts.append({"type": "count-plot", "title": "valid", "data": {"field": "valid"}})
     return charts
 
