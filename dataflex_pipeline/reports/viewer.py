@@ -80,15 +80,19 @@ def serve(joined: Joined, run: str, port: int, ready: Callable[[str, int], objec
     import uvicorn
 
     word = secrets.token_urlsafe(12)
-    with listening(port) as listener, database(joined.path) as connection:
+    # uvicorn raises the KeyboardInterrupt again once it has shut down.
+    with (
+        listening(port) as listener,
+        database(joined.path) as connection,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
         app = make_app(connection, static, word, properties(joined, run))
         settings = uvicorn.Config(
             app, log_level="error", access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1
         )
         taken = listener.getsockname()[1]
         ready(f"http://{HOST}:{taken}/{word}/", taken)
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
-            uvicorn.Server(settings).run(sockets=[listener])
+        uvicorn.Server(settings).run(sockets=[listener])
 
 
 @contextlib.contextmanager

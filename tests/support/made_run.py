@@ -63,7 +63,11 @@ def add_scores(run: RunFolder, number: int, method: str, scores: Sequence[float 
         "valid": [not each for each in missing],
         "reason": ["no score" if each else None for each in missing],
     }
-    with table_writer(run.round(number).scores(method), SCORES, {"scores": list(scores)}) as write:
+    with table_writer(
+        run.round(number).scores(method),
+        SCORES,
+        {"table": "scores", "method": method, "round": number, "scores": list(scores)},
+    ) as write:
         write(pa.table(columns, schema=SCORES))
 
 
@@ -81,7 +85,9 @@ def add_selection(run: RunFolder, number: int, rows: Sequence[int], name: str | 
         "probability": [1 / n] * n,
         "weight": [1.0] * n,
     }
-    with table_writer(path, SELECTION, {"selection": list(rows), "name": name}) as write:
+    with table_writer(
+        path, SELECTION, {"table": "selection", "round": number, "rows": list(rows), "name": name}
+    ) as write:
         write(pa.table(columns, schema=SELECTION))
 
 
