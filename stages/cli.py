@@ -24,12 +24,13 @@ from . import (
     select_,
     status,
     train_round,
+    view,
     warmup,
 )
 from .exits import exit_code
 
 STEPS = (pick, warmup, score, select_, train_round, round)
-AROUND = (methods, init, status, compare, inspect_, report, export, doctor, estimate, evaluate)
+AROUND = (methods, init, status, compare, inspect_, report, view, export, doctor, estimate, evaluate)
 
 app = typer.Typer(
     name="dataflex",

@@ -414,3 +414,24 @@ class Run(CalledRun):
         """Return every output of the run in order; ``state()`` says whether it is done, stale or missing."""
         with self._call({}):
             return list(all_outputs(self))
+
+    def plot_losses(self) -> Any:
+        """Return training and target loss over the steps as a chart, an object of Vega-Altair.
+
+        Raises:
+            RunError: no round is finished.
+        """
+        from dataflex_pipeline.reports.displays import loss_curves
+        from dataflex_pipeline.reports.records import RunRecord
+
+        return loss_curves(RunRecord.read(self.folder))
+
+    def _repr_html_(self) -> str:
+        """Return its outputs with their states, and what to do next, for a notebook."""
+        from dataflex_pipeline.reports.displays import run_html, safely
+
+        def show() -> str:
+            with self._call({}):
+                return run_html(self)
+
+        return safely(show)

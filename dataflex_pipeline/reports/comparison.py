@@ -190,6 +190,12 @@ class Comparison:
     base_model: Mapping[str, Mapping[str, float]]
     notes: tuple[str, ...]
 
+    def _repr_html_(self) -> str:
+        """Return the figures by method, for a notebook."""
+        from dataflex_pipeline.reports.displays import comparison_html
+
+        return comparison_html(self)
+
     def plain(self) -> dict[str, Any]:
         """Return everything as plain values, for JSON."""
         return {

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from dataflex_pipeline.errors import CorruptError, DataflexError, UserError
 from dataflex_pipeline.reports.catalogue import RunTable
 
@@ -58,6 +60,10 @@ class Queries:
         chosen = ", ".join(["row as other_row", *map(quoted, columns)])
         text = f"from {quoted(left)} positional join (select {chosen} from {quoted(right)})"  # noqa: S608
         return self._connection.sql(text)
+
+    def batches(self, text: str, rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield the answer to a query of the program's own in record batches of about ``rows`` rows."""
+        yield from self._connection.sql(text).to_arrow_reader(rows)
 
     def ask(self, text: str) -> Answer:
         """Return the answer to a user's query, to be fetched before the next one is asked.

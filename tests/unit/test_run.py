@@ -1,5 +1,6 @@
 """`Run`, the front door in Python: the commands' files, nothing printed, mistakes as exceptions."""
 
+import ast
 import json
 import shutil
 import subprocess
@@ -175,6 +176,21 @@ def test_the_example_script(tiny_demo, tmp_path):
     assert "'no_key'" in refused.stderr
 
 
+def _value_of(source, names):
+    """Run a cell; return the value of its last line, where it has one."""
+    cell = ast.parse(source)
+    last = cell.body.pop() if isinstance(cell.body[-1], ast.Expr) else None
+    exec(compile(cell, "cell", "exec"), names)
+    return None if last is None else eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+
+
+def _show(value):
+    """Ask a value for what a notebook shows of it."""
+    for name in ("_repr_html_", "_repr_mimebundle_"):
+        if hasattr(value, name):
+            assert getattr(value, name)()
+
+
 @pytest.mark.slow
 def test_the_notebook(tiny_demo, tmp_path, monkeypatch):
     """Its cells, in order, as a kernel runs them; the embedded demo is the small one."""
@@ -185,9 +201,20 @@ def test_the_notebook(tiny_demo, tmp_path, monkeypatch):
     names: dict[str, object] = {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), names)
+            _show(_value_of("".join(cell["source"]), names))
     assert (tmp_path / "selected.jsonl").stat().st_size > 0
     assert all(output.state().name == "done" for output in names["run"].outputs())
+
+
+def test_a_run_shows_what_it_has_and_what_to_do_next(finished, tiny_demo, tmp_path):
+    shown = finished._repr_html_()
+    for output in finished.outputs():
+        assert (f"<bdi>{output.label}</bdi>" in shown) == (output.state().name != "missing")
+    assert f"Next: <code>run.round({2 if finished.given.last_round > 1 else 1})</code>" in shown
+    assert Run(tmp_path / "new", **settings(tiny_demo))._repr_html_().count("<td") == 0
+    assert not (tmp_path / "new").exists()
+    losses = finished.plot_losses().to_dict()
+    assert "optimizer step" in json.dumps(losses)
 
 
 def test_settings_of_a_call_that_fails_do_not_stay(finished, tiny_demo):
