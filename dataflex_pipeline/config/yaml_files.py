@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,13 @@ for _kind, _pattern, _starts in _RESOLVERS:
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
+LARGEST_FILE = 1 << 24
+"""Bytes of a file of settings at most."""
+MOST_VALUES = 1_000_000
+"""Values and characters that a text may stand for with every alias written out; a few lines of aliases can
+stand for more than any memory holds."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """Keys and values from one place: a file, the command line or an earlier run.
@@ -109,8 +117,7 @@ def _parsed(text: str, label: str) -> Layer:
             "A configuration is a mapping of keys to values.",
             "Write one 'key: value' per line.",
         )
-    lines: dict[tuple[str, ...], int] = {}
-    _walk(root, (), lines, label, active=set(), done=set())
+    lines = _checked(root, label)
     return Layer(label, {str(k): v for k, v in _construct(root, label).items()}, lines)
 
 
@@ -119,7 +126,7 @@ def parse_value(text: str, label: str) -> Any:
     root = _compose(text, label)
     if root is None:
         return None
-    _walk(root, (), {}, label, active=set(), done=set())
+    _checked(root, label)
     return _construct(root, label)
 
 
@@ -134,7 +141,15 @@ _NODE_NAMES = {yaml.ScalarNode: "a single value", yaml.SequenceNode: "a list", y
 def _read_text(path: Path, label: str) -> str:
     what = f"{label} was given as a configuration file."
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            why = "It is a pipe or a device, and a configuration is read more than once."
+            raise ConfigError(what, why, "Write it to a file, and give that.")
+        with path.open("rb") as stream:
+            content = stream.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            why = f"It is larger than {LARGEST_FILE >> 20} MiB, so it is something else."
+            raise ConfigError(what, why, "Give a YAML file of settings.")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         why = f"It is not UTF-8 text (byte {error.start})."
         raise ConfigError(what, why, "Save it as UTF-8.") from error
@@ -186,6 +201,34 @@ def _too_deep(label: str) -> ConfigError:
     return ConfigError(
         f"{label} is nested too deeply.", "It cannot be read.", "Write at most a few levels of nesting."
     )
+
+
+def _checked(root: yaml.Node, label: str) -> dict[tuple[str, ...], int]:
+    """Return the line of every key; refuse what cannot be meant: see `_walk` and `MOST_VALUES`."""
+    lines: dict[tuple[str, ...], int] = {}
+    try:
+        _walk(root, (), lines, label, active=set(), done=set())
+        size = _size(root, {})
+    except RecursionError as error:
+        raise _too_deep(label) from error
+    if size > MOST_VALUES:
+        raise ConfigError(
+            f"{label} stands for more than {MOST_VALUES:,} values once its aliases (*name) are written out.",
+            "It would fill any memory, and no configuration is as large.",
+            "Drop the aliases, or write out what is meant.",
+        )
+    return lines
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values and characters a node stands for, every alias counted as what it stands for."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1 + len(node.value)
+    if id(node) not in known:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        parts = [each for pair in pairs for each in pair] if pairs else node.value
+        known[id(node)] = 1 + sum(_size(each, known) for each in parts)
+    return known[id(node)]
 
 
 def _walk(

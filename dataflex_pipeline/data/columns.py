@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflex_pipeline.data.conversation import json_text_of
+from dataflex_pipeline.data.json_bounds import parsed
 from dataflex_pipeline.data.settings import Row
 from dataflex_pipeline.schemas import column
 
@@ -96,7 +97,7 @@ def exact_row(row: Mapping[str, Any], json_fields: frozenset[str]) -> Row:
         ValueError: a field that says that it holds JSON text does not.
     """
     return {
-        name: json.loads(value) if name in json_fields else _without_nulls(value)
+        name: parsed(value) if name in json_fields else _without_nulls(value)
         for name, value in row.items()
         if value is not None
     }
@@ -110,10 +111,11 @@ def _without_nulls(value: Any) -> Any:
 
 def _json_text(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=json_text_of)
-    return text if _is_unicode(text) else json.dumps(value, default=json_text_of)
+    return text if is_unicode(text) else json.dumps(value, default=json_text_of)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: JSON may hold half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -123,7 +125,7 @@ def _is_unicode(text: str) -> bool:
 
 def _kind_of(value: Any) -> str:
     if isinstance(value, str):
-        return "text" if value.isascii() or _is_unicode(value) else "json"
+        return "text" if value.isascii() or is_unicode(value) else "json"
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int):
@@ -166,7 +168,7 @@ def json_or_self(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value) if value.strip() else None
+        return parsed(value) if value.strip() else None
     except ValueError:
         return value
 

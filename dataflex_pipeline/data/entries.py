@@ -62,7 +62,7 @@ def read_entries(dataset_dir: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(
             f"{path}{where}: not valid JSON ({error}).", "It describes the data sets.", "Repair that place."

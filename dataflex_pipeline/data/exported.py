@@ -65,7 +65,7 @@ def _listed(folder: Path) -> dict[str, Mapping[str, Any]] | None:
         noted = json.loads(manifest.read_text(encoding="utf-8")).get("data")
         entries = noted["entries"]
         return {Path(name).stem: dict(entries.get(Path(name).stem) or {}) for name in noted["files"]}
-    except (ValueError, AttributeError, TypeError, KeyError):
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
         return None  # an export without rows, or of an older version: its files are read by what is in them
 
 

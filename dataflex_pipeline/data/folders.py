@@ -56,7 +56,9 @@ class Held:
 
 def has_data(path: Path) -> bool:
     """Whether a path is a file, or a folder with rows in it."""
-    return path.is_file() or (path / DICT_FILE).is_file() or has_configs(path) or bool(_data_files(path))
+    if not path.is_dir():
+        return path.is_file()
+    return (path / DICT_FILE).is_file() or has_configs(path) or bool(_data_files(path))
 
 
 def held(path: Path, given: str, split: str | None, subset: str | None = None) -> Held:
@@ -224,7 +226,7 @@ def _base_names(split: str) -> list[str]:
 
 def _saved_splits(path: Path, given: str, split: str | None) -> Held:
     names = _json(path / DICT_FILE).get("splits")
-    if not isinstance(names, list) or not names:
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise _damaged(path / DICT_FILE, "it names no splits")
     if split is None and len(names) > 1:
         raise DataError(
@@ -256,7 +258,10 @@ def _saved(path: Path) -> tuple[dict[str, Any], tuple[Path, ...]] | None:
     state = _json(path / STATE_FILE)
     if "_data_files" not in state:
         return None
-    files = tuple(path / str(each["filename"]) for each in state["_data_files"])
+    try:
+        files = tuple(path / str(each["filename"]) for each in state["_data_files"])
+    except (TypeError, KeyError) as error:
+        raise _damaged(path / STATE_FILE, "_data_files is no list of files") from error
     gone = [file.name for file in files if not file.is_file()]
     if gone:
         raise _damaged(path / STATE_FILE, f"it names {gone[0]}, which is not there")
@@ -282,7 +287,7 @@ def _saved_notices(path: Path, given: str, state: Mapping[str, Any]) -> list[str
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise _damaged(path, "it is not an object")

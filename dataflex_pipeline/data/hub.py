@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dataflex_pipeline.data.readers import plain_rows
 from dataflex_pipeline.data.settings import Row
 from dataflex_pipeline.errors import DataError
 from dataflex_pipeline.hub import hub_reachable
@@ -40,7 +41,7 @@ def read_hub(hub: HubName, given: str) -> Iterator[Row]:
         DataError: the hub or the data set cannot be reached, or has no such subset or split.
     """
     for batch in _load(hub, given).with_format("arrow").iter(batch_size=_BATCH_ROWS):
-        yield from batch.to_pylist()
+        yield from plain_rows(f"data set '{given}'", batch)
 
 
 def count_hub(hub: HubName, given: str) -> int:

@@ -21,6 +21,14 @@ from dataflex_pipeline.data.compressed import (
     open_data,
     skip_bom,
 )
+from dataflex_pipeline.data.json_bounds import (
+    LARGEST_ROW,
+    BoundsError,
+    JsonBounds,
+    beyond,
+    bounded_lines,
+    check_bounds,
+)
 from dataflex_pipeline.data.settings import NumberedRow, Row
 from dataflex_pipeline.errors import DataError
 
@@ -47,7 +55,7 @@ def read_json(path: Path) -> Iterator[NumberedRow]:
     with open_data(path) as stream:
         offset = skip_bom(stream, path)
         first, blanks = _first_byte(stream)
-        line, second = (stream.readline(), _first_byte(stream)[0]) if first == b"{" else (b"", b"")
+        line, second = (stream.readline(LARGEST_ROW), _first_byte(stream)[0]) if first == b"{" else (b"", b"")
     if not first:
         raise empty_file(path)
     if first == b"[":
@@ -68,9 +76,13 @@ def read_json(path: Path) -> Iterator[NumberedRow]:
 def _first_byte(stream: io.BufferedReader) -> tuple[bytes, int]:
     """Move behind the next byte that is not white space; return it (nothing at the end) and how many were."""
     blanks = 0
-    while (byte := stream.read(1)).isspace():
-        blanks += 1
-    return byte, blanks
+    while block := stream.peek(_BLOCK_BYTES):
+        found = len(block) - len(block.lstrip())
+        stream.read(found)
+        blanks += found
+        if found < len(block):
+            return stream.read(1), blanks
+    return b"", blanks
 
 
 def _is_object(line: bytes) -> bool:
@@ -78,6 +90,23 @@ def _is_object(line: bytes) -> bool:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
+
+
+class _Bounded:
+    """The bytes of an array's file, looked through before the parser gets them."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream, self._bounds = stream, JsonBounds(outside=1)
+
+    def read(self, size: int) -> bytes:
+        """Return at most so many bytes.
+
+        Raises:
+            BoundsError: a row is beyond a bound.
+        """
+        block = self._stream.read(size)
+        self._bounds.see(block)
+        return block
 
 
 class _NumberTooLongError(Exception):
@@ -114,7 +143,10 @@ def _items(path: Path, *, any_number: bool = False) -> Iterator[Row]:
     """
     with open_data(path) as stream:
         skip_bom(stream, path)
-        items = ijson.items(stream, "item", use_float=not any_number, buf_size=_BLOCK_BYTES, map_type=_Object)
+        bounded = _Bounded(stream)
+        items = ijson.items(
+            bounded, "item", use_float=not any_number, buf_size=_BLOCK_BYTES, map_type=_Object
+        )
         number = 0
         _TWICE.clear()
         while True:
@@ -122,6 +154,8 @@ def _items(path: Path, *, any_number: bool = False) -> Iterator[Row]:
                 value = next(items)
             except StopIteration:
                 return
+            except BoundsError as error:
+                raise beyond(path, f", behind item {number}", error) from error
             except (ijson.JSONError, UnicodeDecodeError) as error:
                 if "overflow" in str(error) and not any_number:
                     raise _NumberTooLongError from error
@@ -233,22 +267,23 @@ def read_jsonl(path: Path) -> Iterator[NumberedRow]:
         return
     with open_data(path) as stream:
         skip_bom(stream, path)
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(bounded_lines(stream, path), 1):
             if line.strip():
                 yield number, _parse_line(path, number, line)
 
 
 def _parse_line(path: Path, number: int, line: bytes) -> Row:
     try:
+        check_bounds(line)
         value = _DECODER.decode(line.decode("utf-8"))
+    except BoundsError as error:
+        raise beyond(path, f", line {number}", error) from error
     except UnicodeDecodeError as error:
         raise not_utf8(path, number) from error
     except json.JSONDecodeError as error:
         raise _malformed(path, number, error.colno, error.msg) from error
     except _KeyTwiceError as error:
         raise key_twice(path, f", line {number}", str(error)) from error
-    except RecursionError as error:
-        raise _malformed(path, number, 1, "nested too deeply") from error
     if not isinstance(value, dict):
         raise not_an_object(path, f"line {number}", value)
     return value

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from dataflex_pipeline.data.compressed import (
     not_utf8,
     open_data,
 )
+from dataflex_pipeline.data.json_bounds import LARGEST_ROW, bounded_lines
 from dataflex_pipeline.data.json_files import read_json, read_jsonl
 from dataflex_pipeline.data.settings import NumberedRow, Row
 from dataflex_pipeline.errors import DataError
@@ -64,9 +65,9 @@ def read_csv(path: Path) -> Iterator[NumberedRow]:
 
     A row of several lines has the number of its first.
     """
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    csv.field_size_limit(LARGEST_ROW)
     with io.TextIOWrapper(open_data(path), encoding="utf-8-sig", newline="") as stream:
-        lines = csv.reader(stream, strict=True)
+        lines = csv.reader(bounded_lines(stream, path), strict=True)
         try:
             header = next(lines, [])
             _check_header(path, header)
@@ -121,15 +122,12 @@ def read_parquet(path: Path) -> Iterator[NumberedRow]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    try:
-        with pq.ParquetFile(path) as table:
-            schema = table.schema_arrow
-            exact, texts = absent_nulls(schema), frozenset(each.name for each in schema if is_json(each))
-            for batch in table.iter_batches(BATCH_ROWS):
-                rows = batch.to_pylist()
-                yield from (exact_row(row, texts) for row in rows) if exact else rows
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(path, "Parquet", error) from error
+    with _explained(path, "Parquet"), pq.ParquetFile(path) as table:
+        schema = table.schema_arrow
+        exact, texts = absent_nulls(schema), frozenset(each.name for each in schema if is_json(each))
+        for batch in table.iter_batches(BATCH_ROWS):
+            rows = plain_rows(path, batch)
+            yield from (exact_row(row, texts) for row in rows) if exact else rows
 
 
 def read_arrow(path: Path) -> Iterator[NumberedRow]:
@@ -138,13 +136,12 @@ def read_arrow(path: Path) -> Iterator[NumberedRow]:
 
 
 def _arrow_rows(path: Path) -> Iterator[Row]:
-    try:
-        with pa.memory_map(str(path)) as stream:
-            for batch in _record_batches(stream):
-                for start in range(0, batch.num_rows, BATCH_ROWS):
-                    yield from batch.slice(start, BATCH_ROWS).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, "Arrow", error) from error
+    # Not mapped into memory: a file that is cut off or shrinks would end the process.
+    with _explained(path, "Arrow"), pa.OSFile(str(path)) as stream:
+        for batch in _record_batches(stream):
+            batch.validate(full=True)  # a changed byte may send an offset anywhere
+            for start in range(0, batch.num_rows, BATCH_ROWS):
+                yield from plain_rows(path, batch.slice(start, BATCH_ROWS))
 
 
 def _record_batches(stream: pa.NativeFile) -> Iterator[pa.RecordBatch]:
@@ -157,11 +154,51 @@ def _record_batches(stream: pa.NativeFile) -> Iterator[pa.RecordBatch]:
         yield from pa.ipc.open_stream(stream)
 
 
-def _unreadable(path: Path, kind: str, error: Exception) -> DataError:
+@contextmanager
+def _explained(path: Path, kind: str) -> Iterator[None]:
+    """Turn what the reader of a columnar file raises into an error that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, MemoryError, RecursionError) as error:
+        found = str(error).splitlines() or [type(error).__name__]
+        raise DataError(
+            f"{path} cannot be read as {kind} ({found[0]}).",
+            "It is truncated or damaged, or something else under that extension.",
+            f"Copy or write it again. {NOTHING_WRITTEN}",
+        ) from error
+
+
+def plain_rows(where: Path | str, batch: pa.RecordBatch | pa.Table) -> list[Row]:
+    """Return the rows of a batch as plain values.
+
+    Args:
+        where: the file or data set, for messages. batch: a few rows.
+
+    Raises:
+        DataError: a column holds what Python has no value for.
+    """
+    try:
+        rows: list[Row] = batch.to_pylist()
+    except (OverflowError, LookupError) as error:  # a date or duration, a time zone
+        raise _no_value(where, batch, error) from error
+    return rows
+
+
+def _no_value(where: Path | str, batch: pa.RecordBatch | pa.Table, error: Exception) -> DataError:
+    """Return the error for the first column of a batch that cannot be read."""
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        try:
+            column.to_pylist()
+        except (OverflowError, LookupError) as found:
+            name, error = f"column '{field.name}' ({field.type})", found
+            break
+    else:
+        name = "a column"
     return DataError(
-        f"{path} cannot be read as {kind} ({str(error).splitlines()[0]}).",
-        "It is truncated, or something else under that extension.",
-        f"Copy or write it again. {NOTHING_WRITTEN}",
+        f"{where}: {name} holds a value that cannot be read ({type(error).__name__}: {error}).",
+        "Dates are read from year 1 to 9999, durations up to 999,999,999 days, and times in zones that this "
+        "system knows.",
+        f"Turn the column into text or numbers, or leave it out. {NOTHING_WRITTEN}",
     )
 
 
@@ -219,8 +256,6 @@ def count_rows(path: Path) -> int:
 @lru_cache(maxsize=4096)
 def _counted(path: Path, *_state: int) -> int:
     if data_suffix(path) == ".parquet":
-        try:
+        with _explained(path, "Parquet"):
             return int(pq.read_metadata(path).num_rows)
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(path, "Parquet", error) from error
     return sum(1 for _ in read_rows(path))

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dataflex_pipeline.config.yaml_files import parse_value
 from dataflex_pipeline.data.readers import READERS, is_data
-from dataflex_pipeline.errors import DataError, did_you_mean
+from dataflex_pipeline.errors import ConfigError, DataError, did_you_mean
 
 README = "README.md"
 _HEADER = re.compile(r"\s*---\s*\n(.*?)\n---\s*(\n|$)", re.DOTALL)
@@ -83,9 +82,11 @@ def _configs(folder: Path) -> dict[str, dict[str, Any]]:
     if header is None or re.search(r"^configs\s*:", header.group(1), re.MULTILINE) is None:
         return {}
     try:
-        listed = yaml.safe_load(header.group(1))["configs"] or []
-    except (yaml.YAMLError, TypeError, KeyError) as error:
-        raise _unusable(folder, f"its header is no YAML ({' '.join(str(error).split())})") from error
+        listed = parse_value(header.group(1), "its header")["configs"] or []
+    except ConfigError as error:
+        raise _unusable(folder, error.what.rstrip(".")) from error
+    except (TypeError, KeyError) as error:
+        raise _unusable(folder, "its header is no mapping with configs") from error
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
         raise _unusable(folder, "configs is not a list of objects")
     if not any(each.get(key) for each in listed for key in _PLACES):

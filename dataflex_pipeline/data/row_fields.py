@@ -22,6 +22,7 @@ from typing import Any
 from dataflex_pipeline.data.columns import is_filled
 from dataflex_pipeline.data.compressed import kind_name
 from dataflex_pipeline.data.conversation import Message, RowError
+from dataflex_pipeline.data.json_bounds import parsed
 from dataflex_pipeline.data.layout import Layout, json_or_self
 from dataflex_pipeline.data.settings import Row
 
@@ -179,7 +180,7 @@ def _numbers(calls: Sequence[str | None], results: Sequence[str | None]) -> list
 
 def _from_json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return parsed(text)
     except ValueError:
         raise RowError(f"{where} is not valid JSON") from None
 

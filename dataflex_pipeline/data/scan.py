@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataflex_pipeline.api import Progress, Silent
-from dataflex_pipeline.data.columns import ColumnTypes, OriginalColumn
+from dataflex_pipeline.data.columns import ColumnTypes, OriginalColumn, is_unicode
 from dataflex_pipeline.data.conversation import canonical_json
 from dataflex_pipeline.data.layout import Layout, detect_layout
 from dataflex_pipeline.data.passed_over import Together, passed_over
@@ -166,6 +166,13 @@ def _check_columns(source: Source, seen: ColumnTypes) -> None:
             f"data set '{source.given}' has more than {MAX_COLUMNS} different columns.",
             "Its rows seem to use data as keys, and each key would become a column of the table.",
             "Store such data under one key, as a list or as text.",
+        )
+    odd = [name for name in seen.kinds if not is_unicode(name)]
+    if odd:
+        raise DataError(
+            f"data set '{source.given}' has a column {odd[0]!a}.",
+            "It holds half of a surrogate pair, so it is no text that a table could name a column by.",
+            "Rename the column. Nothing was written.",
         )
 
 

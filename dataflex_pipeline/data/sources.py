@@ -217,7 +217,9 @@ def _of_export(plain: Source, each: ExportedFile, path: Path) -> Source:
 
 
 def _of_files(source: Source, path: Path, split: str | None, subset: str | None = None) -> Source:
+    _check_place(path, source.given)
     found = held(path, source.given, split, subset)
+    _check_names(found.files, source.given)
     kinds = {is_columnar(file) for file in found.files}
     mixed = (
         f"data set '{source.given}': Parquet or Arrow lies beside text files; null members are taken for "
@@ -230,6 +232,31 @@ def _of_files(source: Source, path: Path, split: str | None, subset: str | None 
         of_split=found.of_split,
         notices=(*source.notices, *found.notices, *(mixed if len(kinds) > 1 else ())),
     )
+
+
+def _check_place(path: Path, given: str) -> None:
+    """Refuse what is neither a file nor a folder: a pipe gives its bytes once, a device may never end."""
+    if path.is_file() or path.is_dir():
+        return
+    kind = "a pipe" if path.is_fifo() else "a socket" if path.is_socket() else "a device"
+    raise DataError(
+        f"dataset '{given}' is {path}, which is {kind}.",
+        "Rows are read more than once: first to check them, then to prepare them.",
+        "Write them to a file first, and give that. Nothing was written.",
+    )
+
+
+def _check_names(files: Sequence[Path], given: str) -> None:
+    """Refuse a path that is no text: files are named in tables and messages."""
+    for path in files:
+        try:
+            str(path).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"dataset '{given}': the path {os.fsencode(path)!r} is not UTF-8.",
+                "Its bytes are no text, so tables and messages could not name the file.",
+                "Rename it (or the folder), for example with convmv. Nothing was written.",
+            ) from error
 
 
 def _name_of(path: Path) -> str:

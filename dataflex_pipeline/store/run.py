@@ -24,10 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dataflex_pipeline.config.yaml_files import dump_yaml
-from dataflex_pipeline.errors import CorruptError, RunError
+from dataflex_pipeline.config.yaml_files import dump_yaml, parse_value
+from dataflex_pipeline.errors import ConfigError, CorruptError, RunError
 from dataflex_pipeline.store.atomic import write_text
 from dataflex_pipeline.store.locks import InUseError, held
 from dataflex_pipeline.store.versions import installed_versions
@@ -144,9 +142,9 @@ class RunFolder:
             CorruptError: run.yaml is not what this program wrote.
         """
         try:
-            content = yaml.safe_load(self.settings.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise self._unreadable(str(error).splitlines()[0]) from error
+            content = parse_value(self.settings.read_text(encoding="utf-8"), self.settings.name)
+        except (ConfigError, UnicodeDecodeError) as error:
+            raise self._unreadable(str(error).splitlines()[0].rstrip(".")) from error
         if not isinstance(content, dict) or not isinstance(content.get(RECORD), dict):
             raise self._unreadable(f"the section '{RECORD}:' is missing")
         return {key: value for key, value in content.items() if key != RECORD}, content[RECORD]

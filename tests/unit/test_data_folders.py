@@ -697,7 +697,7 @@ def test_the_config_of_a_readme_is_the_default_one_or_the_subset_of_an_entry(tmp
         ("- config_name: a\n  data_files: hf://x/y.jsonl\n", "hf://x/y.jsonl is not in this folder"),
         ("- config_name: a\n  data_files: [{split: train}]\n", "config 'a': Invalid format for data_files"),
         ("- data_files: rows.jsonl\n", "a config has no config_name"),
-        ("- config_name: [a\n", "its header is no YAML"),
+        ("- config_name: [a\n", "this is not valid YAML"),
         ("  default: rows.jsonl\n", "configs is not a list of objects"),
     ],
 )
