@@ -36,6 +36,7 @@ from surroundings import publish, surroundings
 
 from dataflex_pipeline import Run
 from dataflex_pipeline.api import Silent
+from dataflex_pipeline.methods import shipped_methods
 
 Record = dict[str, Any]
 
@@ -106,6 +107,10 @@ class Contender:
         """Read a contender from the command line."""
         name, _, rest = text.rpartition("=") if ":" not in text else text.partition("=")
         method, _, listed = rest.partition(":")
+        if method not in shipped_methods():
+            raise argparse.ArgumentTypeError(
+                f"{text}: no method is called {method}; settings of all runs stand behind an option with one value"
+            )
         pairs = [pair.split("=") for pair in listed.split(",") if pair]
         return cls(name or method, method, {key: yaml.safe_load(value) for key, value in pairs})
 
