@@ -109,7 +109,7 @@ class Contender:
         method, _, listed = rest.partition(":")
         if method not in shipped_methods():
             raise argparse.ArgumentTypeError(
-                f"{text}: no method is called {method}; settings of all runs stand behind --rank-only or --json"
+                f"{text}: no method is called {method}; settings of all runs stand behind --json FILE"
             )
         pairs = [pair.split("=") for pair in listed.split(",") if pair]
         return cls(name or method, method, {key: yaml.safe_load(value) for key, value in pairs})

@@ -30,8 +30,9 @@ from dataflex_pipeline.api import Progress
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError
 from dataflex_pipeline.data.marks import NOTHING_TRAINED, not_used
 from dataflex_pipeline.data.piece_tokens import PieceTokenizer, puts_bos
+from dataflex_pipeline.data.template_trial import TOOL, check_length, check_template, error_shown
 from dataflex_pipeline.data.template_turns import Reads, as_dicts, reordered, with_tools_text
-from dataflex_pipeline.data.templates import TEMPLATES, NamedTemplate, named_template
+from dataflex_pipeline.data.templates import TEMPLATES, NamedTemplate, named_template, own_template
 from dataflex_pipeline.data.written import (
     check_prompts,
     check_tools,
@@ -114,10 +115,12 @@ class ChatFormat:
                 "Without one there is no telling how prompts and responses are written.",
                 f"Set template to one of {', '.join(TEMPLATES)}; the model's family, or plain for none.",
             )
-        self._text = template.text if template else tokenizer.get_chat_template()
+        self._text = template.text if template else own_template(tokenizer)
         self._reads = Reads.of(self._text)
         self._reads_with_tools = Reads.of(template.text if template else self._own_with_tools())
         self._pieces = PieceTokenizer(tokenizer, one_bos=template is not None)
+        if template is None:
+            check_template(self._text, self._write_trial)
 
     @classmethod
     def load(cls, folder: str, template: str | None, trust_remote_code: bool = False) -> ChatFormat:
@@ -131,10 +134,11 @@ class ChatFormat:
         named = named_template(template) if template is not None else None
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            found = str(error).strip().splitlines()
             raise ConfigError(
                 f"No tokenizer can be loaded from {folder}.",
-                str(error).strip().splitlines()[0],
+                f"{type(error).__name__}: {found[0]}" if found else type(error).__name__,
                 "Set model_name_or_path to a folder or hub name that has one.",
             ) from error
         return cls(tokenizer, named)
@@ -142,6 +146,9 @@ class ChatFormat:
     def _own_with_tools(self) -> str:
         own = self.tokenizer.chat_template
         return own.get("tool_use", self._text) if isinstance(own, dict) else self._text
+
+    def _write_trial(self, turns: Sequence[Message], with_tool: bool, begins: bool) -> str:
+        return self.render(turns, [TOOL] if with_tool else [], begins)
 
     @property
     def stop_ids(self) -> list[int]:
@@ -229,7 +236,11 @@ class ChatFormat:
         """Yield a notice where the template ignores ``add_generation_prompt`` and has a header to write."""
         before, response = self.probe()
         header = _around_answer(response)[0]
-        if header.strip() and before == self.render([Message("user", QUESTION)]):
+        try:
+            ignored = bool(header.strip()) and before == self.render([Message("user", QUESTION)])
+        except RowError:
+            ignored = False
+        if ignored:
             yield (
                 f"the chat template does not read add_generation_prompt: {header!r} before each answer "
                 "carries labels like the answer itself; choose the named template of the model's family "
@@ -264,8 +275,6 @@ class ChatFormat:
         Raises:
             RowError: the template refuses them.
         """
-        from jinja2.exceptions import TemplateError
-
         reads = self._reads_with_tools if tools else self._reads
         native = bool(tools) and reads.tools
         if tools and not native:
@@ -280,8 +289,9 @@ class ChatFormat:
                 tokenize=False,
                 **date | dict(variables or {}),
             )
-        except (TemplateError, TypeError) as error:
-            raise RowError(f"the chat template refuses the row: {error}") from error
+        except Exception as error:  # a template is a program: it may divide by zero, recurse, look up nothing
+            raise RowError(f"the chat template refuses the row: {error_shown(error)}") from error
+        check_length(str(text), messages)
         return str(text)
 
     def fitted(self, conversation: Conversation) -> Conversation:

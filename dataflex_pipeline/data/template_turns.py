@@ -46,7 +46,7 @@ def message_keys(text: str) -> frozenset[str]:
     parser = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
         tree = parser.parse(_GENERATION.sub("", text))
-    except TemplateSyntaxError:
+    except (TemplateSyntaxError, RecursionError):
         return frozenset()
     names = {"messages"}
     while new := set(_more_names(tree, names)) - names:

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import resources
+from typing import TYPE_CHECKING
 
 from dataflex_pipeline.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -100,3 +104,25 @@ def named_template(name: str) -> NamedTemplate:
             "Use one of them, or leave template out to use the tokenizer's own.",
         )
     return TEMPLATES[name]
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the tokenizer's template, its default one of several.
+
+    Raises:
+        ConfigError: there is no default one, or it is no text.
+    """
+    try:
+        text = tokenizer.get_chat_template()
+    except (ValueError, TypeError, AttributeError) as error:
+        text = None
+        found = str(error).strip().splitlines()[0]
+    else:
+        found = f"It is {type(text).__name__}, not text."
+    if isinstance(text, str):
+        return text
+    raise ConfigError(
+        "The chat template of the model's tokenizer cannot be used.",
+        found,
+        f"Correct chat_template in the model's folder, or set template to one of {', '.join(TEMPLATES)}.",
+    )

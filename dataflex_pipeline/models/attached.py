@@ -145,7 +145,7 @@ def read_configuration(folder: Path, to_merge: bool = False) -> dict[str, Any]:
     path = folder / ADAPTER_CONFIG
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _unusable(
             folder, f"its {ADAPTER_CONFIG} is no JSON ({error})", "It was cut off or edited."
         ) from error

@@ -14,8 +14,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.models.source import explained, load_arguments, local_folder
+from dataflex_pipeline.errors import ConfigError, UserError
+from dataflex_pipeline.models.source import explained, load_arguments, local_folder, model_configuration
 
 if TYPE_CHECKING:
     from dataflex_pipeline.config.fields import Config
@@ -29,8 +29,14 @@ def own_method(config: Config) -> str | None:
     """Return the package that quantized a model's files, as its config.json says; None for plain weights."""
     folder = local_folder(config.model_name_or_path)
     if folder is not None:
-        path = folder / "config.json"
-        found = json.loads(path.read_bytes()).get("quantization_config") if path.is_file() else None
+        there = (folder / "config.json").is_file()
+        found = model_configuration(folder).get("quantization_config") if there else None
+        if not isinstance(found, dict | None):
+            raise UserError(
+                f"{folder / 'config.json'} cannot be used: its quantization_config is no object.",
+                "It says how the weights are quantized.",
+                "Copy the model's own config.json again.",
+            )
     else:
         from transformers import AutoConfig
 

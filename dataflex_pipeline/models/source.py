@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from dataflex_pipeline.errors import ConfigError, UserError
+from dataflex_pipeline.errors import ConfigError, DataflexError, UserError
 from dataflex_pipeline.hub import hub_reachable
 from dataflex_pipeline.store.fingerprint import digest, file_digest
 
@@ -33,6 +33,21 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 """What the weights of a hub model are called, whole or in several files."""
 CODE = ("*.py",)
 """What runs with ``trust_remote_code: true``, and only then counts."""
+LAYERS = 10_000
+"""Layers that a model may have: more take hours to be made before their weights turn out not to be there."""
+SIZES = {"num_hidden_layers": LAYERS} | dict.fromkeys(
+    (
+        "hidden_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "intermediate_size",
+        "vocab_size",
+        "max_position_embeddings",
+        "head_dim",
+    ),
+    2**31 - 1,
+)
+"""Keys of config.json that are counts wherever they occur, and the largest that is taken."""
 TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template*",
@@ -91,7 +106,8 @@ def check_model_folder(folder: Path, key: str = MODEL_KEY) -> None:
             "It is not the folder of a transformers model.",
             f"Set {key} to a folder that save_pretrained() wrote, or to a hub name.",
         )
-    if any(folder.glob("*.safetensors")):
+    model_configuration(folder, key)
+    if any(path.is_file() for path in folder.glob("*.safetensors")):
         return
     pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
     if pickled:
@@ -105,6 +121,38 @@ def check_model_folder(folder: Path, key: str = MODEL_KEY) -> None:
         f"{folder} has a config.json but no *.safetensors file.",
         "Without weights there is no model to score or train.",
         f"Copy the weights into the folder, or set {key} to another one.",
+    )
+
+
+def model_configuration(folder: Path, key: str = MODEL_KEY) -> dict[str, Any]:
+    """Return the config.json of a local model, whose sizes are sizes.
+
+    Raises:
+        UserError: it is no object, or a size is no whole number that a model can have.
+    """
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _unusable_configuration(path, f"it is no JSON ({error})", key) from error
+    if not isinstance(content, dict):
+        raise _unusable_configuration(path, "it is no object", key)
+    text = content.get("text_config") or {}
+    if not isinstance(text, dict):
+        raise _unusable_configuration(path, "its text_config is no object", key)
+    for name, value in (*content.items(), *text.items()):
+        most = SIZES.get(name)
+        if most and value is not None and (type(value) is not int or not 0 < value <= most):
+            raise _unusable_configuration(path, f"its {name} is {json.dumps(value)[:40]}", key)
+    return content
+
+
+def _unusable_configuration(path: Path, why: str, key: str) -> UserError:
+    return UserError(
+        f"{path} cannot be used: {why}.",
+        f"It says how large the model is: {', '.join(list(SIZES)[:3])} and others are whole numbers "
+        f"above 0, the layers {LAYERS:,} at most.",
+        f"Copy the model's own config.json again, or set {key} to another model.",
     )
 
 
@@ -149,6 +197,15 @@ def check_cached_weights(name: str, key: str = MODEL_KEY, revision: str | None =
     )
 
 
+@contextmanager
+def unreadable_weights(path: Path) -> Iterator[None]:
+    """Turn what reading the head of a damaged file of weights, or an index, raises into one error."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _unusable_weights(path, f"{type(error).__name__}: {error}", MODEL_KEY) from error
+
+
 def _unusable_weights(path: Path, why: str, key: str) -> UserError:
     return UserError(
         f"The weights in {path} cannot be read: {why}.",
@@ -162,7 +219,9 @@ def explained(name: str, what: str, key: str = MODEL_KEY) -> Iterator[None]:
     """Turn what transformers raises on an unusable model into one error that says what to do."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except DataflexError:
+        raise
+    except Exception as error:  # a model's files may hold anything, and break the libraries in any way
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         found = lines[0] if lines else type(error).__name__
         if _KERNEL.search(str(error)):
@@ -241,7 +300,7 @@ def soft_caps_attention(config: Config) -> bool:
             found = AutoConfig.from_pretrained(config.model_name_or_path, **load_arguments(config))
         return getattr(found.get_text_config(), "attn_logit_softcapping", None) is not None
     check_model_folder(folder)
-    content = json.loads((folder / "config.json").read_bytes())
+    content = model_configuration(folder)
     text = content.get("text_config") or content
     # A value that is the family's default is not in the file.
     default = str(text.get("model_type", "")).startswith(SOFT_CAPPED) or None

@@ -20,6 +20,7 @@ from dataflex_pipeline.models.source import (
     explained,
     load_arguments,
     local_folder,
+    unreadable_weights,
 )
 
 if TYPE_CHECKING:
@@ -85,21 +86,22 @@ def _weight_files(folder: Path) -> list[Path]:
     if whole.is_file():
         return [whole]
     if index.is_file():
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        with unreadable_weights(index):
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
         return [folder / name for name in sorted(names) if (folder / name).is_file()]
-    return sorted(folder.glob("*.safetensors"))
+    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
 
 
 def _head(path: Path) -> StoredWeights:
     """Read the head of a safetensors file: 8 bytes of length, then JSON of each tensor's shape and place."""
-    with path.open("rb") as file:
+    with unreadable_weights(path), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entries = json.loads(file.read(length)) if length < path.stat().st_size else {}
-    tensors = [entry for name, entry in entries.items() if name != "__metadata__"]
-    places = [entry["data_offsets"] for entry in tensors]
-    return StoredWeights(
-        sum(prod(entry["shape"]) for entry in tensors), sum(stop - start for start, stop in places)
-    )
+        tensors = [entry for name, entry in entries.items() if name != "__metadata__"]
+        places = [entry["data_offsets"] for entry in tensors]
+        return StoredWeights(
+            sum(prod(entry["shape"]) for entry in tensors), sum(stop - start for start, stop in places)
+        )
 
 
 def check_model_here(config: Config) -> None:

@@ -50,6 +50,13 @@ def held(path: Path, waiting: Callable[[str], object] | None = None) -> Iterator
             "Name a folder that can be: runs_dir, output_dir or features_dir.",
         ) from error
     owner = path.with_name(f"{path.name}-owner")
+    for each in (path, owner):
+        if each.is_symlink() or (each.exists() and not each.is_file()):
+            raise UserError(
+                f"{each} is no file of this program.",
+                "Processes are kept apart by it, and something else has its name.",
+                "Move it away, and run the same command again.",
+            )
     lock = FileLock(path, timeout=0, mode=FOR_ALL)
     try:
         lock.acquire()
