@@ -186,7 +186,7 @@ def _own_columns(queries: Queries, pool: RunTable) -> tuple[str, ...]:
 
 
 def _schema(joined: Joined, pool: pa.Schema) -> pa.Schema:
-    """Return the columns, in the order in which one reads them: the last round's score comes first."""
+    """Return the columns, in the order in which one reads them: rank in the last round, texts, and so on."""
     scored = [field for each in reversed(joined.ranked) for field in _scored(each)]
     kept = [PREPARED.field(name) for name in ("n_tokens", "n_response_tokens", "valid", "reason")]
     shown = f"the first {LONGEST} characters, and how many more there are"
@@ -195,13 +195,13 @@ def _schema(joined: Joined, pool: pa.Schema) -> pa.Schema:
     return pa.schema(
         [
             PREPARED.field("row"),
-            *scored[:2],
+            *scored[:1],
             *([column("selected", pa.string(), meaning)] if joined.chosen else []),
-            PREPARED.field("source"),
-            *(column(name, _plain(pool.field(name).type), "column of the data's own") for name in joined.own),
             column("prompt", pa.string(), f"what comes before the last answer; {shown}"),
             column("response", pa.string(), f"the last answer; {shown}"),
-            *scored[2:],
+            PREPARED.field("source"),
+            *(column(name, _plain(pool.field(name).type), "column of the data's own") for name in joined.own),
+            *scored[1:],
             *(column(each.column, pa.bool_(), f"selected in {each.label}") for each in joined.chosen),
             *kept,
             PREPARED.field("row_id"),

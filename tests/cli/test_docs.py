@@ -41,7 +41,8 @@ NOT_RUN = {
         "an embedding model: tests/cli/test_embeddings_runs.py has one"
     ),
     "dataflex export --config merge.yaml": "a merge file: tests/cli/test_export.py runs those of the guides",
-    "dataflex view quickstart-loss": "it serves until Ctrl-C: tests/cli/test_view.py",
+    "dataflex view quickstart-loss": "it ends with Ctrl-C: tests/cli/test_view.py has it",
+    "dataflex view quickstart-loss --port 6000": "the same",
     "xdg-open runs/quickstart-loss/report.html": "a browser on somebody's screen",
     "export OMP_NUM_THREADS=8": "a line of the Slurm script; no Slurm here",
     "'first=$(scontrol' show hostnames '$SLURM_JOB_NODELIST' '|' head -n '1)'": "another one",

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 from cli_runs import dataflex
@@ -119,7 +120,7 @@ def test_the_page_in_a_browser(run):
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
         page = browser.new_page(viewport={"width": 1400, "height": 900})
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(60_000)
         page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
@@ -129,6 +130,12 @@ def test_the_page_in_a_browser(run):
         page.get_by_text("more characters").first.wait_for()
         page.get_by_text("round 1", exact=True).last.click()  # the bar; the others are cells
         page.get_by_text(f"3 / {N} points").wait_for()
+        count = page.get_by_text(f"3 / {N} points").bounding_box()
+        page.mouse.click(count["x"] + count["width"] + 45, count["y"] + 8)  # the arrow, which has no name
+        page.locator('select:has(option:text("CSV"))').first.select_option(label="CSV")
+        with page.expect_download() as download:
+            page.get_by_text("Export Selection").click()
+        assert pd.read_csv(download.value.path())["row"].tolist() == [0, 1, 2]
         assert page.title() == "Embedding Atlas"
         assert page.locator("img[src*='example.com']").count() == 0
         browser.close()

@@ -97,7 +97,7 @@ def test_it_is_the_join_of_the_tables(run):
     whole = expected(run)
     names = [name for name in found.columns if not name.startswith("map_")]
     pd.testing.assert_frame_equal(found[names], whole[names], check_dtype=False)
-    assert list(found.columns[:5]) == ["row", "rank_2_less", "score_2_less", "selected", "source"]
+    assert list(found.columns[:5]) == ["row", "rank_2_less", "selected", "prompt", "response"]
     assert found["selected"].tolist()[2] == "round 1, round 2, round 2: half"
 
 
