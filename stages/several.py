@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from types import TracebackType
 
 from dataflex_pipeline import launch
 from dataflex_pipeline.errors import DataflexError
@@ -45,6 +44,7 @@ def _follow(team: Team) -> int:
     """Do jobs until rank 0 has ended; print nothing but an error that rank 0 does not print."""
     try:
         team.follow()
+        return 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as leaving:  # rank 0 has failed and says why
@@ -59,12 +59,11 @@ def _follow(team: Team) -> int:
         if not told:
             _tell(known)
         return known.exit_code
-    return 0
 
 
-def _crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _crash(kind: type[BaseException], error: BaseException, trace: object) -> None:
     """Show an error that nobody expected, and end without waiting for ranks that are gone."""
-    _print("".join(traceback.format_exception(kind, error, trace)))
+    _print("".join(traceback.format_exception(error)))
     try:
         # Only now: the launcher ends this process as soon as one of the others has left.
         if (team := launch.current()) is not None and team.rank == 0:

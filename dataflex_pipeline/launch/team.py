@@ -198,8 +198,6 @@ class Team:
         if code:
             raise SystemExit(code)
 
-    # -- the store ------------------------------------------------------------------------------------
-
     def _ended(self) -> int | None:
         return int(self._get("end")) if self._store.check(["end/size"]) else None
 
