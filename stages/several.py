@@ -77,5 +77,4 @@ def _tell(error: DataflexError) -> None:
 
 
 def _print(text: str) -> None:
-    """Print to stderr with the rank before every line."""
     sys.stderr.write("".join(f"rank {launch.rank()}: {line}\n" for line in text.splitlines()))
