@@ -365,7 +365,7 @@ class Parts(Job):
             RunError: it would make another table than rank 0.
         """
         launch.claim_device(self.config.device)
-        plan = self.plan.plan(self.config)
+        plan = self.plan.worked_out(self.config)
         if digest(plan.ingredients) != self.fingerprint:
             raise RunError(
                 f"The feature {plan.need.name} would be another one here than for rank 0.",

@@ -281,7 +281,7 @@ class SentPlan(BaseModel):
         cascade = chosen and (chosen.candidates.scores, chosen.candidates.count, sorted(chosen.whole))
         return cls(inputs=inputs, rows_per_part=rows_per_part, cascade=cascade)
 
-    def plan(self, config: Config) -> FeaturePlan:
+    def worked_out(self, config: Config) -> FeaturePlan:
         """Return the plan, its inputs opened as soon as they are visible here."""
         given: dict[Key, FeatureInput] = {}
         for need, folder, checkpoint, fingerprint in self.inputs:
