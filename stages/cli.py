@@ -68,13 +68,11 @@ def main() -> None:
     if launch.world_size() == 1:
         code = run()
         launch.leave_process_group()
-        sys.exit(code)
-    from . import several
+    else:
+        from . import several
 
-    code = several.run(run)
-    if code:
-        launch.end_now(code)
-    sys.exit(0)
+        code = several.run(run)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from dataflex_pipeline.errors import DataflexError
+from dataflex_pipeline.store.disk_errors import in_words
 
 INTERRUPTED = 130
 READER_LEFT = 141
@@ -17,8 +17,6 @@ def exit_code(command: Callable[[], object]) -> int:
     """Run a command in this process; its errors are printed. Return the exit code."""
     try:
         command()
-    except DataflexError as error:
-        return _failed(error)
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:  # typer has turned the KeyboardInterrupt into this
             typer.echo("interrupted; the same command goes on from here", err=True)
@@ -26,17 +24,11 @@ def exit_code(command: Callable[[], object]) -> int:
             return READER_LEFT
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except Exception as error:
-        from dataflex_pipeline.store.disk_errors import disk_error
-
-        explained = disk_error(error)
-        if explained is None:
+        known = in_words(error)
+        if known is None:
             raise
-        return _failed(explained)
+        from dataflex_pipeline.terminal import console
+
+        console.fail(known)
+        return known.exit_code
     return 0
-
-
-def _failed(error: DataflexError) -> int:
-    from dataflex_pipeline.terminal import console
-
-    console.fail(error)
-    return error.exit_code

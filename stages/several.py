@@ -4,50 +4,77 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
-from typing import Any
 
 from dataflex_pipeline import launch
-from dataflex_pipeline.errors import DataflexError, RunError
-from dataflex_pipeline.launch import roles
-from dataflex_pipeline.store.disk_errors import disk_error
+from dataflex_pipeline.errors import DataflexError
+from dataflex_pipeline.launch.team import Team, end_now
+from dataflex_pipeline.store.disk_errors import in_words
 from dataflex_pipeline.terminal import console
 
+from .exits import INTERRUPTED
 from .libraries import quieten
 
 
-def run(lead: Callable[[], int]) -> int:
+def run(command: Callable[[], int]) -> int:
     """Return this process' exit code, once the whole launch has ended.
 
     Args:
-        lead: runs the command, on rank 0 only, prints its errors and returns its exit code.
+        command: run on rank 0 only; prints its errors and returns its exit code.
     """
     quieten()
     # DDP warns at each start that no parameter was unused, which is the normal case.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    sys.excepthook = roles.crash
-    first = launch.rank() == 0
+    sys.excepthook = _crash
     try:
-        team = launch.join(console.fail if first else roles.tell)
+        team = launch.join(_tell if launch.rank() else console.fail)
     except DataflexError as error:
         console.fail(error)
         return error.exit_code
-    return roles.lead(team, lead) if first else roles.follow(team, _do, disk_error)
+    code = _follow(team) if team.rank else command()
+    team.end(code)
+    if code:
+        end_now(code)
+    launch.leave_process_group()
+    return code
 
 
-def _do(job: launch.Job, content: dict[str, Any]) -> None:
-    kind = content["do"]
-    if kind == "feature":
-        from dataflex_pipeline.features.build import compute_share
+def _follow(team: Team) -> int:
+    """Do jobs until rank 0 has ended; print nothing but an error that rank 0 does not print."""
+    try:
+        team.follow()
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as leaving:  # rank 0 has failed and says why
+        return int(leaving.code or 0)
+    except Exception as error:
+        if not isinstance(error, DataflexError) and team.has_failed():
+            end_now(1)  # a connection that broke because another process has ended
+        known = in_words(error)
+        told = team.fail(known or error)
+        if known is None:
+            raise
+        if not told:
+            _tell(known)
+        return known.exit_code
 
-        compute_share(job, content)
-    elif kind == "train":
-        from dataflex_pipeline.pipeline.train import train_share
 
-        train_share(content)
-    else:
-        raise RunError(
-            f"Rank 0 gives out the job '{kind}'.",
-            "The processes run different versions of this program.",
-            "Use one environment on all machines.",
-        )
+def _crash(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    """Show an error that nobody expected, and end without waiting for ranks that are gone."""
+    _print("".join(traceback.format_exception(error)))
+    try:
+        # Only now: the launcher ends this process as soon as one of the others has left.
+        if (team := launch.current()) is not None and team.rank == 0:
+            team.end(1)
+    finally:
+        end_now(1)
+
+
+def _tell(error: DataflexError) -> None:
+    _print(f"error: {error.what}\n{error.why}\n-> {error.fix}")
+
+
+def _print(text: str) -> None:
+    sys.stderr.write("".join(f"rank {launch.rank()}: {line}\n" for line in text.splitlines()))

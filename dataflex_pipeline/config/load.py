@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer
 
 from dataflex_pipeline.config import checks
 from dataflex_pipeline.config.aliases import data_of_method
@@ -169,6 +171,10 @@ def dump_config(config: Config) -> dict[str, Any]:
     """
     values = config.model_dump(mode="json", exclude=set(SECRETS))
     return {**values, "methods": without_secrets(values["methods"])}
+
+
+SentConfig = Annotated[Config, PlainSerializer(dump_config)]
+"""A configuration that travels to another process of the launch."""
 
 
 def _quickstart(own_data: bool) -> Layer:

@@ -23,33 +23,32 @@ import pyarrow.compute as pc
 
 from dataflex_pipeline import launch
 from dataflex_pipeline.ahead import ahead
-from dataflex_pipeline.api import BlockTable, Feature, FeatureInput, Need, Progress, Silent
-from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.config.load import dump_config
+from dataflex_pipeline.api import FeatureInput, Need, Progress, Silent
+from dataflex_pipeline.config.load import SentConfig
 from dataflex_pipeline.errors import DataError, RunError, UserError
 from dataflex_pipeline.features.candidates import CandidateTable
 from dataflex_pipeline.features.part_size import choose_rows
 from dataflex_pipeline.features.plan import (
     FeaturePlan,
-    from_plain,
+    SentPlan,
     make_feature,
     method_needs,
+    opened,
     plan_feature,
-    to_plain,
 )
+from dataflex_pipeline.launch.team import Job, Place, Team
 from dataflex_pipeline.models.base import free_memory
 from dataflex_pipeline.models.room import is_out_of_memory
 from dataflex_pipeline.store.agreed import BATCH_TOKENS, agreed, agreed_file
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.locks import held
-from dataflex_pipeline.store.parts import MANIFEST, PartedTable, PartsWriter
+from dataflex_pipeline.store.parts import PartedTable, PartsWriter
 from dataflex_pipeline.store.stale import check_parts, is_damaged, set_aside_damaged
 
 __all__ = [
     "Built",
     "FeaturePlan",
     "build_feature",
-    "compute_share",
     "make_feature",
     "method_needs",
     "plan_feature",
@@ -102,7 +101,12 @@ def build_feature(
         CorruptError: the table on disk is damaged or foreign, and ``overwrite`` is not set.
     """
     built = _build(features, plan, progress, overwrite=overwrite, verify=verify, shared=shared)
-    return built if plan.through is None else replace(built, table=CandidateTable(built.table, plan.through))
+    return replace(built, table=_seen(built.table, plan))
+
+
+def _seen(table: PartedTable, plan: FeaturePlan) -> PartedTable:
+    """Return a table of every row as the plan reads it."""
+    return table if plan.through is None else CandidateTable(table, plan.through)
 
 
 def _build(
@@ -196,7 +200,12 @@ def _complete(
     if missing:
         whole = replace(given, tables=tables, folder=folder, made=writer.fingerprint)
         team = launch.current()
-        if team is None or _takes_the_machine(team, plan, progress):
+        if team is not None and feature.takes_the_machine:
+            named = f"{plan.need.name} of the {plan.need.split}"
+            progress.say(f"{named}: rank 0 computes them alone, on all GPUs")
+            with team.give(Room(), feature.config.ddp_timeout):
+                pass
+        if team is None or feature.takes_the_machine:
             _compute(writer, missing, _rows_of(plan, missing), plan, whole, progress, reads_ahead=True)
             progress.finish()
         else:
@@ -215,7 +224,7 @@ def _rows_per_part(plan: FeaturePlan, writer: PartsWriter, progress: Progress) -
     """Return the plan's rows per part, or those that an unfinished table was begun with."""
     table, wanted = plan.given.table, plan.rows_per_part
     if wanted == "auto":
-        wanted = choose_rows(plan.feature, _parted(table))
+        wanted = choose_rows(plan.feature, plan.rows)
     if not writer.done:
         return wanted
     number = max(writer.done)
@@ -284,7 +293,7 @@ def _compute(
     first = next(pending, None)
     if first is None:
         return
-    read = _part_reader(given, plan.feature, _size(plan))
+    read = _part_reader(plan)
     parts = ((number, read(number)) for number in chain([first], pending))
     n_rows, inside = given.table.n_rows, _InParts(progress, count)
     with _memory_told(plan.need), _writing(writer) as write, plan.feature.open(given, inside) as compute:
@@ -332,81 +341,69 @@ def _memory_told(need: Need) -> Iterator[None]:
         ) from error
 
 
+class Parts(Job):
+    """The missing parts of a feature table.
+
+    Attributes:
+        config: of the run.
+        plan: of the table.
+        fingerprint: that the table has for rank 0.
+        features: the folder of features.
+        order: numbers of the parts, the heaviest first.
+    """
+
+    config: SentConfig
+    plan: SentPlan
+    fingerprint: str
+    features: Place
+    order: list[int]
+
+    def do(self, team: Team) -> None:
+        """Compute the parts that this process gets.
+
+        Raises:
+            RunError: it would make another table than rank 0.
+        """
+        launch.claim_device(self.config.device)
+        plan = self.plan.worked_out(self.config)
+        if digest(plan.ingredients) != self.fingerprint:
+            raise RunError(
+                f"The feature {plan.need.name} would be another one here than for rank 0.",
+                "The processes run different versions of this program, or see different files.",
+                "Use one environment and one shared folder on all machines.",
+            )
+        tables = {
+            key: _seen(opened(inner.folder(self.features)), inner) for key, inner in plan.upstream.items()
+        }
+        folder = plan.folder(self.features)
+        writer = PartsWriter(folder, plan.feature.schema, plan.ingredients, joining=True)
+        given = replace(plan.given, tables=tables, folder=folder, made=writer.fingerprint)
+        _compute(writer, team.tickets(self.order), 0, plan, given, Silent(), team.add)
+
+
+class Room(Job):
+    """Room for a feature that rank 0 computes alone, on all GPUs."""
+
+    def do(self, team: Team) -> None:
+        """Free the GPU of this process."""
+        free_memory()
+
+
 def _compute_together(
-    team: launch.Team,
-    writer: PartsWriter,
-    missing: list[int],
-    plan: FeaturePlan,
-    features: Path,
-    progress: Progress,
+    team: Team, writer: PartsWriter, missing: list[int], plan: FeaturePlan, features: Path, progress: Progress
 ) -> None:
     """On rank 0: give the missing parts out, compute a share of them, wait for the others'."""
-    order = _heaviest_first(plan, missing)
-    config: Config = plan.feature.config
-    content = {
-        "plan": to_plain(plan),
-        "config": dump_config(config),
-        "features": str(features.absolute()),
-        "fingerprint": digest(plan.ingredients),
-        "order": order,
-    }
-    seen = 0
-
-    with team.job("feature", content, config.ddp_timeout) as job:
-
-        def count(rows: int) -> int:
-            nonlocal seen
-            before, seen = seen, job.add(rows)
-            return seen - before
-
+    order, config = _heaviest_first(plan, missing), plan.feature.config
+    sent = SentPlan.of(plan, _size(plan))
+    job = Parts(config=config, plan=sent, fingerprint=writer.fingerprint, features=features, order=order)
+    with team.give(job, config.ddp_timeout, lambda: progress.advance(team.add(0))):
         launch.claim_device(config.device)
         n_rows = _rows_of(plan, missing)
-        _compute(writer, job.tickets(order), n_rows, plan, plan.given, progress, count)
-        job.finish(lambda: progress.advance(count(0)))
-    progress.advance(count(0))
+        _compute(writer, team.tickets(order), n_rows, plan, plan.given, progress, team.add)
+    progress.advance(team.add(0))
     progress.finish()
     for number in set(missing) - writer.done:
         writer.take_in(number, launch.VISIBLE)
-
-
-def _takes_the_machine(team: launch.Team, plan: FeaturePlan, progress: Progress) -> bool:
-    """On rank 0: free the GPUs of the other processes where a feature takes them; return whether it does."""
-    if plan.feature.takes_the_machine:
-        progress.say(f"{plan.need.name} of the {plan.need.split}: rank 0 computes them alone, on all GPUs")
-        with team.job("feature", {"order": []}, plan.feature.config.ddp_timeout):
-            pass
-    return plan.feature.takes_the_machine
-
-
-def compute_share(job: launch.Job, content: Mapping[str, Any]) -> None:
-    """On the other ranks: compute the parts that this process gets of what rank 0 gave out.
-
-    Raises:
-        RunError: this process would make another table than rank 0.
-    """
-    if not content["order"]:  # rank 0 takes the machine
-        free_memory()
-        return
-    config = Config(**content["config"])
-    launch.claim_device(config.device)
-    features = Path(content["features"])
-    plan = from_plain(content["plan"], config)
-    if digest(plan.ingredients) != content["fingerprint"]:
-        raise RunError(
-            f"The feature {plan.need.name} would be another one here than for rank 0.",
-            "The processes run different versions of this program, or see different files.",
-            "Use one environment and one shared folder on all machines.",
-        )
-    tables = {}
-    for key, inner in plan.upstream.items():
-        folder = inner.folder(features)
-        launch.await_file(folder / MANIFEST)
-        whole = PartedTable.reopen(folder)
-        tables[key] = whole if inner.through is None else CandidateTable(whole, inner.through)
-    folder = plan.folder(features)
-    writer = PartsWriter(folder, plan.feature.schema, plan.ingredients, joining=True)
-    given = replace(plan.given, tables=tables, folder=folder, made=writer.fingerprint)
-    _compute(writer, job.tickets(content["order"]), 0, plan, given, Silent(), job.add)
 
 
 def _size(plan: FeaturePlan) -> int:
@@ -414,12 +411,6 @@ def _size(plan: FeaturePlan) -> int:
     if plan.rows_per_part == "auto":
         raise RuntimeError("the rows per part are found before the first one")
     return plan.rows_per_part
-
-
-def _parted(table: BlockTable) -> PartedTable:
-    if not isinstance(table, PartedTable):
-        raise TypeError("features are computed over a parted table")
-    return table
 
 
 def _rows_of(plan: FeaturePlan, numbers: Iterable[int]) -> int:
@@ -439,9 +430,9 @@ def _heaviest_first(plan: FeaturePlan, missing: list[int]) -> list[int]:
     return sorted(missing, key=lambda number: (-tokens[number], number))
 
 
-def _part_reader(given: FeatureInput, feature: Feature, rows_per_part: int) -> Callable[[int], pa.Table]:
-    table = _parted(given.table)
-    columns = [name for name in feature.input_columns if name in table.schema.names]
+def _part_reader(plan: FeaturePlan) -> Callable[[int], pa.Table]:
+    table, rows_per_part = plan.rows, _size(plan)
+    columns = [name for name in plan.feature.input_columns if name in table.schema.names]
 
     def read(number: int) -> pa.Table:
         return table.rows(number * rows_per_part, (number + 1) * rows_per_part, columns)

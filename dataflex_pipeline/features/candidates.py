@@ -9,10 +9,10 @@ computed for them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -63,15 +63,6 @@ class Candidates:
         return cls(
             scores, wanted, member, hashlib.blake2b(np.packbits(member).tobytes(), digest_size=16).hexdigest()
         )
-
-    def plain(self) -> dict[str, Any]:
-        """Return what another process of the launch needs to choose the same rows."""
-        return {"scores": str(self.scores.absolute()), "count": self.count}
-
-    @classmethod
-    def of_plain(cls, content: Mapping[str, Any]) -> Self:
-        """Return the candidates that ``plain`` described."""
-        return cls.best(Path(content["scores"]), int(content["count"]))
 
 
 def _check_order(table: TableFile, extremes: Sequence[float]) -> None:
@@ -145,12 +136,3 @@ class Cascade:
 
     candidates: Candidates
     whole: frozenset[str]
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as plain values, for another process of the launch."""
-        return {**self.candidates.plain(), "whole": sorted(self.whole)}
-
-    @classmethod
-    def of_plain(cls, content: Mapping[str, Any]) -> Self:
-        """Return the cascade that ``plain`` described."""
-        return cls(Candidates.of_plain(content), frozenset(content["whole"]))

@@ -7,9 +7,9 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dataflex_pipeline import launch
 from dataflex_pipeline.api import Feature, FeatureInput, Method, Need, Params, Selection
@@ -17,6 +17,7 @@ from dataflex_pipeline.config.explain import explain
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features.candidates import Candidates, CandidateTable, Cascade
+from dataflex_pipeline.launch.team import Place
 from dataflex_pipeline.store.fingerprint import digest, file_digest
 from dataflex_pipeline.store.parts import MANIFEST, PartedTable
 from dataflex_pipeline.store.stale import MARKER
@@ -74,6 +75,13 @@ class FeaturePlan:
         """The fingerprint of the table as it is read."""
         own = digest(self.ingredients)
         return own if self.through is None else digest({"table": own, "candidates": self.through.digest})
+
+    @property
+    def rows(self) -> PartedTable:
+        """The rows that it is computed over."""
+        if not isinstance(self.given.table, PartedTable):
+            raise TypeError("features are computed over a parted table")
+        return self.given.table
 
     def with_upstream(self) -> Iterator[FeaturePlan]:
         """Yield the plans of the tables that it is computed from, and then itself."""
@@ -247,43 +255,53 @@ def plain_need(need: Need) -> dict[str, Any]:
     }
 
 
-def to_plain(plan: FeaturePlan) -> dict[str, Any]:
-    """Return a plan as plain values, with the places of its inputs, for another process of the launch."""
-    given = plan.given
-    if not isinstance(given.table, PartedTable):
-        raise TypeError("features are computed over a parted table")
-    return {
-        "need": plain_need(plan.need),
-        "rows": str(given.table.folder.absolute()),
-        "checkpoint": None if given.checkpoint is None else str(given.checkpoint.absolute()),
-        "checkpoint_fingerprint": given.checkpoint_fingerprint,
-        "upstream": {key: to_plain(inner) for key, inner in plan.upstream.items()},
-        "rows_per_part": plan.rows_per_part,
-        "cascade": None if plan.cascade is None else plan.cascade.plain(),
-    }
+class SentPlan(BaseModel):
+    """A plan as another process of the launch is told it, which works it out again.
+
+    Attributes:
+        inputs: need, rows, checkpoint and its fingerprint of each feature that it is computed from, and last
+            its own.
+        rows_per_part: that rank 0 has found.
+        cascade: the scores that tell the candidates, how many they are, and the tables that are read through
+            them; None for every row.
+    """
+
+    inputs: list[tuple[dict[str, Any], Place, Place | None, str | None]]
+    rows_per_part: int
+    cascade: tuple[Place, int, list[str]] | None
+
+    @classmethod
+    def of(cls, plan: FeaturePlan, rows_per_part: int) -> Self:
+        """Return what the others are told of a plan."""
+        inputs = [
+            (plain_need(one.need), one.rows.folder, one.given.checkpoint, one.given.checkpoint_fingerprint)
+            for one in plan.with_upstream()
+        ]
+        chosen = plan.cascade
+        cascade = chosen and (chosen.candidates.scores, chosen.candidates.count, sorted(chosen.whole))
+        return cls(inputs=inputs, rows_per_part=rows_per_part, cascade=cascade)
+
+    def worked_out(self, config: Config) -> FeaturePlan:
+        """Return the plan, its inputs opened as soon as they are visible here."""
+        given: dict[Key, FeatureInput] = {}
+        for need, folder, checkpoint, fingerprint in self.inputs:
+            rows = opened(folder)
+            if checkpoint is not None:
+                launch.await_file(checkpoint / MARKER)
+            given[_key(Need(**need))] = FeatureInput(rows, rows.fingerprint, checkpoint, fingerprint)
+        cascade = None
+        if self.cascade is not None:
+            scores, count, whole = self.cascade
+            launch.await_file(scores)
+            cascade = Cascade(Candidates.best(scores, count), frozenset(whole))
+        own = Need(**self.inputs[-1][0])
+        return plan_feature(own, config, lambda need: given[_key(need)], self.rows_per_part, cascade)
 
 
-def from_plain(content: Mapping[str, Any], config: Config) -> FeaturePlan:
-    """Return the plan that ``to_plain`` described, its inputs opened as soon as they are visible here."""
-    inputs: dict[Key, FeatureInput] = {}
-    _collect_inputs(content, inputs)
-    need, restricted = Need(**content["need"]), content["cascade"]
-    if restricted is not None:
-        launch.await_file(Path(restricted["scores"]))
-    cascade = None if restricted is None else Cascade.of_plain(restricted)
-    return plan_feature(need, config, lambda each: inputs[_key(each)], content["rows_per_part"], cascade)
-
-
-def _collect_inputs(content: Mapping[str, Any], found: dict[Key, FeatureInput]) -> None:
-    need, folder = Need(**content["need"]), Path(content["rows"])
+def opened(folder: Path) -> PartedTable:
+    """Open a table that rank 0 has opened and checked, as soon as it is visible here."""
     launch.await_file(folder / MANIFEST)
-    table = PartedTable.reopen(folder)
-    checkpoint = None if content["checkpoint"] is None else Path(content["checkpoint"])
-    if checkpoint is not None:
-        launch.await_file(checkpoint / MARKER)
-    found[_key(need)] = FeatureInput(table, table.fingerprint, checkpoint, content["checkpoint_fingerprint"])
-    for inner in content["upstream"].values():
-        _collect_inputs(inner, found)
+    return PartedTable.reopen(folder)
 
 
 def _key(need: Need) -> Key:

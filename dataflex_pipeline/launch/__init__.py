@@ -1,7 +1,7 @@
 """The processes of this launch, as a launcher (torchrun, accelerate launch) describes them.
 
 Rank 0 runs the command as a single process would; the others wait for the jobs that it gives out (team.py).
-A plain run has one process, no team, and never imports torch for this.
+A plain run has one process and no team, and never imports torch for this.
 """
 
 from __future__ import annotations
@@ -13,30 +13,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline import accelerators
 from dataflex_pipeline.errors import ConfigError, DataflexError
-from dataflex_pipeline.launch.accelerate import refuse_accelerate
-from dataflex_pipeline.launch.team import POLL, Job, Team, TeamError, end_now
 
-__all__ = [
-    "VISIBLE",
-    "Job",
-    "Team",
-    "TeamError",
-    "await_file",
-    "claim_device",
-    "command",
-    "current",
-    "end_now",
-    "join",
-    "leave_process_group",
-    "rank",
-    "refuse_accelerate",
-    "world_size",
-]
-
+if TYPE_CHECKING:
+    from dataflex_pipeline.launch.team import Team
 
 VISIBLE = 120.0
 """Seconds until a file that another machine wrote has to be visible (NFS caches folders for up to 60)."""
@@ -115,6 +98,8 @@ def await_file(path: Path, seconds: float = VISIBLE) -> None:
     Raises:
         TeamError: it does not become visible: the folder is not shared.
     """
+    from dataflex_pipeline.launch.team import POLL, TeamError
+
     deadline = time.monotonic() + seconds
     while not path.is_file():
         if time.monotonic() > deadline:
@@ -150,6 +135,8 @@ def join(tell: Callable[[DataflexError], None]) -> Team:
                 "A launcher sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT for every process.",
                 "Start with torchrun or accelerate launch, or unset WORLD_SIZE.",
             )
+    from dataflex_pipeline.launch.team import Team
+
     dist: Any = importlib.import_module("torch.distributed")
     store, number, size = next(dist.rendezvous("env://"))
     # A restart by the launcher finds the same store: what was said before it must not be read again.

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dataflex_pipeline import launch
 from dataflex_pipeline.api import Split
 from dataflex_pipeline.errors import CorruptError, StaleError
+from dataflex_pipeline.launch.accelerate import refuse_accelerate
 from dataflex_pipeline.pipeline.damage import check_outputs, last_finished, set_aside_damaged_tables
 from dataflex_pipeline.pipeline.device import say_device
 from dataflex_pipeline.pipeline.epochs import settle_epochs
@@ -132,7 +132,7 @@ def check_before_start(
         The sources of the splits, looked at.
     """
     if run.given.horizon:
-        launch.refuse_accelerate()
+        refuse_accelerate()
     check_target(run, method)
     splits = splits_of(run)
     for split in splits:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline import launch
-from dataflex_pipeline.api import Silent
+from dataflex_pipeline.api import Progress, Silent
 from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.config.load import dump_config
+from dataflex_pipeline.config.load import SentConfig
 from dataflex_pipeline.errors import CorruptError, RunError
+from dataflex_pipeline.features.plan import opened
+from dataflex_pipeline.launch.team import Job, Place, Team
 from dataflex_pipeline.models.source import attention_kernel, model_digest
 from dataflex_pipeline.pipeline.base_model import adapter_digest
 from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
@@ -25,7 +27,6 @@ from dataflex_pipeline.pipeline.prepare import has_target, open_split
 from dataflex_pipeline.store.atomic import set_aside
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parquet import read_whole
-from dataflex_pipeline.store.parts import MANIFEST, PartedTable
 from dataflex_pipeline.store.stale import found_ingredients, is_complete
 from dataflex_pipeline.store.tables import TableFile
 from dataflex_pipeline.training import RoundPlan, RoundResult, read_marker, train_round
@@ -59,8 +60,6 @@ TRAINING_KEYS = (
     "early_stopping_min_delta",
 )
 """Settings that change what a round trains; the rest only changes how fast it goes or what is shown."""
-PLACES = ("previous", "work", "checkpoint")
-"""What of a plan are paths."""
 
 
 def step_range(run: OpenRun, number: int) -> tuple[int, int]:
@@ -156,20 +155,24 @@ class Checkpoint(Output):
         """Train the round, on all processes of the launch."""
         run, number, began = self.run, self.number, time.monotonic()
         first, last = step_range(run, number)
-        plan = RoundPlan(
+        job = Training(
+            config=run.config,
+            pool=open_split(run, "pool").folder,
+            target=open_split(run, "target").folder if has_target(run) else None,
+            index=self.where.index,
             round=number,
             first_step=first,
             last_step=last,
             horizon=run.given.horizon,
             global_batch=run.global_batch,
-            index=read_index(run, number),
             previous=self._previous(),
             work=self.where.work,
             checkpoint=self.where.checkpoint,
             ingredients=self.inputs(),
         )
-        target = open_split(run, "target") if has_target(run) else None
-        _train(run, plan, open_split(run, "pool"), target)
+        team = launch.current()
+        with nullcontext() if team is None else team.give(job, run.given.ddp_timeout):
+            job.train(run.progress)
         remember_checkpoint(run, number)
         note(run, "train", number, began, on_device=True)
 
@@ -223,36 +226,38 @@ class Checkpoint(Output):
         return text + (", stopped early" if result.stopped_early else "")
 
 
-def _train(run: OpenRun, plan: RoundPlan, pool: PartedTable, target: PartedTable | None) -> None:
-    """Train on all processes of the launch; this one reports."""
-    team = launch.current()
-    if team is None:
-        train_round(run.config, plan, pool, target, run.progress)
-        return
-    numbers = [each.name for each in fields(RoundPlan) if each.name not in (*PLACES, "index")]
-    places = {name: getattr(plan, name) for name in PLACES}
-    content = {
-        "config": dump_config(run.config),
-        "plan": {name: getattr(plan, name) for name in numbers},
-        "places": {name: None if path is None else str(path.absolute()) for name, path in places.items()},
-        "index": str(run.store.round(plan.round).index.absolute()),
-        "pool": str(pool.folder.absolute()),
-        "target": None if target is None else str(target.folder.absolute()),
-    }
-    with team.job("train", content, run.given.ddp_timeout):
-        train_round(run.config, plan, pool, target, run.progress)
+class Training(Job):
+    """A round to train; the fields not named here are those of its `RoundPlan`.
 
+    Attributes:
+        config: of the run.
+        pool: the prepared pool.
+        target: the prepared target; None without one.
+        index: the file of the round's index.
+    """
 
-def train_share(content: Mapping[str, Any]) -> None:
-    """Train a round together with rank 0, which gave it out; on every other process of the launch."""
-    tables = {}
-    for split in ("pool", "target"):
-        if content[split] is not None:
-            launch.await_file(Path(content[split]) / MANIFEST)
-            tables[split] = PartedTable.reopen(Path(content[split]))
-    launch.await_file(Path(content["index"]))
-    plan = content["plan"] | {"index": read_whole(Path(content["index"]))}
-    plan |= {name: None if path is None else Path(path) for name, path in content["places"].items()}
-    train_round(
-        Config(**content["config"]), RoundPlan(**plan), tables["pool"], tables.get("target"), Silent()
-    )
+    config: SentConfig
+    pool: Place
+    target: Place | None
+    index: Place
+    round: int
+    first_step: int
+    last_step: int
+    horizon: int
+    global_batch: int
+    previous: Place | None
+    work: Place
+    checkpoint: Place
+    ingredients: dict[str, Any]
+
+    def do(self, team: Team) -> None:
+        """Train the round together with rank 0, which reports."""
+        self.train(Silent())
+
+    def train(self, progress: Progress) -> None:
+        """Train the round; called in every process of a launch."""
+        launch.await_file(self.index)
+        planned = {each.name: getattr(self, each.name) for each in fields(RoundPlan)}
+        plan = RoundPlan(**planned | {"index": read_whole(self.index)})
+        target = None if self.target is None else opened(self.target)
+        train_round(self.config, plan, opened(self.pool), target, progress)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dataflex_pipeline import launch
 from dataflex_pipeline.config.checks import TRACKERS, schedule
 from dataflex_pipeline.errors import ConfigError, did_you_mean
+from dataflex_pipeline.launch.accelerate import refuse_accelerate
 from dataflex_pipeline.models.base import precision, resolve_device
 from dataflex_pipeline.seeds import derive_seed
 from dataflex_pipeline.training.plan import RoundPlan
@@ -98,7 +99,7 @@ def check_settings(config: Config, plan: RoundPlan) -> None:
     schedule(config)
     training_device(config)
     accumulation(config, plan.global_batch, launch.world_size())
-    launch.refuse_accelerate(mixed=precision(config, resolve_device(config.device)).dtype == "bfloat16")
+    refuse_accelerate(mixed=precision(config, resolve_device(config.device)).dtype == "bfloat16")
     if config.keep_checkpoints and config.save_steps is None:
         raise ConfigError(
             "keep_checkpoints: true was set without save_steps.",

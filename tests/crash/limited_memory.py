@@ -13,6 +13,7 @@ from dataflex_pipeline.stages import several
 
 from crash.several_commands import _all
 from dataflex_pipeline import launch
+from dataflex_pipeline.launch.team import end_now
 
 
 def _limit(tokens: int) -> None:
@@ -41,4 +42,4 @@ if __name__ == "__main__":
         said = json.loads(os.environ.get(name, "{}"))
         if own in said:
             act(said[own])
-    launch.end_now(_all() if launch.world_size() == 1 else several.run(_all))
+    end_now(_all() if launch.world_size() == 1 else several.run(_all))

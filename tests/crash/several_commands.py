@@ -9,6 +9,7 @@ from dataflex_pipeline.stages import cli, several
 from dataflex_pipeline.stages.exits import exit_code
 
 from dataflex_pipeline import launch
+from dataflex_pipeline.launch.team import end_now
 
 
 def _all() -> int:
@@ -20,4 +21,4 @@ def _all() -> int:
 
 
 if __name__ == "__main__":
-    launch.end_now(_all() if launch.world_size() == 1 else several.run(_all))
+    end_now(_all() if launch.world_size() == 1 else several.run(_all))

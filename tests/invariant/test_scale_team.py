@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import ClassVar
 
 import pytest
 import torch.distributed as dist
 
 from dataflex_pipeline import launch
 from dataflex_pipeline.errors import ConfigError, DataError
-from dataflex_pipeline.launch.team import CHUNK, Team, TeamError
+from dataflex_pipeline.launch.team import CHUNK, Job, Team, TeamError
+
+
+class Listed(Job):
+    """Takes tickets, and keeps what it was told."""
+
+    order: tuple[int, ...] = ()
+    text: str = ""
+    seen: ClassVar[list[Listed]] = []
+    got: ClassVar[list[int]] = []
+
+    def do(self, team):
+        self.seen.append(self)
+        self.got.extend(team.tickets(self.order))
+        team.add(len(self.got))
 
 
 @pytest.fixture
 def pair():
     """Rank 0 and rank 1 over one store; they stop watching at the end."""
+    Listed.seen.clear()
+    Listed.got.clear()
     store = dist.HashStore()
     made = [Team(store, rank, 2, print) for rank in range(2)]
     yield made
-    for team in made:
-        team.leave()
+    for team in made[::-1]:
+        team.end(0)
 
 
 def soon(happened, seconds=5.0):
@@ -30,34 +47,48 @@ def soon(happened, seconds=5.0):
         time.sleep(0.02)
 
 
+def following(team):
+    """Start a thread that follows rank 0 to the end."""
+    thread = threading.Thread(target=lambda: (team.follow(), team.end(0)))
+    thread.start()
+    return thread
+
+
 def test_every_ticket_goes_to_one_process(pair):
     first, other = pair
     order = list(range(500, 0, -1))
-    got: dict[int, list[int]] = {0: [], 1: []}
-
-    def follow():
-        job, content = other.next_job()
-        got[1] += list(job.tickets(content["order"]))
-        job.add(len(got[1]))
-        job.done()
-
-    thread = threading.Thread(target=follow)
-    thread.start()
-    with first.job("feature", {"order": order}, 60) as job:
-        got[0] += list(job.tickets(order))
-        thread.join()
-        assert job.add(len(got[0])) == 500
-    assert sorted(got[0] + got[1], reverse=True) == order
-    assert all(part == sorted(part, reverse=True) for part in got.values())
+    thread = following(other)
+    with first.give(Listed(order=order), 60):
+        soon(lambda: Listed.seen)
+        own = list(first.tickets(order))
+    assert first.add(len(own)) == 500
+    assert first.add(0) == 0
+    assert sorted(own + Listed.got, reverse=True) == order
+    assert all(part == sorted(part, reverse=True) for part in (own, Listed.got))
+    first.end(0)
+    thread.join()
 
 
 def test_a_job_longer_than_a_value_of_the_store_arrives_whole(pair):
     first, other = pair
-    text = "0123456789" * (CHUNK // 4)
-    with first.job("feature", {"text": text}, 60):
-        job, content = other.next_job()
-        assert content == {"do": "feature", "patience": 60, "text": text}
-        job.done()
+    job = Listed(text="0123456789" * (CHUNK // 4))
+    thread = following(other)
+    with first.give(job, 60):
+        pass
+    assert Listed.seen == [job]
+    assert other.patience == 60
+    first.end(0)
+    thread.join()
+
+
+def test_a_job_of_another_version_is_refused_by_name(pair, monkeypatch):
+    first, other = pair
+    monkeypatch.setattr(Listed, "model_dump", lambda *_, **__: {"order": [1], "newer": True})
+    refused = pytest.raises(TeamError, match="Listed, which cannot be read here")
+    with refused as found, first.give(Listed(), 60):
+        other.follow()
+    assert found.value.why == "The processes run different versions of this program."
+    assert found.value.exit_code == 2
 
 
 def test_the_failure_of_one_is_raised_on_the_first_and_ends_the_one(pair):
@@ -65,12 +96,12 @@ def test_the_failure_of_one_is_raised_on_the_first_and_ends_the_one(pair):
     heard = []
     thread = threading.Thread(target=lambda: heard.append(other.fail(DataError("what", "why", "fix"))))
     thread.start()
-    with pytest.raises(TeamError) as found, first.job("feature", {}, 60):
+    with pytest.raises(TeamError) as found, first.give(Listed(), 60):
         pass
     assert (found.value.what, found.value.why, found.value.fix) == ("rank 1: what", "why", "fix")
     assert found.value.exit_code == 2
-    threading.Thread(target=other.leave).start()
-    first.dismiss(found.value.exit_code)
+    threading.Thread(target=other.end, args=(2,)).start()
+    first.end(found.value.exit_code)
     thread.join()
     assert heard == [True]
     with pytest.raises(SystemExit) as ended:
@@ -80,17 +111,21 @@ def test_the_failure_of_one_is_raised_on_the_first_and_ends_the_one(pair):
 
 def test_the_end_of_the_command_is_no_job(pair):
     first, other = pair
-    other.leave()
-    first.dismiss(0)
-    assert other.next_job() is None
+    thread = following(other)
+    first.end(0)
+    thread.join(5.0)
+    assert not thread.is_alive()
+    assert not Listed.seen
 
 
 def test_a_silent_process_is_told_by_its_rank():
-    team = Team(dist.HashStore(), 0, 3, print)
+    store = dist.HashStore()
+    team = Team(store, 0, 3, print)
     team.patience = 1
     with pytest.raises(TeamError, match=r"Rank [12] has given no sign of life for 1 s"):
         soon(lambda: team.check(), 10.0)
-    team.leave()
+    store.add("left", 2)
+    team.end(0)
 
 
 def test_a_file_that_never_becomes_visible(tmp_path):

@@ -16,7 +16,7 @@ from dataflex_pipeline import api, launch
 from dataflex_pipeline.data.chat import ChatFormat
 from dataflex_pipeline.data.conversation import Conversation, Message
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.features.build import build_feature, compute_share, plan_feature
+from dataflex_pipeline.features.build import Room, build_feature, plan_feature
 from dataflex_pipeline.features.generations import CUT_OFF, Generations, row_prompt, sample_seed
 from dataflex_pipeline.generate import Completion, Prompt
 from dataflex_pipeline.generate.generators import check_generator, choose_generator
@@ -486,8 +486,8 @@ class FakeTeam:
         self.jobs = []
 
     @contextmanager
-    def job(self, kind, content, patience):
-        self.jobs.append((kind, content))
+    def give(self, job, patience):
+        self.jobs.append(job)
         yield None
 
 
@@ -525,7 +525,7 @@ class TestSeveralGpus:
         several = {"generator": "vllm", "generation_tensor_parallel_size": 4, "mc_samples": 1}
         table = build(tmp_path, target, policy, 2, heard, **several).table
         assert table.n_rows == 6
-        assert team.jobs == [("feature", {"order": []})]  # nothing to compute for them
+        assert team.jobs == [Room()]  # nothing to compute for them
         (options,) = FakeEngine.made
         assert (options["tensor_parallel_size"], options["alone"], options["jobs_before"]) == (4, True, 1)
         assert any("rank 0 computes them alone" in line for line in heard.lines)
@@ -533,7 +533,7 @@ class TestSeveralGpus:
     def test_the_others_free_their_memory_and_load_nothing(self, monkeypatch):
         freed = []
         monkeypatch.setattr("dataflex_pipeline.features.build.free_memory", lambda: freed.append(True))
-        compute_share(None, {"order": []})
+        Room().do(None)
         assert freed == [True]
 
     @pytest.mark.parametrize(("rank", "alone"), [(0, True), (1, True), (0, False)])

@@ -10,10 +10,10 @@ import torch
 from seen_accelerators import see
 from tiny_training import make_config, make_model
 
-from dataflex_pipeline import launch
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.config.shipped import shipped_configs
 from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.launch.accelerate import refuse_accelerate
 from dataflex_pipeline.models.adapters import load_for_training
 from dataflex_pipeline.training.arguments import _data, _deepspeed, _optimizer, recomputes
 from dataflex_pipeline.training.unused import all_take_part, settle_unused
@@ -53,20 +53,20 @@ def test_all_weights_take_the_fused_optimizer(tmp_path, kind, device, deepspeed,
     ],
 )
 def test_what_accelerate_is_asked_for_is_refused_by_name(monkeypatch, name, value):
-    launch.refuse_accelerate(mixed=False)
+    refuse_accelerate(mixed=False)
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"The environment variable {name} is {value}"):
-        launch.refuse_accelerate()
+        refuse_accelerate()
 
 
 def test_bf16_by_accelerate_has_to_be_that_of_the_run(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    launch.refuse_accelerate()
-    launch.refuse_accelerate(mixed=True)
+    refuse_accelerate()
+    refuse_accelerate(mixed=True)
     with pytest.raises(ConfigError, match="set bf16: true or false"):
-        launch.refuse_accelerate(mixed=False)
+        refuse_accelerate(mixed=False)
 
 
 @pytest.mark.parametrize("name", ["z2", "z2_offload", "z3", "z3_offload"])
