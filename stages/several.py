@@ -10,9 +10,9 @@ from typing import Any
 from dataflex_pipeline import launch
 from dataflex_pipeline.errors import DataflexError, RunError
 from dataflex_pipeline.launch import roles
-from dataflex_pipeline.store.disk_errors import disk_error
 from dataflex_pipeline.terminal import console
 
+from .exits import explained
 from .libraries import quieten
 
 
@@ -31,8 +31,11 @@ def run(lead: Callable[[], int]) -> int:
         team = launch.join(console.fail if first else roles.tell)
     except DataflexError as error:
         console.fail(error)
-        return error.exit_code
-    return roles.lead(team, lead) if first else roles.follow(team, _do, disk_error)
+        launch.end_now(error.exit_code)
+    code = roles.lead(team, lead) if first else roles.follow(team, _do, explained)
+    if code:
+        launch.end_now(code)
+    return code
 
 
 def _do(job: launch.Job, content: dict[str, Any]) -> None:
