@@ -33,7 +33,7 @@ MINILM = $(shell $(BIN)/python -c 'from importlib.util import find_spec as f; fr
 OWN_DATA = $(findstring --config,$(ARGS))$(findstring dataset=,$(ARGS))
 EMBEDDER = $(if $(filter tsds near,$(1)),$(1).embed_model=$(MINILM) $(1).embed_method=sentence-transformers)
 
-.PHONY: help setup round compare test test-all test-lowest test-newest test-families families test-slow test-slow-ranks check configs docs format clean-run
+.PHONY: help setup round compare test test-all test-lowest test-newest test-families families test-slow test-slow-ranks fuzz check configs docs format clean-run
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -102,6 +102,11 @@ test-slow: setup ## the long kill test: cold SIGKILLs of the real command at ran
 
 test-slow-ranks: setup ## the same over all stages, a rank or a whole launch dying, each restart with 1, 2 or 4 processes (KILLS=200)
 	PYTHONPATH=tests:tests/support $(BIN)/python -m crash.cold_kills --nproc 1,2,4 --kills $(or $(KILLS),200)
+
+SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+fuzz: setup ## hostile input to commands: settings, files, names, environment (EXAMPLES=2000, SEED= of a failure)
+	@echo "SEED=$(SEED)"
+	OMP_NUM_THREADS=1 EXAMPLES=$(or $(EXAMPLES),2000) HYPOTHESIS_PROFILE=random $(BIN)/pytest -q --hypothesis-seed=$(SEED) tests/cli/test_fuzz.py
 
 check: setup ## lint, types, import contracts
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_jsonable_python
 
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.own_code import load_source
+from dataflex_pipeline.own_code import in_one_line, load_source
 from dataflex_pipeline.reporting import Progress as Progress
 from dataflex_pipeline.reporting import Silent as Silent
 
@@ -111,8 +111,8 @@ def own_feature(reference: str) -> type[Feature]:
         raise ConfigError(f"A method asks for the feature '{reference}'.", f"There is no file {file}.", fix)
     try:
         found = getattr(load_source(f"dataflex_feature_{Path(file).stem}", Path(file)), name, None)
-    except (ImportError, SyntaxError, NameError) as error:
-        why = f"{file} cannot be run: {type(error).__name__}: {error}"
+    except Exception as error:  # any error of the user's own file, told without a traceback
+        why = f"{file} cannot be run: {in_one_line(error)}"
         raise ConfigError(f"A method asks for the feature '{reference}'.", why, fix) from error
     if not (isinstance(found, type) and issubclass(found, Feature)):
         why = f"{file} has no subclass of Feature of the name {name}."
@@ -269,6 +269,16 @@ class Method(ABC):
 
         Raises:
             UserError: something that the method reads by itself does not fit the pool.
+        """
+
+    def check_target(self, tables: Mapping[str, BlockTable]) -> None:  # noqa: B027 (as above)
+        """Look at the target's feature tables before those of the pool are computed, which takes longest.
+
+        Args:
+            tables: by the names that ``needs`` gave them.
+
+        Raises:
+            UserError: they tell no row of the pool from another.
         """
 
     # Optional: another look at all scores, where a row's score depends on those of others.

@@ -16,6 +16,7 @@ from . import (
     export,
     init,
     inspect_,
+    interrupts,
     methods,
     pick,
     report,
@@ -28,6 +29,7 @@ from . import (
     warmup,
 )
 from .exits import exit_code
+from .streams import write_anything
 
 STEPS = (pick, warmup, score, select_, train_round, round)
 AROUND = (methods, init, status, compare, inspect_, report, view, export, doctor, estimate, evaluate)
@@ -64,16 +66,14 @@ def main() -> None:
     """Run the command, in one process or in each of a launch, and leave with its exit code."""
     from dataflex_pipeline import launch
 
-    run = functools.partial(exit_code, app)
-    if launch.world_size() == 1:
-        code = run()
+    write_anything()
+    run = functools.partial(exit_code, functools.partial(app, standalone_mode=False))
+    code = exit_code(launch.check_environment)
+    if code == 0 and launch.world_size() == 1:
+        code = interrupts.watched(run)
         launch.leave_process_group()
-    else:
+    elif code == 0:
         from . import several
 
         code = several.run(run)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

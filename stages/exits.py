@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import typer
 
-from dataflex_pipeline.store.disk_errors import in_words
+from dataflex_pipeline.errors import DataflexError, UserError
+
+from . import interrupts
 
 INTERRUPTED = 130
 READER_LEFT = 141
@@ -14,21 +17,60 @@ READER_LEFT = 141
 
 
 def exit_code(command: Callable[[], object]) -> int:
-    """Run a command in this process; its errors are printed. Return the exit code."""
+    """Run a command in this process; its errors are printed. Return the exit code.
+
+    Args:
+        command: returns an exit code of its own, or nothing.
+    """
     try:
-        command()
+        code = command()
+        return _interrupted() if code == INTERRUPTED else code if isinstance(code, int) else 0
+    except DataflexError as error:
+        return _failed(error)
     except SystemExit as leaving:
-        if leaving.code == INTERRUPTED:  # typer has turned the KeyboardInterrupt into this
-            typer.echo("interrupted; the same command goes on from here", err=True)
+        if (ended := explained(leaving)) is not None:  # by a file of the user's own
+            return _failed(ended)
         if isinstance(leaving.__context__, BrokenPipeError):  # typer makes a failure (1) of it
             return READER_LEFT
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except Exception as error:
-        known = in_words(error)
-        if known is None:
+    except BaseException as error:
+        if interrupts.seen() or isinstance(error, KeyboardInterrupt):
+            return _interrupted()  # whatever a library made of it on its way here
+        if getattr(error, "format_message", str)() == "" and hasattr(error, "exit_code"):
+            return int(error.exit_code)  # a command without words, whose help was printed
+        found = _misused(error) or explained(error)
+        if found is None:
             raise
-        from dataflex_pipeline.terminal import console
+        return _failed(found)
 
-        console.fail(known)
-        return known.exit_code
-    return 0
+
+def explained(error: BaseException) -> DataflexError | None:
+    """Return what is to be told of a failure of the disk, or of a file of the user's own; else None."""
+    from dataflex_pipeline.own_code import own_error
+    from dataflex_pipeline.store.disk_errors import disk_error
+
+    return disk_error(error) or own_error(error)
+
+
+def _misused(error: Any) -> UserError | None:
+    """Return the error to show for words that the command does not take; None for any other."""
+    if not hasattr(error, "format_message"):
+        return None
+    command = getattr(getattr(error, "ctx", None), "command_path", "dataflex")
+    return UserError(
+        error.format_message(),
+        f"`{command}` takes other words and options.",
+        f"See `{command} --help`.",
+    )
+
+
+def _interrupted() -> int:
+    typer.echo("interrupted; the same command goes on from here", err=True)
+    return INTERRUPTED
+
+
+def _failed(error: DataflexError) -> int:
+    from dataflex_pipeline.terminal import console
+
+    console.fail(error)
+    return error.exit_code

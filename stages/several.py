@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataflex_pipeline import launch
 from dataflex_pipeline.errors import DataflexError
 from dataflex_pipeline.launch.team import Team, end_now
-from dataflex_pipeline.store.disk_errors import in_words
 from dataflex_pipeline.terminal import console
 
-from .exits import INTERRUPTED
+from .exits import INTERRUPTED, explained
 from .libraries import quieten
 
 
@@ -31,7 +30,7 @@ def run(command: Callable[[], int]) -> int:
         team = launch.join(_tell if launch.rank() else console.fail)
     except DataflexError as error:
         console.fail(error)
-        return error.exit_code
+        end_now(error.exit_code)
     code = _follow(team) if team.rank else command()
     team.end(code)
     if code:
@@ -52,7 +51,7 @@ def _follow(team: Team) -> int:
     except Exception as error:
         if not isinstance(error, DataflexError) and team.has_failed():
             end_now(1)  # a connection that broke because another process has ended
-        known = in_words(error)
+        known = error if isinstance(error, DataflexError) else explained(error)
         told = team.fail(known or error)
         if known is None:
             raise

@@ -11,7 +11,8 @@ from hypothesis import settings
 
 # Same examples on every run, and no deadlines: a busy machine is no failure.
 settings.register_profile("dataflex", deadline=None, derandomize=True)
-settings.load_profile("dataflex")
+settings.register_profile("random", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dataflex"))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

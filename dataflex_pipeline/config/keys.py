@@ -21,7 +21,8 @@ def _count_or_auto(value: Any) -> int | Literal["auto"]:
     return int(text)
 
 
-CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)]
+COUNT_OR_AUTO = BeforeValidator(_count_or_auto)
+CountOrAuto = Annotated[int | Literal["auto"], COUNT_OR_AUTO]
 """A number above 0, or auto where the program finds one."""
 
 

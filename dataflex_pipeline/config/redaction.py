@@ -37,7 +37,14 @@ def redacted(text: str) -> str:
 
 def redacted_source(text: str) -> str:
     """Return a piece of YAML that could not be read as it may be shown: values of secret names left out."""
-    return _SECRET_SET.sub(rf"\1{HIDDEN}", redacted(text))
+    return _SECRET_SET.sub(_hidden, redacted(text))
+
+
+def _hidden(found: re.Match[str]) -> str:
+    """Return what stands in place of a value: nothing does for the name of a variable, or no value."""
+    name, value = found[1], found[0][len(found[1]) :].strip("\"'.;)")
+    harmless = value in ("null", "~", "") or _VARIABLE_NAME.fullmatch(value)
+    return found[0] if harmless or found.string.startswith(HIDDEN, found.end(1)) else name + HIDDEN
 
 
 def without_secrets(value: Any) -> Any:

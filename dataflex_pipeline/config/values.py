@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from dataflex_pipeline.config.explain import Complaint, first_complaint
 from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.config.keys import LARGEST
+from dataflex_pipeline.config.keys import COUNT_OR_AUTO, LARGEST
 from dataflex_pipeline.config.redaction import HIDDEN, is_secret_name, without_secrets
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 
@@ -110,6 +110,8 @@ def _type_in_words(kind: Any) -> str:
 
 def _bounds_in_words(name: str, value: Any) -> str:
     over = isinstance(value, int) and value > LARGEST
+    if COUNT_OR_AUTO in Config.model_fields[name].metadata:
+        return " of at least 1" + (f" and of at most {LARGEST}" if over else "")
     found = [
         f"{words} {_plain(getattr(bound, attribute))}"
         for kind, attribute, words in _BOUNDS

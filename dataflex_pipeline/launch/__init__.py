@@ -25,6 +25,28 @@ VISIBLE = 120.0
 """Seconds until a file that another machine wrote has to be visible (NFS caches folders for up to 60)."""
 
 
+def check_environment() -> None:
+    """Check what the launcher says of this process, before it is asked for.
+
+    Raises:
+        ConfigError: a variable is no number, or they do not fit each other.
+    """
+    for name, least in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)):
+        value = os.environ.get(name, str(least))
+        if not (value.isascii() and value.isdecimal() and len(value) < 8 and int(value) >= least):
+            raise ConfigError(
+                f"The environment variable {name} is {value!r}.",
+                f"A launcher sets it to a whole number of at least {least}.",
+                "Start with torchrun or accelerate launch, or unset it for one process.",
+            )
+    if rank() >= world_size():
+        raise ConfigError(
+            f"The environment variable RANK is {rank()}, and WORLD_SIZE is {world_size()}.",
+            "The processes of a launch are counted from 0.",
+            "Start with torchrun or accelerate launch, or unset both for one process.",
+        )
+
+
 def world_size() -> int:
     """Return how many processes the launcher started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))

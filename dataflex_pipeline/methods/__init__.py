@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,7 @@ from dataflex_pipeline.config.components import COMMON, ComponentEntry, method_p
 from dataflex_pipeline.config.explain import explain, first_complaint
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError, did_you_mean
-from dataflex_pipeline.own_code import load_source
+from dataflex_pipeline.own_code import in_one_line, load_source
 
 NOT_CHOSEN = ("embedding_similarity", "focus", "gradient_similarity", "imported")
 """Modules here that are no method to choose by name."""
@@ -68,10 +69,10 @@ def _import_file(name: str, file: Path) -> ModuleType:
         )
     try:
         return load_source(OWN_MODULE + name, file)
-    except (ImportError, SyntaxError, NameError) as error:
+    except Exception as error:  # any error of the user's own file, told without a traceback
         raise ConfigError(
             f"The method '{name}' comes from {file}, which cannot be imported.",
-            f"{type(error).__name__}: {error}",
+            in_one_line(error),
             "Correct the file; `python` followed by its path shows the same error in full.",
         ) from error
 
@@ -171,10 +172,15 @@ def build_method(
         return kind(kind.Params(**params))
     except ValidationError as error:
         key = first_complaint(error).key
-        place = (places or {}).get(key, where)
+        place = (places or {}).get(key) or _places_named(first_complaint(error).reason, places) or where
         if first_complaint(error).unknown:
             raise _unknown_parameter(name, kind, key, place) from error
         raise explain(error, kind.Params, name, place=place) from error
+
+
+def _places_named(reason: str, places: Mapping[str, str] | None) -> str:
+    """Return the places of the parameters that a complaint about several speaks of."""
+    return ", ".join(place for key, place in (places or {}).items() if re.search(rf"\b{key}\b", reason))
 
 
 def _unknown_parameter(name: str, kind: type[Method], key: str, place: str) -> ConfigError:

@@ -108,6 +108,13 @@ class Nice(GradientSimilarity):
             "target": api.Need(PolicyGradients, "target", checkpoint, target),
         }
 
+    def check_target(self, tables: Mapping[str, api.BlockTable]) -> None:
+        """Refuse a target without any signal."""
+        names = ["min_reward", "max_reward", "signal", "valid"]
+        valid, silent = _silent(pa.Table.from_batches(list(tables["target"].blocks(names))))
+        if valid.num_rows and silent.num_rows == valid.num_rows:
+            raise self._no_signal(silent)
+
     def begin(self, tables: Mapping[str, api.BlockTable], selection: api.Selection) -> Target:
         """Find the groups of the target; say what the rewards were like."""
         if self.accumulates and selection.learning_rate <= 0:
@@ -123,12 +130,8 @@ class Nice(GradientSimilarity):
     def _say_rewards(self, target: api.BlockTable, selection: api.Selection) -> None:
         names = ["mean_reward", "min_reward", "max_reward", "n_scored", "from_reference", "signal", "valid"]
         rows = pa.Table.from_batches(list(target.blocks(names)))
-        valid = rows.filter(rows.column("valid"))
-        silent = valid.filter(pc.invert(valid.column("signal")))
-        for line in [*self._drawing_lines(), *self._reward_lines(rows, valid, silent)]:
+        for line in [*self._drawing_lines(), *self._reward_lines(rows, *_silent(rows))]:
             selection.say(line)
-        if valid.num_rows and silent.num_rows == valid.num_rows:
-            raise self._no_signal(silent)
 
     def _drawing_lines(self) -> list[str]:
         """Return what has to be said of how the answers are drawn."""
@@ -211,6 +214,12 @@ class Nice(GradientSimilarity):
             return np.array([norms[row] > 0 for row in rows.tolist()], dtype=bool)
 
         return self.ranked([Side("pool", "target", 1.0)], tables, has_signal)
+
+
+def _silent(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Return the target rows with a gradient, and those of them whose gradient is 0."""
+    valid = rows.filter(rows.column("valid"))
+    return valid, valid.filter(pc.invert(valid.column("signal")))
 
 
 def _n_zero(rows: pa.Table) -> int:

@@ -16,7 +16,7 @@ from dataflex_pipeline.api import Method, Progress, Silent, Split
 from dataflex_pipeline.config.components import ComponentEntry, method_parameters
 from dataflex_pipeline.config.fields import DEMO, Config
 from dataflex_pipeline.config.load import Loaded, dump_config
-from dataflex_pipeline.errors import DataError, RunError, UserError
+from dataflex_pipeline.errors import ConfigError, DataError, RunError, UserError
 from dataflex_pipeline.methods import configured_method
 from dataflex_pipeline.pipeline.memo import Memo
 from dataflex_pipeline.store.run import RunFolder, provenance
@@ -188,15 +188,20 @@ class OpenRun:
     def writing(self) -> Iterator[None]:
         """Own the run for writing; what was read of the sources is remembered at the end.
 
-        A mistake found before a run has begun leaves nothing behind, not even the folders above it.
+        A mistake found before a run has begun leaves nothing behind, not even the folders above it. A setting
+        that cannot be used is not kept in run.yaml, unless something was made with the settings by then.
         """
         missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             with self.store.lock():
+                begins = bool(missing)
+                settings, made = self.store.settings_text(), self.store.made(begins=begins)
                 try:
                     yield
                     self.memo.save()
-                except UserError:
+                except UserError as error:
+                    if isinstance(error, ConfigError) and self.store.made(begins=begins) == made:
+                        self.store.take_back(settings)
                     if missing and not self.store.exists():
                         shutil.rmtree(self.folder)
                     raise

@@ -16,7 +16,7 @@ from dataflex_pipeline.pipeline.epochs import settle_epochs
 from dataflex_pipeline.pipeline.index import Index, WarmupIndex
 from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
 from dataflex_pipeline.pipeline.output import Outcome, Output, State
-from dataflex_pipeline.pipeline.preflight import check_method, check_model, check_target
+from dataflex_pipeline.pipeline.preflight import check_method, check_model, check_target, check_training
 from dataflex_pipeline.pipeline.prepare import Rows, Source, look, read_sources, splits_of
 from dataflex_pipeline.pipeline.published import BestCheckpoint, PublishedAdapter
 from dataflex_pipeline.pipeline.score import Scores, scores_of
@@ -133,6 +133,7 @@ def check_before_start(
     """
     if run.given.horizon:
         refuse_accelerate()
+    check_training(run, last)
     check_target(run, method)
     splits = splits_of(run)
     for split in splits:

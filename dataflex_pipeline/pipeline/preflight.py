@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from dataflex_pipeline.sampling.exported import check_export
 from dataflex_pipeline.sampling.quotas import check_quotas
 from dataflex_pipeline.schemas import PREPARED
 from dataflex_pipeline.seeds import derive_seed
+from dataflex_pipeline.store.stale import is_complete
 from dataflex_pipeline.training.finished import has_trained
 
 ROWS, TOKENS = 8, 16
@@ -180,6 +182,20 @@ def similarity_features(run: OpenRun, names: Sequence[str]) -> Iterator[tuple[Ne
     yield from () if need is None else with_upstream(need, run.given)
 
 
+def check_training(run: OpenRun, last: int) -> None:
+    """Refuse settings that cannot train, where a round up to ``last`` is still to be trained.
+
+    Raises:
+        ConfigError: tracker, schedule, device, batch size, DeepSpeed file, or checkpoints to keep and none
+            made.
+    """
+    if not run.given.horizon or is_complete(run.store.round(last).checkpoint):
+        return
+    from dataflex_pipeline.training.arguments import check_settings
+
+    check_settings(run.given, run.global_batch)
+
+
 def check_model(run: OpenRun, name: str | None = None) -> None:
     """Load the model once and compute a few losses, before an hour of preparing and training.
 
@@ -189,14 +205,15 @@ def check_model(run: OpenRun, name: str | None = None) -> None:
         run: to be started. name: of the method; by default the configured one.
 
     Raises:
-        UserError: the model or adapter cannot be loaded, or every loss is NaN or infinite.
+        UserError: the model or adapter cannot be loaded, has no layers that ``lora_target`` means or no
+            routers for ``router_aux_loss_coef``, or every loss is NaN or infinite.
     """
     scored = run.store.round(1).scores(name or run.given.component_name).is_file()
     if has_trained(run.store) or scored or not _uses_model(run, name):
         return
     run.progress.say(f"checking the model {run.config.model_name_or_path}")
     _check_memory(run)
-    losses = _sample_losses(run)  # [ROWS] nats per token
+    losses = _sample_losses(run, name)  # [ROWS] nats per token
     if np.isfinite(losses).any():
         return
     config = run.config
@@ -233,7 +250,23 @@ def _uses_model(run: OpenRun, name: str | None) -> bool:
     return any(feature.uses_model for method in methods for _, feature in features_of(run, method))
 
 
-def _sample_losses(run: OpenRun) -> np.ndarray:
+def _check_trained_layers(run: OpenRun, model: Any, name: str | None) -> None:
+    """Refuse settings of the training, or of gradients, that this model has no layers for."""
+    from dataflex_pipeline.models.targets import find_targets
+    from dataflex_pipeline.training.arguments import check_router_coefficient
+
+    config = run.config
+    methods = [run.method(each)[0] for each in scoring_methods(run, name)]
+    trains = config.horizon or any(
+        feature.of_trained_weights for method in methods for _, feature in features_of(run, method)
+    )
+    if trains and config.finetuning_type == "lora" and config.adapter_name_or_path is None:
+        find_targets(config.lora_target, model)
+    if config.horizon:
+        check_router_coefficient(config, model)
+
+
+def _sample_losses(run: OpenRun, name: str | None) -> np.ndarray:
     import torch
 
     from dataflex_pipeline.features.losses import mean_losses
@@ -243,6 +276,7 @@ def _sample_losses(run: OpenRun) -> np.ndarray:
 
     config = run.config
     model = load_for_scoring(config, None, resolve_device(config.device))
+    _check_trained_layers(run, model, name)
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     stream = np.random.default_rng(derive_seed(config.seed, "preflight"))
     ids = stream.integers(0, vocabulary, ROWS * TOKENS)

@@ -87,6 +87,7 @@ class Run(CalledRun):
         overwrite: bool = False,
         **settings: Any,
     ) -> None:
+        launch.check_environment()
         if launch.world_size() > 1 and launch.current() is None:
             raise RunError(
                 f"A Run was made in one of {launch.world_size()} processes of a launch.",

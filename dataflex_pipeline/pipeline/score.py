@@ -352,8 +352,21 @@ def feature_table(run: OpenRun, plan: FeaturePlan) -> PartedTable:
 
 
 def feature_tables(run: OpenRun, scoring: Scoring) -> dict[str, PartedTable]:
-    """Return the feature tables that the method needs, by its own names; missing parts are computed."""
-    return {key: feature_table(run, plan) for key, plan in scoring.needs.items()}
+    """Return the feature tables that the method needs, by its own names; missing parts are computed.
+
+    Raises:
+        UserError: those of the target show that the pool's would be computed for nothing.
+    """
+    target = check_target_tables(run, scoring)
+    return {key: target.get(key) or feature_table(run, plan) for key, plan in scoring.needs.items()}
+
+
+def check_target_tables(run: OpenRun, scoring: Scoring) -> dict[str, PartedTable]:
+    """Return the target's feature tables, which the method has looked at before the pool's are computed."""
+    plans = {key: plan for key, plan in scoring.needs.items() if plan.need.split != "pool"}
+    tables = {key: feature_table(run, plan) for key, plan in plans.items()}
+    scoring.method.check_target(tables)
+    return tables
 
 
 def _write_scores(run: OpenRun, scoring: Scoring) -> None:

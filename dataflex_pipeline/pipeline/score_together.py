@@ -16,7 +16,7 @@ from typing import cast
 from dataflex_pipeline.features.influence import DOTS, Influence
 from dataflex_pipeline.features.plan import FeaturePlan, plan_feature
 from dataflex_pipeline.pipeline.open_run import OpenRun
-from dataflex_pipeline.pipeline.score import Scoring, feature_input, feature_table
+from dataflex_pipeline.pipeline.score import Scoring, check_target_tables, feature_input, feature_table
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartedTable, PartsWriter
 
@@ -35,6 +35,7 @@ def share_passes(run: OpenRun, scorings: Sequence[Scoring]) -> None:
             if plan.need.name == Influence.name:
                 same = {key: value for key, value in plan.ingredients.items() if key != "features"}
                 alike.setdefault(digest(same), {})[digest(plan.ingredients)] = plan
+                check_target_tables(run, scoring)
     for plans in alike.values():
         if len(plans) > 1:
             _share(run, [plans[fingerprint] for fingerprint in sorted(plans)])

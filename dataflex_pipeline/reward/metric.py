@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from dataflex_pipeline.errors import ConfigError, UserError
-from dataflex_pipeline.own_code import load_source
+from dataflex_pipeline.own_code import in_one_line, load_source
 from dataflex_pipeline.reward import Answer, Reward
 from dataflex_pipeline.reward.address import PLACE
 from dataflex_pipeline.reward.metric_functions import (
@@ -87,7 +87,7 @@ def _own_function(name: str) -> Metric:
         else:
             found = importlib.import_module(module)
     except Exception as error:  # any error of the user's own module, told without a traceback
-        raise _not_found(name, f"{module} cannot be imported: {type(error).__name__}: {error}.") from error
+        raise _not_found(name, f"{module} cannot be imported: {in_one_line(error)}.") from error
     metric: Metric | None = getattr(found, function, None)
     if not callable(metric):
         raise _not_found(name, f"{module} has no function {function}.")

@@ -11,7 +11,7 @@ from types import new_class
 from typing import Any, ClassVar, Self, cast
 
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.own_code import load_source
+from dataflex_pipeline.own_code import in_one_line, load_source
 from dataflex_pipeline.reward import Answer, Reward, Rewarder
 from dataflex_pipeline.reward.settings import Settings
 from dataflex_pipeline.store.fingerprint import file_digest
@@ -107,7 +107,7 @@ def load_settings(backend: str) -> type[Settings]:
         else:
             module = importlib.import_module(place)
     except Exception as error:  # any error of the user's own module, told without a traceback
-        raise _unusable(backend, f"{place} cannot be imported: {type(error).__name__}: {error}.") from error
+        raise _unusable(backend, f"{place} cannot be imported: {in_one_line(error)}.") from error
     kind = getattr(module, name, None)
     if not (
         isinstance(kind, type) and issubclass(kind, OwnRewarder) and issubclass(kind.Settings, OwnSettings)

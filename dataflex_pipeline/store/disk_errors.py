@@ -7,13 +7,11 @@ import errno
 from dataflex_pipeline.errors import DataflexError
 
 
-def in_words(error: Exception) -> DataflexError | None:
-    """Return an error as it is told: itself, or what the disk has to do with it; None for any other.
+def disk_error(error: BaseException) -> DataflexError | None:
+    """Return the error to show when the disk is behind an exception; None where something else is.
 
     A full disk, a quota or a file-size limit, a failing disk, a folder that is read-only or not ours.
     """
-    if isinstance(error, DataflexError):
-        return error
     seen: BaseException | None = error
     while seen is not None:
         code = getattr(seen, "errno", None)

@@ -162,6 +162,28 @@ class RunFolder:
         if not self.settings.is_file() or self.settings.read_text(encoding="utf-8") != text:
             write_text(self.settings, text)
 
+    def settings_text(self) -> str | None:
+        """Return run.yaml as it stands; None where there is none."""
+        return self.settings.read_text(encoding="utf-8") if self.settings.is_file() else None
+
+    def take_back(self, text: str | None) -> None:
+        """Put run.yaml back to what `settings_text` returned before settings that turned out unusable."""
+        if text is None:
+            self.settings.unlink(missing_ok=True)
+        elif self.settings_text() != text:
+            write_text(self.settings, text)
+
+    def made(self, *, begins: bool) -> dict[str, int]:
+        """Return the files that were made with the settings, each with its time of change [ns].
+
+        Args:
+            begins: leave out what a run that only begins has at once: its rows, and the index of round 0.
+        """
+        patterns = ["features/*/*", "round-*/scores/*", "round-*/checkpoint/*", "round-*/training/*"]
+        patterns += [] if begins else ["pool/*.json", "target/*.json", "round-*/*.parquet"]
+        paths = (path for pattern in patterns for path in self.folder.glob(pattern))
+        return {str(path): path.stat().st_mtime_ns for path in paths}
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Own the run for writing; the lock ends with the process, however it ends.

@@ -10,13 +10,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dataflex_pipeline.config.redaction import redacted
+from dataflex_pipeline.config.redaction import redacted, redacted_source
 from dataflex_pipeline.errors import DataflexError
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if console.width < 1:  # COLUMNS=0: rich would print nothing at all
+        console.width = 80
+    return console
+
 
 # Made at import: rich decides then about NO_COLOR, and colours only reach a terminal. Long lines are left
 # to the terminal, so that a path can be copied whole.
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = _console(stderr=False)
+err = _console(stderr=True)
 
 
 GAP = 3
@@ -62,10 +70,15 @@ def line(text: str, style: str | None = None) -> None:
 def fail(error: DataflexError) -> None:
     """Print an error in its three parts."""
     err.print("error: ", style="bold red", end="")
-    err.print(clean(error.what), markup=False, emoji=False)
-    err.print(clean(error.why), markup=False, emoji=False)
+    err.print(_of_error(error.what), markup=False, emoji=False)
+    err.print(_of_error(error.why), markup=False, emoji=False)
     err.print("-> ", style="bold", end="")
-    err.print(clean(error.fix), markup=False, emoji=False)
+    err.print(_of_error(error.fix), markup=False, emoji=False)
+
+
+def _of_error(text: str) -> str:
+    """Return a part of an error as it may be printed: settings that it repeats without their secrets."""
+    return visible(redacted_source(text))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], wraps: str) -> None:

@@ -88,8 +88,11 @@ def training_device(config: Config) -> str:
     return kind
 
 
-def check_settings(config: Config, plan: RoundPlan) -> None:
+def check_settings(config: Config, global_batch: int) -> None:
     """Refuse settings that cannot train, before anything is loaded.
+
+    Args:
+        config: the run's configuration. global_batch: rows per optimizer step.
 
     Raises:
         ConfigError: tracker, schedule, device, batch size, DeepSpeed file or setting of accelerate that
@@ -98,7 +101,7 @@ def check_settings(config: Config, plan: RoundPlan) -> None:
     trackers(config)
     schedule(config)
     training_device(config)
-    accumulation(config, plan.global_batch, launch.world_size())
+    accumulation(config, global_batch, launch.world_size())
     refuse_accelerate(mixed=precision(config, resolve_device(config.device)).dtype == "bfloat16")
     if config.keep_checkpoints and config.save_steps is None:
         raise ConfigError(

@@ -135,7 +135,7 @@ def _check_settings(config: Config, plan: RoundPlan, target: PartedTable | None)
             "Set eval_dataset, or eval_strategy: no.",
         )
     rule = Judge.of(config)
-    check_settings(config, plan)
+    check_settings(config, plan.global_batch)
     return rule
 
 

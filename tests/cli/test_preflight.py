@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from cli_runs import SMALL, STEPS, data, done, refused, small
+from cli_runs import SMALL, STEPS, data, dataflex, done, refused, small, snapshot
 from misbehaving_server import reply
 from reward_models import make_reward_model
 from test_doctor import findings
 
-from dataflex_pipeline.errors import UserError
+from dataflex_pipeline import Run
+from dataflex_pipeline.config.checks import TRACKERS
+from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.reward.endpoint import try_endpoint
 from dataflex_pipeline.reward.rewarders import read_settings
 from dataflex_pipeline.reward.settings import ApiSettings
@@ -258,3 +265,158 @@ def test_settings_of_a_random_draw_for_a_method_that_takes_the_best(here, tiny_d
     text = refused(here, "round", 1, *given, setting)
     assert f"{setting} was set, and less selects by top_k unless told otherwise." in text
     assert "Set strategy=sample, or leave" in text
+
+
+# Training, before anything is prepared
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("lora_target=nothing", "lora_target names 'nothing'"),
+        ("report_to=mlflow", "report_to: mlflow was set."),
+        ("keep_checkpoints=true", "keep_checkpoints: true was set without save_steps."),
+        ("router_aux_loss_coef=0.1", "router_aux_loss_coef: 0.1 was set."),
+    ],
+)
+def test_what_cannot_train_is_told_before_the_pool_is_prepared(here, tiny_demo, setting, said, monkeypatch):
+    monkeypatch.setitem(TRACKERS, "mlflow", ("no_such_package",))
+    assert said in refused(here, "round", 1, *small(tiny_demo), setting)
+    assert not (here / "runs").exists()
+
+
+def test_messages_about_bounds_and_about_parameters_that_do_not_go_together(here, tiny_demo):
+    text = refused(here, "round", 1, *data(tiny_demo), "score_batch_tokens=0")
+    assert "score_batch_tokens takes a whole number of at least 1, or auto." in text
+    text = refused(here, "round", 1, *data(tiny_demo), "less.projection=none", "less.proj_dim=64")
+    assert "(in less.projection of the configuration, less.proj_dim of the configuration)" in text
+
+
+def test_a_setting_that_failed_is_not_kept(here):
+    def run(**settings):
+        return Run(here / "runs" / "mine", dataset="x.jsonl", model_name_or_path="./model", **settings)
+
+    def fail(run, *files):
+        with run.writing():
+            run.save_settings()
+            for file in files:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+            raise ConfigError("what", "why", "fix")
+
+    place = here / "runs" / "mine"
+    with pytest.raises(ConfigError):
+        fail(
+            run(lora_target="nothing"),
+            place / "pool" / "_manifest.json",
+            place / "round-00" / "index.parquet",
+        )
+    assert not list(here.iterdir())
+    with run().writing():
+        run().save_settings()
+    before = snapshot(here)
+    with pytest.raises(ConfigError):
+        fail(run(lora_target="nothing"))
+    assert {name: digest for name, (digest, _) in snapshot(here).items()} == {
+        name: digest for name, (digest, _) in before.items()
+    }
+    with pytest.raises(ConfigError):  # what was made with the settings needs them
+        fail(run(learning_rate=0.5), place / "round-01" / "scores" / "loss.parquet")
+    assert "learning_rate: 0.5" in (place / "run.yaml").read_text()
+
+
+def test_a_target_without_any_signal_stops_before_the_pools_pass(here, tiny_demo):
+    given = (*data(tiny_demo), *NICE[1:3], "nice.reward_model_backend=metric", "nice.max_new_tokens=1")
+    given += ("nice.gradient_type=sgd", "max_samples=12", "lora_rank=2", "fraction=0.5")
+    ran = dataflex("pick", "nice", "--run", "x", *given)
+    assert ran.code == 2, ran.err
+    assert "target rows has a signal" in ran.err
+    names = {path.name.partition("-")[0] for path in (here / "runs" / "x" / "features").iterdir()}
+    assert names == {"generations", "rewards", "target_directions"}
+
+
+# Surroundings
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE is 'x'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
+        ({"RANK": "3"}, "RANK is 3, and WORLD_SIZE is 1"),
+        ({"WORLD_SIZE": "1", "LOCAL_RANK": "\u0663"}, "LOCAL_RANK is "),
+    ],
+)
+def test_a_launcher_that_says_nonsense(here, settings, said, monkeypatch):
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert said in refused(here, "methods")
+
+
+def test_words_that_no_command_takes(here):
+    for words in (["round", "--no-such\x1b[2J"], ["nonsense"], ["score", "--round", "x"]):
+        text = refused(here, *words)
+        assert "takes other words and options" in text
+        assert "\x1b" not in text
+    assert dataflex().code == 2
+
+
+def test_any_text_is_written_in_any_encoding(tmp_path):
+    from dataflex_pipeline.stages.streams import ESCAPED, write_anything
+
+    write_anything()
+    value = {"a": "\u6570\U0001f600\xe9"}
+    for encoding in ("ascii", "latin-1"):
+        text = json.dumps(value, ensure_ascii=False).encode(encoding, ESCAPED)
+        assert json.loads(text.decode(encoding)) == value
+
+
+@pytest.mark.slow
+def test_ctrl_c_six_times(here, tiny_demo):
+    command = (sys.executable, "-m", "dataflex_pipeline", "round", "1", *small(tiny_demo), "warmup_step=4000")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, text=True) as process:
+        while not (here / "runs" / "pool-loss" / "run.yaml").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        for _ in range(6):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        text = process.stderr.read()
+    assert process.returncode in (130, -signal.SIGINT)  # Python itself dies of one that comes at its very end
+    assert text.endswith("interrupted; the same command goes on from here\n")
+    assert "Traceback" not in text
+
+
+# A method of one's own
+
+OWN = """
+import numpy as np
+
+from dataflex_pipeline import api
+
+
+class Mine(api.Method):
+    summary = "mine"
+    source = "mine"
+
+    def score(self, block, state):
+        TROUBLE
+        return {"score": np.ones(block.pool.num_rows)}
+
+    def weigh(self, block, fitted):
+        return np.ones(block.num_rows)
+"""
+
+
+@pytest.mark.parametrize("trouble", ["{}['no']", "raise SystemExit(0)"])
+def test_a_method_of_ones_own_that_fails(here, tiny_demo, trouble):
+    (here / "mine.py").write_text(OWN.replace("TROUBLE", trouble))
+    (here / "components.yaml").write_text("mine: {name: mine, file: mine.py}\n")
+    given = (*data(tiny_demo), "components_cfg_file=components.yaml", "max_samples=12", "fraction=0.5")
+    ran = dataflex("pick", "mine", *given)
+    assert ran.code == 2, ran.err
+    assert f"mine.py, line 12: {'KeyError' if 'no' in trouble else 'SystemExit: 0'}" in ran.err
+    assert ran.err.splitlines()[-1].startswith("-> Correct it")
+    (here / "mine.py").write_text(trouble)
+    text = refused(here, "pick", "mine", *given)
+    assert f"(line 1: {trouble})" in text

@@ -266,7 +266,7 @@ def test_a_target_without_any_signal_is_refused(trained, tmp_path, reward, basel
     table, _ = computed(trained, tmp_path, rewards=REWARDS * 0 + reward, baseline=baseline)
     assert (vectors(table) == 0).all()
     with pytest.raises(DataError, match=f"(?s)None of the 4 target rows has a signal: .*{words}"):
-        begun(table, baseline=baseline)
+        nice(mc_samples=SAMPLES, baseline=baseline).check_target({"target": Memory(table)})
 
 
 def test_rewards_that_hardly_differ_and_such_that_are_all_0_are_said(trained, tmp_path):

@@ -42,6 +42,7 @@ def dataflex(*arguments: object) -> Ran:
     code = 0
     with (
         mock.patch.object(sys, "argv", ["dataflex", *map(str, arguments)]),
+        mock.patch.object(cli.interrupts, "watched", lambda command: command()),  # Ctrl-C stays pytest's
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

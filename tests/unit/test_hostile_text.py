@@ -6,7 +6,7 @@ import pytest
 
 from dataflex_pipeline.config.names import LONGEST, check_name
 from dataflex_pipeline.config.overrides import override_layers
-from dataflex_pipeline.config.redaction import redacted, redacted_source
+from dataflex_pipeline.config.redaction import HIDDEN, redacted, redacted_source
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.reports.methods import describe_methods
 from dataflex_pipeline.store.chosen_files import check_folder, check_free
@@ -74,6 +74,12 @@ def test_broken_yaml_is_repeated_without_secrets(text):
     with pytest.raises(ConfigError) as caught:
         override_layers([f"source_quotas={text}"])
     assert "pa55" not in str(caught.value)
+
+
+def test_what_an_error_repeats_names_variables_and_hides_values():
+    for kept in ("api.api_key: DF_API_KEY names", "api_key: null", f"api_key: {HIDDEN}", "a password: ."):
+        assert redacted_source(kept) == kept
+    assert redacted_source('bf16: {"x": "api_key: pa55"}') == f'bf16: {{"x": "api_key: {HIDDEN}}}'
 
 
 def test_the_list_of_parameters_shows_no_secret(tmp_path):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dataflex_pipeline.own_code import load_source
+from dataflex_pipeline.own_code import in_one_line, load_source, own_error
 
 
 @pytest.fixture
@@ -50,3 +50,27 @@ def test_a_file_that_fails_leaves_nothing_behind(own_file):
     assert "dataflex_method_failing" not in sys.modules
     with pytest.raises(ImportError, match="no Python file"):
         load_source("dataflex_method_missing", own_file.parent / "other.py")
+
+
+def test_an_error_of_a_file_is_told_with_its_line(own_file):
+    own_file.write_text(
+        "def half(rows):\n    return rows['no'] / 2\n\n\ndef leave():\n    raise SystemExit(0)\n"
+    )
+    module = load_source("mine", own_file)
+    for call, line, said in (
+        (lambda: module.half({}), 2, "KeyError: 'no' (line 2: return rows['no'] / 2)"),
+        (lambda: module.leave(), 6, "SystemExit: 0 (line 6: raise SystemExit(0))"),
+    ):
+        with pytest.raises((KeyError, SystemExit)) as caught:
+            call()
+        assert in_one_line(caught.value) == said
+        assert own_error(caught.value).what == f"{own_file}, line {line}: {said}."
+    with pytest.raises(KeyError) as caught:
+        {}["no"]
+    assert own_error(caught.value) is None
+
+
+def test_a_file_that_ends_the_program_cannot_be_imported(own_file):
+    own_file.write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ImportError, match=r"SystemExit: 0 \(line 2: sys.exit\(0\)\)"):
+        load_source("mine", own_file)

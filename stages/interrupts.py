@@ -1,0 +1,48 @@
+"""Ctrl-C: the first one ends the command in order, those right after it nothing, a later one at once.
+
+Every file is whole at every moment, so ending at once does no harm either.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+
+ORDERLY = 2.0
+"""Seconds that the first one has to itself: locks are let go, a line is printed."""
+_CODE = 130
+_first: list[float] = []
+
+
+def seen() -> bool:
+    """Whether there was one."""
+    return bool(_first)
+
+
+def watched(command: Callable[[], int]) -> int:
+    """Run a command and return its exit code; what is left to do then is Python's own, and may be cut off.
+
+    A process that the shell keeps from interrupts stays so.
+    """
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, _interrupt)
+    code = command()
+    if ours:
+        signal.signal(signal.SIGINT, _end)
+    return code
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if not _first:
+        _first.append(time.monotonic())
+        raise KeyboardInterrupt
+    if time.monotonic() - _first[0] > ORDERLY:
+        _end(number, frame)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os._exit(_CODE)
