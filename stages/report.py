@@ -12,12 +12,12 @@ from dataflex_pipeline.errors import UserError
 from .completion import complete_run
 from .folders import run_folders
 from .options import EXAMPLES, OverwriteOption, RunOption
-from .words import with_run
+from .words import split_subjects, with_run
 
 commands = typer.Typer()
 
 
-@commands.command(epilog=EXAMPLES + "dataflex report quickstart-loss")
+@commands.command(epilog=EXAMPLES + "dataflex report quickstart-loss --against quickstart-random")
 def report(
     arguments: Annotated[
         list[str] | None,
@@ -31,14 +31,19 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The page; report.html in the run by default.")
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="A run to hold the target loss against, such as one of method random."),
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write a run as one HTML page: rounds, curves, scores, what was selected, examples, settings."""
+    """Write a run as one HTML page to explore: what was selected, scores, single rows, losses, warnings."""
     from dataflex_pipeline.reports.records import RunRecord
     from dataflex_pipeline.reports.report import write_report
     from dataflex_pipeline.terminal import console
 
-    folders = run_folders(with_run(arguments or [], run))
+    words = with_run(arguments or [], run)
+    folders = run_folders(words)
     if len(folders) != 1:
         raise UserError(
             f"{len(folders)} runs were named.",
@@ -46,7 +51,10 @@ def report(
             "Name one: `dataflex report quickstart-loss`. `dataflex compare` puts several side by side.",
         )
     record = RunRecord.read(folders[0], trained=False)
-    where = write_report(record, output, overwrite=overwrite)
+    other = None
+    if against is not None:
+        other = RunRecord.read(run_folders([against, *split_subjects(words)[1]])[0])
+    where = write_report(record, output, against=other, overwrite=overwrite)
     console.line(
         f"Report of {record.name}: {where} ({where.stat().st_size / 1024:.0f} KB). Open it in a browser."
     )

@@ -6,7 +6,7 @@ place among the rows that have a score, best first, ties by row: the order in wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from dataflex_pipeline.data.sources import resolve_sources
-from dataflex_pipeline.errors import DataflexError, UserError
+from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.gradients.similarity import PREFIX
+from dataflex_pipeline.pipeline.decoding import Decode, decoder
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.prepare import data_settings
 from dataflex_pipeline.pipeline.row_gradients import agreements
@@ -30,8 +31,6 @@ from dataflex_pipeline.store.tables import TableFile
 
 ORIGINAL = "original_"
 LABELLED = "assistant"
-Decode = Callable[[list[int]], str]
-"""From tokens to their text."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,7 @@ def _conversation(
     run: OpenRun, found: Mapping[str, Any], last_only: bool, notices: list[str]
 ) -> tuple[tuple[Stretch, ...], bool]:
     """Return the conversation in stretches, and whether they are exact."""
-    decode = _decoder(run, found["input_ids"], notices) if found["input_ids"] else None
+    decode = decoder(run, found["input_ids"], notices) if found["input_ids"] else None
     if decode is not None:
         return _decoded(found, decode), True
     turns = found["messages"]
@@ -236,49 +235,6 @@ def _decoded(found: Mapping[str, Any], decode: Decode) -> tuple[Stretch, ...]:
         Stretch(decode([token for token, _ in stretch]), learnt)
         for learnt, stretch in groupby(pairs, key=lambda pair: pair[1] != IGNORED)
     )
-
-
-def _decoder(run: OpenRun, ids: Sequence[int], notices: list[str]) -> Decode | None:
-    """Return how the run's tokenizer writes tokens as text, where it is on this machine."""
-    from dataflex_pipeline.models.source import local_folder
-
-    try:
-        name = run.config.model_name_or_path
-        folder = local_folder(name)
-    except DataflexError as error:
-        notices.append(f"the tokenizer is not at hand: {error.what}")
-        return None
-    if folder is None and not isinstance(_cached(name, "tokenizer_config.json"), str):
-        notices.append(f"the tokenizer of {name} is not on this machine")
-        return None
-    fast = _cached(name, "tokenizer.json") if folder is None else folder / "tokenizer.json"
-    return _fast_decoder(fast, ids) or _slow_decoder(run)
-
-
-def _cached(name: str, file: str) -> Any:
-    from huggingface_hub import try_to_load_from_cache
-
-    return try_to_load_from_cache(name, file)
-
-
-def _fast_decoder(file: Any, ids: Sequence[int]) -> Decode | None:
-    """Return the decoder of a file of `tokenizers`, without the seconds that transformers takes to load."""
-    if not isinstance(file, str | Path) or not Path(file).is_file():
-        return None
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(file))
-    if any(tokenizer.id_to_token(token) is None for token in ids):
-        return None  # some of its tokens are in other files
-    return lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=False))
-
-
-def _slow_decoder(run: OpenRun) -> Decode:
-    from dataflex_pipeline.models.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(run.config)
-    exact = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    return lambda tokens: str(tokenizer.decode(tokens, **exact))
 
 
 # Scores and ranks

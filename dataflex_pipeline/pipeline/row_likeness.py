@@ -72,8 +72,13 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """Two tables that are compared, and what uses them."""
+class Pair:
+    """Two tables of vectors that are compared.
+
+    Attributes:
+        kind: embeddings or gradients.
+        pool, target: folders of the tables.
+    """
 
     kind: Kind
     pool: Path
@@ -89,7 +94,21 @@ def likenesses(run: RunFolder, row: int, notices: list[str], *, taken_anew: bool
         notices: is told what is not there any more.
         taken_anew: gradients that were not kept will be taken.
     """
-    users: dict[_Pair, list[str]] = {}
+    users = _users(run, notices, taken_anew)
+    return [_likeness(run, pair, labels, row) for pair, labels in users.items()]
+
+
+def compared(run: RunFolder, notices: list[str]) -> dict[Pair, tuple[str, ...]]:
+    """Return the pairs of tables that a run has, each with the scores that compare them.
+
+    Args:
+        run: on disk. notices: is told what is not there, or was not kept.
+    """
+    return _users(run, notices, False)
+
+
+def _users(run: RunFolder, notices: list[str], taken_anew: bool) -> dict[Pair, tuple[str, ...]]:
+    users: dict[Pair, list[str]] = {}
     for label, ingredients, has_groups in _scored(run):
         found = list(_pairs(run, ingredients, label))
         for pair, of in found:
@@ -106,7 +125,7 @@ def likenesses(run: RunFolder, row: int, notices: list[str], *, taken_anew: bool
     for folder in sorted(run.features.glob("*")):
         for pair, _ in _pairs(run, found_ingredients(folder) or {}, ""):
             users.setdefault(pair, [])
-    return [_likeness(run, pair, tuple(dict.fromkeys(labels)), row) for pair, labels in users.items()]
+    return {pair: tuple(dict.fromkeys(labels)) for pair, labels in users.items()}
 
 
 def _scored(run: RunFolder) -> Iterator[tuple[str, dict[str, Any], bool]]:
@@ -118,7 +137,7 @@ def _scored(run: RunFolder) -> Iterator[tuple[str, dict[str, Any], bool]]:
             yield f"{path.stem}, round {number}", found_ingredients(path) or {}, has_groups
 
 
-def _pairs(run: RunFolder, ingredients: Mapping[str, Any], label: str) -> Iterator[tuple[_Pair, str]]:
+def _pairs(run: RunFolder, ingredients: Mapping[str, Any], label: str) -> Iterator[tuple[Pair, str]]:
     """Yield the pairs that something was made from, those of its features' features too."""
     features = ingredients.get("features") or {}
     for key, fingerprint in features.items():
@@ -128,7 +147,7 @@ def _pairs(run: RunFolder, ingredients: Mapping[str, Any], label: str) -> Iterat
         other = _folder(run, features.get(key.replace("pool", "target", 1))) if "pool" in key else None
         kind = KINDS.get(str((found_ingredients(folder) or {}).get("feature")))
         if kind is not None and other is not None:
-            yield _Pair(kind, folder, other), label + key.removeprefix("pool").replace("-", " ")
+            yield Pair(kind, folder, other), label + key.removeprefix("pool").replace("-", " ")
         yield from _pairs(run, found_ingredients(folder) or {}, label)
 
 
@@ -147,7 +166,7 @@ def _folder(run: RunFolder, fingerprint: str | None) -> Path | None:
     return next(complete, None)
 
 
-def _likeness(run: RunFolder, pair: _Pair, used_by: tuple[str, ...], row: int) -> Likeness:
+def _likeness(run: RunFolder, pair: Pair, used_by: tuple[str, ...], row: int) -> Likeness:
     pool = PartedTable.open(pair.pool)
     line = pool.take(np.array([row]), [COLUMN[pair.kind], "valid", "reason"])
     [batch] = line.combine_chunks().to_batches()
@@ -156,6 +175,36 @@ def _likeness(run: RunFolder, pair: _Pair, used_by: tuple[str, ...], row: int) -
     target = PartedTable.open(pair.target)
     rows, similarities = _nearest(target, pair.kind, _vectors(batch, pair.kind)[0])
     return Likeness(pair.kind, used_by, tuple(described(run, rows, similarities)))
+
+
+def nearest_target_rows(pair: Pair, rows: np.ndarray, nearest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the target rows that many rows of the pool are most like.
+
+    Args:
+        pair: tables of the pool's vectors and the target's.
+        rows: of the pool. [n]
+        nearest: how many target rows of each.
+
+    Returns:
+        Target rows, the nearest first, ties by row, -1 where there is none; and their cosines. [n, nearest]
+    """
+    line = PartedTable.open(pair.pool).take(rows, [COLUMN[pair.kind], "valid"])
+    [batch] = line.combine_chunks().to_batches()
+    valid = batch.column("valid").to_numpy(zero_copy_only=False)
+    vectors = np.where(valid[:, None], _vectors(batch, pair.kind), 0).astype(np.float32)  # [n, D]
+    found = np.full((len(rows), nearest), -1)
+    best = np.full((len(rows), nearest), -np.inf, np.float32)
+    for block in PartedTable.open(pair.target).blocks(["row", COLUMN[pair.kind], "valid"], TARGET_BLOCK):
+        there = block.column("valid").to_numpy(zero_copy_only=False)
+        numbers = block.column("row").to_numpy()[there]
+        cosines = vectors @ _vectors(block, pair.kind)[there].astype(np.float32).T  # [n, target rows]
+        all_rows = np.concatenate([found, np.broadcast_to(numbers, cosines.shape)], axis=1)
+        all_cosines = np.concatenate([best, cosines], axis=1)
+        kept = np.argsort(-all_cosines, axis=1, kind="stable")[:, :nearest]
+        found = np.take_along_axis(all_rows, kept, axis=1)
+        best = np.take_along_axis(all_cosines, kept, axis=1)
+    found[~valid] = -1
+    return found, best
 
 
 def _vectors(batch: Any, kind: Kind) -> np.ndarray:

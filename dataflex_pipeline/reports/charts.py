@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from dataflex_pipeline.store.unseen import visible
+
 Chart: TypeAlias = Any
 """An altair.Chart, or an altair.LayerChart."""
 BLUE, ORANGE, GREEN, VIOLET, RED = "#3b82c4", "#d9733a", "#3a9a68", "#8b6fc9", "#c4506b"
@@ -28,17 +30,23 @@ OUTER = 0.005
 """Share of the values at each end that the outermost bars of a histogram may hold all of."""
 FADED = 0.12
 HEIGHT = 240
-TALL_BAR = 14
+TALL_BAR = 11
 """Pixels of a horizontal bar."""
 
 
 def lines_of(table: Any) -> list[dict[str, Any]]:
     """Return the lines of a pandas or Arrow table, or of an iterable of mappings, as dictionaries."""
+    lines = table
     if hasattr(table, "to_pylist"):
-        return list(table.to_pylist())
-    if hasattr(table, "to_dict"):
-        return list(table.to_dict("records"))
-    return [dict(line) for line in table]
+        lines = table.to_pylist()
+    elif hasattr(table, "to_dict"):
+        lines = table.to_dict("records")
+    return [{name: _seen(value) for name, value in line.items()} for line in lines]
+
+
+def _seen(value: Any) -> Any:
+    """Return a value for a chart; a control character in a text could end an expression of Vega's."""
+    return visible(value) if isinstance(value, str) else value
 
 
 def score_bars(
@@ -115,10 +123,10 @@ def score_chart(bars: Any, column: str = "score", pick: Sequence[str] = ()) -> C
     legend = altair.selection_point(fields=["of"], bind="legend", name="kinds")
     interval = altair.selection_interval(encodings=["x"], name="scores")
     chart = (
-        altair.Chart(_data(lines), height=HEIGHT, width="container")
+        _of_table(altair.Chart(_data(lines), height=HEIGHT, width="container"), pick)
         .mark_bar(binSpacing=0.5)
         .encode(
-            x=altair.X("low:Q", bin="binned", title=column, scale=altair.Scale(zero=False)),
+            x=altair.X("low:Q", bin="binned", title=column, scale=altair.Scale(zero=False), axis=_plain()),
             x2="high:Q",
             y=altair.Y(
                 "share:Q", stack=None, title="share of these rows", axis=altair.Axis(format="%", tickCount=5)
@@ -135,7 +143,7 @@ def score_chart(bars: Any, column: str = "score", pick: Sequence[str] = ()) -> C
         )
         .add_params(legend, interval)
     )
-    return _picked(chart, "table", pick, "Scores of ")
+    return _picked(chart, pick)
 
 
 def share_chart(shares: Any, title: str = "share of rows") -> Chart:
@@ -151,7 +159,7 @@ def share_chart(shares: Any, title: str = "share of rows") -> Chart:
     kinds, names = _kinds(lines), list(dict.fromkeys(line["name"] for line in lines))
     legend = altair.selection_point(fields=["of"], bind="legend", name="kinds")
     return (
-        altair.Chart(_data(lines), width="container", height=altair.Step(TALL_BAR, **{"for": "offset"}))
+        altair.Chart(_data(lines), height=len(names) * (len(kinds) + 1) * TALL_BAR, width="container")
         .mark_bar(cursor="pointer", cornerRadiusEnd=2)
         .encode(
             y=altair.Y(
@@ -186,7 +194,7 @@ def range_chart(ranges: Any, column: str = "score", pick: Sequence[str] = ()) ->
     lines = lines_of(ranges)
     names = list(dict.fromkeys(line["name"] for line in lines))
     quantiles = {"p05": "5 %", "p25": "25 %", "p50": "median", "p75": "75 %", "p95": "95 %"}
-    base = altair.Chart(_data(lines)).encode(
+    base = _of_table(altair.Chart(_data(lines)), pick).encode(
         y=altair.Y(
             "name:N", sort=names, title=None, axis=altair.Axis(labelLimit=180, ticks=False, domain=False)
         ),
@@ -197,15 +205,15 @@ def range_chart(ranges: Any, column: str = "score", pick: Sequence[str] = ()) ->
         ],
     )
     title = f"{column}: 5 to 95 % of rows, 25 to 75 %, median"
-    axis = altair.X("p05:Q", title=title, scale=altair.Scale(zero=False), axis=altair.Axis(tickCount=6))
+    axis = altair.X("p05:Q", title=title, scale=altair.Scale(zero=False), axis=_plain())
     chart = altair.layer(
         base.mark_rule(color=FAINT, strokeWidth=2).encode(x=axis, x2="p95:Q"),
         base.mark_bar(color=BLUE, height=TALL_BAR, opacity=0.8, cursor="pointer").encode(
             x="p25:Q", x2="p75:Q"
         ),
         base.mark_tick(color=ORANGE, thickness=3, height=TALL_BAR + 4).encode(x="p50:Q"),
-    ).properties(width="container", height=altair.Step(2 * TALL_BAR))
-    return _picked(chart, "table", pick, "Scores of ")
+    ).properties(height=2 * TALL_BAR * len(names), width="container")
+    return _picked(chart, pick)
 
 
 def length_chart(points: Any, means: Any = (), column: str = "score", pick: Sequence[str] = ()) -> Chart:
@@ -224,9 +232,9 @@ def length_chart(points: Any, means: Any = (), column: str = "score", pick: Sequ
     x = altair.X(
         "length:Q", title="response tokens", scale=altair.Scale(type="log", nice=False), axis=_whole()
     )
-    y = altair.Y("score:Q", title=column, scale=altair.Scale(zero=False), axis=altair.Axis(tickCount=5))
+    y = altair.Y("score:Q", title=column, scale=altair.Scale(zero=False), axis=_plain())
     dots = (
-        altair.Chart(_data(lines))
+        _of_table(altair.Chart(_data(lines)), pick)
         .mark_circle(size=42, cursor="pointer")
         .encode(
             x=x,
@@ -248,12 +256,12 @@ def length_chart(points: Any, means: Any = (), column: str = "score", pick: Sequ
     if averages:
         tooltip = [altair.Tooltip("length:Q", format=",.0f", title="about so many tokens")]
         tooltip.append(altair.Tooltip("mean:Q", format=".4g", title="mean of all rows"))
-        line = altair.Chart(_data(averages)).mark_line(
+        line = _of_table(altair.Chart(_data(averages)), pick).mark_line(
             color=BLUE, strokeWidth=2, point={"color": BLUE, "size": 40}
         )
         layers.append(line.encode(x="length:Q", y="mean:Q", tooltip=tooltip))
     chart = altair.layer(*layers).properties(width="container", height=HEIGHT)
-    return _picked(chart, "table", pick, "Scores of ")
+    return _picked(chart, pick)
 
 
 def overlap_chart(overlaps: Any) -> Chart:
@@ -279,15 +287,15 @@ def overlap_chart(overlaps: Any) -> Chart:
     full = altair.Scale(domain=[0, 1], range=["#3b82c418", BLUE])
     cells = base.mark_rect(cornerRadius=3).encode(color=altair.Color("share:Q", scale=full, legend=None))
     texts = base.mark_text(fontSize=13).encode(text=altair.Text("share:Q", format=".0%"))
-    return altair.layer(cells, texts).properties(width="container", height=altair.Step(44))
+    return altair.layer(cells, texts).properties(height=44 * len(names), width="container")
 
 
-def loss_chart(losses: Any, starts: Sequence[int] = ()) -> Chart:
+def loss_chart(losses: Any, starts: Mapping[int, int] | None = None) -> Chart:
     """Return training loss and target loss over the optimizer steps of all rounds.
 
     Args:
         losses: lines of step, loss (nats per token), of (TRAINING, TARGET, or another run's target).
-        starts: the steps at which rounds 1, 2, ... begin.
+        starts: number of a round -> the step that it begins with.
     """
     import altair
 
@@ -312,20 +320,16 @@ def loss_chart(losses: Any, starts: Sequence[int] = ()) -> Chart:
             altair.Tooltip("loss:Q", title="nats per token", format=".4f"),
         ],
     )
-    drawn = base.mark_line(strokeWidth=2)
-    dots = base.transform_filter(altair.datum.of != TRAINING).mark_circle(size=50)
-    hovered = base.mark_circle(size=90).encode(
-        opacity=altair.condition(near, altair.value(1), altair.value(0))
-    )
-    rounds = [{"step": step - 0.5, "round": f"round {number}"} for number, step in enumerate(starts, 1)]
-    rules = (
-        altair.Chart(_data(rounds))
-        .mark_rule(color=FAINT, strokeDash=[3, 3])
-        .encode(x="step:Q", tooltip="round:N")
-    )
-    return altair.layer(rules, drawn.add_params(legend), dots, hovered.add_params(near)).properties(
-        width="container", height=HEIGHT
-    )
+    layers = [base.mark_line(strokeWidth=2).add_params(legend)]
+    if any(line["of"] != TRAINING for line in lines):
+        layers.append(base.transform_filter(altair.datum.of != TRAINING).mark_circle(size=50))
+    shown = altair.condition(near, altair.value(1), altair.value(0))
+    layers.append(base.mark_circle(size=90).encode(opacity=shown).add_params(near))
+    rounds = [{"step": step - 0.5, "round": f"round {number}"} for number, step in (starts or {}).items()]
+    if rounds:
+        rules = altair.Chart(_data(rounds)).mark_rule(color=FAINT, strokeDash=[3, 3])
+        layers.insert(0, rules.encode(x="step:Q", tooltip="round:N"))
+    return altair.layer(*layers).properties(width="container", height=HEIGHT)
 
 
 def rate_chart(rates: Any) -> Chart:
@@ -369,6 +373,13 @@ def _shades(kinds: Sequence[str]) -> dict[str, str]:
     return {kind: COLORS[POOL] for kind in kinds if kind == POOL} | found | dict.fromkeys(others[-1:], ORANGE)
 
 
+def _plain() -> Any:
+    """Return an axis of numbers of any size, without zeros behind their last digit."""
+    import altair
+
+    return altair.Axis(format=".3~g", tickCount=6)
+
+
 def _whole() -> Any:
     """Return an axis of whole numbers."""
     import altair
@@ -376,12 +387,16 @@ def _whole() -> Any:
     return altair.Axis(tickMinStep=1, format=",d", tickCount=8)
 
 
-def _picked(chart: Any, field: str, names: Sequence[str], label: str) -> Any:
-    """Return a chart with a list to choose from, where there is more than one name."""
+def _of_table(chart: Any, pick: Sequence[str]) -> Any:
+    """Return a chart of one table's lines, where there are tables to choose from."""
+    return chart.transform_filter("datum.table == table") if pick else chart
+
+
+def _picked(chart: Any, pick: Sequence[str]) -> Any:
+    """Return a chart with a list of tables to choose from, where there is more than one."""
     import altair
 
-    if not names:
+    if not pick:
         return chart
-    menu = altair.binding_select(options=list(names), name=label) if len(names) > 1 else altair.Undefined
-    chosen = altair.param(name=field, value=names[0], bind=menu)
-    return chart.transform_filter(f"datum.{field} == {field}").add_params(chosen)
+    menu = altair.binding_select(options=list(pick), name="Scores of ") if len(pick) > 1 else altair.Undefined
+    return chart.add_params(altair.param(name="table", value=pick[0], bind=menu))

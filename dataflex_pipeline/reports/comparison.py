@@ -38,13 +38,17 @@ def differences(groups: Mapping[str, Mapping[int, RunRecord]], number: int) -> l
     Args:
         groups: the runs by method and seed. number: the round that they are compared at.
     """
-    everybody = [record for group in groups.values() for record in group.values()]
-    found = list(_between(everybody, [_shared(record, number) for record in everybody]))
-    found += _evaluations(everybody, number)
+    found = shared_differences([record for group in groups.values() for record in group.values()], number)
     for method, group in groups.items():
         runs = list(group.values())
         found += _between(runs, [_own(record, method, number) for record in runs])
     return list(dict.fromkeys(found))
+
+
+def shared_differences(records: Sequence[RunRecord], number: int) -> list[str]:
+    """Return what differs, of what has to be the same for all methods, in rounds up to ``number``."""
+    found = list(_between(records, [_shared(record, number) for record in records]))
+    return list(dict.fromkeys([*found, *_evaluations(records, number)]))
 
 
 def _between(records: Sequence[RunRecord], settings: Sequence[Settings]) -> Iterator[str]:

@@ -1,72 +1,206 @@
-"""Findings of a report on a run: rounds, curves, scores, what was selected, examples, overlaps, warnings.
+"""Findings of a report on a run: headline, rounds, charts, single rows, overlaps, warnings.
 
-Everything is plain values, counted over tables as streams, so that a run of any size gives a page of the
-same size.
+Everything is counted over tables as streams, and rows that are shown one by one are few, so that a run of any
+size gives a page of about the same size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
-
-from dataflex_pipeline.data.rows import rows_said
+from dataflex_pipeline.reports import pictures
+from dataflex_pipeline.reports.browsed import Browsed, browsed
 from dataflex_pipeline.reports.catalogue import RunTable, tables_of
+from dataflex_pipeline.reports.cautions import cautions
+from dataflex_pipeline.reports.conversations import Conversations
+from dataflex_pipeline.reports.headline import check_comparable, headline, what_changed
 from dataflex_pipeline.reports.likeness import alike
 from dataflex_pipeline.reports.look import Wanted, look, shared_rows
+from dataflex_pipeline.reports.nearest import Nearest, nearest
 from dataflex_pipeline.reports.numbers import spread
-from dataflex_pipeline.reports.query import Queries, open_queries, quoted
+from dataflex_pipeline.reports.query import Queries, open_queries
 from dataflex_pipeline.reports.records import PER_ROUND, RunRecord
+from dataflex_pipeline.reports.shares import Shares, round_name, shares, target_values
 from dataflex_pipeline.store.parquet import corrupt
-from dataflex_pipeline.store.versions import changes_between_rounds
-
-EXAMPLES = 3
-CATEGORIES = 20
-"""A column of the user's own counts as a category with at most so many different values."""
 
 
-def findings(record: RunRecord) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Drawn:
+    """A chart of the page.
+
+    Attributes:
+        name: of its place on the page. title: above it. says: in words, what it shows.
+        spec: the chart, as plain values for Vega-Lite.
+        column: the category that its bars are of; empty for others.
+    """
+
+    name: str
+    title: str
+    says: str
+    spec: dict[str, Any]
+    column: str = ""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that are shown one by one.
+
+    Attributes:
+        rows: by number. tables: the score tables that they have scores of.
+        nearest: the target rows that they are most like. notices: what could not be told of them.
+        categories: columns to filter by.
+    """
+
+    rows: Sequence[Browsed]
+    tables: Sequence[RunTable]
+    nearest: Nearest
+    notices: Sequence[str]
+    categories: Sequence[str]
+
+
+def findings(record: RunRecord, other: RunRecord | None = None) -> dict[str, Any]:
     """Return everything that a report shows of one run.
+
+    Args:
+        record: of the run.
+        other: a run to hold its target loss against; None for none.
 
     Raises:
         CorruptError: a table of the run is damaged.
+        RunError: the other run differs in more than method and seed.
     """
+    if other is not None:
+        check_comparable(record, other)
     tables = tables_of(record.run)
     indexed = {table.round for table in tables if table.kind == "index"}
     for number in record.markers:
         if number not in indexed:
             raise corrupt(record.round(number).index, "it is not there, and the round was trained on it")
     with open_queries(tables) as queries:
-        looks = {
-            t.view: look(queries, t, tables, Wanted(EXAMPLES)) for t in tables if t.kind != "probabilities"
-        }
-        scores = [table for table in tables if table.kind == "scores"]
-        chosen = _chosen(tables)
-        return {
-            "name": record.name,
-            "facts": _facts(record, looks),
-            "rounds": [_round(record, number, scores, looks) for number in record.rounds],
-            "log": record.log,
-            "first_steps": [record.step(number - 1) + 1 for number in record.markers if number],
-            "scores": [looks[table.view] for table in scores],
-            "selected": _selected(queries, tables, chosen),
-            "lengths": _lengths(queries, chosen),
-            "evaluations": [asdict(f) | {"round": n} for n in record.markers for f in record.evaluated(n)],
-            "alike": alike(queries, scores, looks),
-            "repeated": _repeated(queries, chosen),
-            "warnings": _warnings(record, looks, {table.view: table.split for table in tables}),
-            "settings": record.settings,
-            "provenance": record.record,
-        }
+        looks = {t.view: look(queries, t, tables, Wanted(0)) for t in tables if t.kind != "probabilities"}
+        return _found(record, other, _Opened(queries, tables, looks))
 
 
-def _chosen(tables: Sequence[RunTable]) -> list[RunTable]:
-    """Return, of each round, the table of the rows that it trained on, or else of those selected."""
-    found = {t.round: t for t in tables if t.kind == "selection" and not t.name}
-    found |= {t.round: t for t in tables if t.kind == "index"}
-    return [found[number] for number in sorted(found, key=lambda number: number or 0)]
+@dataclass(frozen=True)
+class _Opened:
+    """The tables of a run, open. looks: view -> what was found of it."""
+
+    queries: Queries
+    tables: Sequence[RunTable]
+    looks: Mapping[str, Any]
+
+    def of_kind(self, kind: str) -> list[RunTable]:
+        """Return the tables of a kind, those of rounds in their order."""
+        return [table for table in self.tables if table.kind == kind]
+
+    @property
+    def pool(self) -> RunTable:
+        """The prepared pool."""
+        return self.of_kind("pool")[0]
+
+    @property
+    def chosen(self) -> list[RunTable]:
+        """Of each round, the table of the rows that it trained on, or else of those selected."""
+        found = {t.round: t for t in self.of_kind("selection") if not t.name}
+        found |= {t.round: t for t in self.of_kind("index")}
+        return [found[number] for number in sorted(found, key=lambda number: number or 0)]
+
+
+def _found(record: RunRecord, other: RunRecord | None, opened: _Opened) -> dict[str, Any]:
+    queries, looks, chosen = opened.queries, opened.looks, opened.chosen
+    scores = opened.of_kind("scores")
+    rounds = [_round(record, number, scores, looks) for number in record.rounds]
+    spread_over = shares(queries, opened.pool, chosen)
+    target = next(iter(opened.of_kind("target")), None)
+    last = next((each for each in reversed(rounds) if each["number"]), None)
+    first = f"scores_{last['number']}_{last['selected_by']}" if last is not None else ""
+    drawn = pictures.drawn_tables(scores, looks, first)
+    rows = _rows(record, opened, drawn, spread_over)
+    changed = what_changed(
+        spread_over,
+        [target_values(queries, each, target) for each in spread_over],
+        None if last is None else last["number"],
+    )
+    return {
+        "name": record.name,
+        "headline": headline(record, _last_selected(last, looks), changed, other),
+        "facts": _facts(record, looks, rounds),
+        "rounds": rounds,
+        "charts": list(_charts(record, other, opened, drawn, spread_over, rows)),
+        "rows": rows,
+        "scores": [looks[table.view] for table in scores],
+        "selected": spread_over,
+        "lengths": _lengths(queries, chosen),
+        "evaluations": [asdict(f) | {"round": n} for n in record.markers for f in record.evaluated(n)],
+        "alike": alike(queries, scores, looks),
+        "repeated": _repeated(queries, chosen),
+        "warnings": cautions(record, looks, {table.view: table.split for table in opened.tables}),
+        "settings": record.settings,
+        "provenance": record.record,
+    }
+
+
+def _last_selected(last: Mapping[str, Any] | None, looks: Mapping[str, Any]) -> dict[str, Any] | None:
+    if last is None:
+        return None
+    return {
+        "number": last["number"],
+        "rows": last["different"],
+        "pool": looks["pool"]["valid"],
+        "by": last["selected_by"],
+    }
+
+
+def _rows(
+    record: RunRecord, opened: _Opened, drawn: Sequence[RunTable], spread_over: Sequence[Shares]
+) -> Rows:
+    """Return the rows to show one by one, with all that is known of them."""
+    conversations = Conversations(record.run)
+    by = {(table.name, table.round): table for table in opened.of_kind("probabilities")}
+    probabilities = {t.view: by[t.name, t.round] for t in drawn if (t.name, t.round) in by}
+    ranked = {table.round: table for table in opened.of_kind("selection") if not table.name}
+    rows = browsed(opened.queries, opened.pool, drawn, probabilities, opened.chosen, ranked, conversations.of)
+    found = nearest(record.run, [each.facts["row"] for each in rows if each.facts["valid"]])
+    notices = [*conversations.notices, *found.notices]
+    return Rows(rows, drawn, found, notices, [each.column for each in spread_over])
+
+
+def _charts(
+    record: RunRecord,
+    other: RunRecord | None,
+    opened: _Opened,
+    drawn: Sequence[RunTable],
+    spread_over: Sequence[Shares],
+    rows: Rows,
+) -> Iterator[Drawn]:
+    queries, looks, chosen = opened.queries, opened.looks, opened.chosen
+    for each in spread_over:
+        says = "Share of rows in the pool and in what rounds selected. Click a bar to list its rows."
+        yield Drawn("shares", f"By {each.title}", says, pictures.share_chart(each).to_dict(), each.column)
+    if drawn:
+        by_round = {table.round: table for table in chosen}
+        chart = pictures.score_chart(queries, drawn, looks, by_round)
+        says = "Share of rows by score, of those selected in the round and of the rest. "
+        says += "Drag over a part, or click a bar, to list its rows."
+        yield Drawn("scores", "Selected rows against the rest", says, chart.to_dict())
+        says = "Each point is a row of the list below and opens when it is clicked; "
+        says += "the line is the mean of all rows."
+        chart = pictures.length_chart(rows.rows, drawn, looks)
+        yield Drawn("length", "Score against length of the response", says, chart.to_dict())
+        for each in spread_over:
+            says = f"Where the scores of each {each.title} lie. Click a bar to list its rows."
+            chart = pictures.range_chart(queries, drawn, opened.pool, each)
+            yield Drawn("ranges", f"Scores by {each.title}", says, chart.to_dict(), each.column)
+    if record.log:
+        says = "Loss on the rows trained on, step by step, and on the target; dotted: a round begins."
+        yield Drawn("losses", "Loss", says, pictures.loss_chart(record, other).to_dict())
+        yield Drawn("rates", "Learning rate", "Over all rounds.", pictures.rate_chart(record).to_dict())
+    overlaps = pictures.overlap_chart(chosen)
+    if overlaps is not None:
+        says = "Of the rows of the round on the left, the share that the round above had too."
+        yield Drawn("overlaps", "Rows that rounds have in common", says, overlaps.to_dict())
 
 
 def _look_of(looks: Mapping[str, Any], number: int) -> Any:
@@ -74,9 +208,11 @@ def _look_of(looks: Mapping[str, Any], number: int) -> Any:
     return looks.get(f"idx_{number}") or looks[f"selection_{number}"]
 
 
-def _facts(record: RunRecord, looks: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(
+    record: RunRecord, looks: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     last = record.markers.get(record.last)
-    by = [_look_of(looks, number)["facts"]["method"] for number in record.rounds if number]
+    by = [each["selected_by"] for each in rounds if each["number"]]
     facts = {
         "selected by": ", ".join(dict.fromkeys(by)) or f"nothing yet; set to {record.method}",
         "model": record.settings["model_name_or_path"],
@@ -128,57 +264,13 @@ def _round(
     }
 
 
-def _selected(
-    queries: Queries, tables: Sequence[RunTable], chosen: Sequence[RunTable]
-) -> list[dict[str, Any]]:
-    """Return, for sources and for every category of the user's own, the shares in the pool and by round."""
-    pool = next(table for table in tables if table.kind == "pool")
-    found = []
-    for column in _categories(queries, pool):
-        by_round = {"pool": _shares(queries.table("pool").filter("valid").project(_named(column)))}
-        for table in chosen:
-            joined = (
-                queries.table(table.view)
-                .project("row")
-                .join(queries.table("pool").project(f"row, {_named(column)}"), "row", how="inner")
-            )
-            by_round[f"round {table.round}" if table.round else "warm-up"] = _shares(joined.project("name"))
-        names = sorted(by_round["pool"], key=lambda name: -by_round["pool"][name])
-        found.append({"column": column, "names": names, "series": by_round})
-    return found
-
-
-def _named(column: str) -> str:
-    return f"coalesce({quoted(column)}::varchar, '(none)') as name"
-
-
-def _categories(queries: Queries, pool: RunTable) -> list[str]:
-    """Return the text columns of the pool with a few different values, more than one."""
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
-    names = [
-        field.name
-        for field in pool.schema
-        if (field.name == "source" or field.name.startswith("original_"))
-        and any(is_text(field.type) for is_text in texts)
-    ]
-    counts = queries.table("pool").aggregate(", ".join(f"approx_count_distinct({quoted(n)})" for n in names))
-    return [name for name, n in zip(names, counts.fetchall()[0], strict=True) if 1 < n <= CATEGORIES]
-
-
-def _shares(relation: Any) -> dict[str, float]:
-    lines = dict(relation.aggregate("name, count(*)", "name").fetchall())
-    total = sum(lines.values())
-    return {name: n / total for name, n in lines.items()}
-
-
 def _lengths(queries: Queries, chosen: Sequence[RunTable]) -> list[dict[str, Any]]:
     """Return quantiles of the response tokens: of the pool, and of what each round selected."""
     pool = queries.table("pool").filter("valid").project("row, n_response_tokens")
     found = [{"of": "pool", **spread(pool, "n_response_tokens").plain()}]
     for table in chosen:
         rows = queries.table(table.view).project("row").distinct().join(pool, "row", how="inner")
-        name = f"round {table.round}" if table.round else "warm-up"
-        found.append({"of": name, **spread(rows, "n_response_tokens").plain()})
+        found.append({"of": round_name(table.round), **spread(rows, "n_response_tokens").plain()})
     return found
 
 
@@ -190,52 +282,3 @@ def _repeated(queries: Queries, chosen: Sequence[RunTable]) -> list[dict[str, An
         shares = (shared_rows(queries, table.view, views)["share"] for views in (before[-1:], before))
         found.append({"round": table.round, **dict(zip(("before", "any_before"), shares, strict=True))})
     return found
-
-
-def _warnings(record: RunRecord, looks: Mapping[str, Any], splits: Mapping[str, str]) -> list[str]:
-    """Return what the tables noted and what was left out, in words.
-
-    Args:
-        record: of the run.
-        looks: view -> what is to be said about the table.
-        splits: view -> whose rows it has lines for.
-    """
-    rounds = {number: marker.versions for number, marker in record.markers.items()}
-    found = changes_between_rounds(record.record.get("versions", {}), rounds)
-    for view, seen in looks.items():
-        found += [f"{view}: {line}" for line in seen["facts"].get("notices", [])]
-    found += not_usable({view: seen.get("reasons", []) for view, seen in looks.items()}, splits)
-    if record.settings["update_step"] and record.last < int(record.settings["update_times"]):
-        found.append(f"the run is at round {record.last} of {record.settings['update_times']}")
-    return found
-
-
-VIEWS_NAMED = 3
-
-
-def not_usable(found: Mapping[str, Sequence[Mapping[str, Any]]], splits: Mapping[str, str]) -> list[str]:
-    """Return a line for every reason that rows are not usable for, with their number and the first of them.
-
-    A row that is not valid in the pool is not valid in any table made from it: it is named once.
-
-    Args:
-        found: view -> its reasons: reason, rows, first.
-        splits: view -> whose rows it has lines for.
-    """
-    views: dict[tuple[Any, ...], list[str]] = {}
-    for view, reasons in found.items():
-        for each in reasons:
-            key = (splits[view], each["reason"], each["rows"], tuple(each["first"]))
-            views.setdefault(key, []).append(view)
-    return [
-        f"{_views_said(split, named)}: {rows:,} row{'s' * (rows != 1)} not usable: {reason} "
-        f"({rows_said(first, rows)})"
-        for (split, reason, rows, first), named in views.items()
-    ]
-
-
-def _views_said(split: str, named: Sequence[str]) -> str:
-    if split in named:
-        return split
-    more = f" and {len(named) - VIEWS_NAMED} more tables" if len(named) > VIEWS_NAMED else ""
-    return ", ".join(named[:VIEWS_NAMED]) + more

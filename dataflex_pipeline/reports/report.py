@@ -15,12 +15,19 @@ HEAD = 4096
 """Bytes of a page that its title is looked for in."""
 
 
-def write_report(record: RunRecord, output: Path | None = None, *, overwrite: bool = False) -> Path:
+def write_report(
+    record: RunRecord,
+    output: Path | None = None,
+    *,
+    against: RunRecord | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Write the page of a run and return where it is.
 
     Args:
         record: of the run.
         output: the file to write; by default report.html in the run. An older report there is replaced.
+        against: a run to hold its target loss against.
         overwrite: set something else that is there aside.
 
     Raises:
@@ -30,7 +37,7 @@ def write_report(record: RunRecord, output: Path | None = None, *, overwrite: bo
     if overwrite and where.is_file() and not _is_report(where):
         set_aside(where)
     check_free(where, _is_report)
-    write_text(where, page(findings(record)))
+    write_text(where, page(findings(record, against)))
     return where
 
 

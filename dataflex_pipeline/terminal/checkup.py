@@ -24,20 +24,25 @@ def draw_checkup(findings: Sequence[Finding], shown: Sequence[dict[str, Any]], g
         if chosen:
             console.line(area.capitalize(), style="bold")
         for each in chosen:
-            console.line(f"  {each.state:<8} {each.check}: {each.found}", style=_style(each))
-            if each.advice:
-                console.line(f"           -> {each.advice}")
+            _draw_finding(each)
     draw_example(shown)
     counts = {state: sum(each.state == state for each in findings) for state in STYLES}
-    console.line(
-        f"{counts['ok']} ok, {counts['warning']} warnings, {counts['problem']} problems", style="bold"
-    )
+    said = {"ok": "ok", "warning": "warnings", "problem": "problems"}
+    pieces = [
+        (f"{counts[state]} {said[state]}", STYLES[state] if counts[state] else "dim") for state in STYLES
+    ]
+    console.pieces(pieces[0], (", ", None), pieces[1], (", ", None), pieces[2])
     if not given:
         console.line("To check a configuration too: dataflex doctor --config FILE (or key=value)")
 
 
-def _style(finding: Finding) -> str | None:
-    return None if finding.state == "ok" else STYLES[finding.state]
+def _draw_finding(finding: Finding) -> None:
+    """Print a finding, its state in colour, and below it what to do."""
+    style = STYLES[finding.state]
+    said = None if finding.state == "ok" else style
+    console.pieces((f"  {finding.state:<8} ", style), (f"{finding.check}: ", "bold"), (finding.found, said))
+    if finding.advice:
+        console.pieces(("           -> ", "bold"), (finding.advice, None))
 
 
 def draw_example(shown: Sequence[dict[str, Any]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from dataflex_pipeline.config.redaction import redacted, redacted_source
 from dataflex_pipeline.errors import DataflexError
+from dataflex_pipeline.store.unseen import visible as visible
 
 
 def _console(*, stderr: bool) -> Console:
@@ -31,10 +31,6 @@ GAP = 3
 """Columns of the terminal that rich puts around each column of a table."""
 LEAST = 8
 """What is left at least of the column that gives way; with less room a table is not drawn as one."""
-_UNSEEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
-)
-"""Control characters but for tab and new line, marks of direction, and what has no width or no meaning."""
 MOST_LINES = 3
 """A cell of the column that gives way takes so many lines at most; with less room it stands below its row."""
 
@@ -52,11 +48,6 @@ def messages_to_stderr(wanted: bool = True) -> Iterator[None]:
         out = before
 
 
-def visible(text: str) -> str:
-    """Return a text whose control characters a terminal shows and does not obey, as \\u001b; so does JSON."""
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
 def clean(text: str) -> str:
     """Return a text as it may be printed: what cannot be seen made visible, secrets in addresses left out."""
     return visible(redacted(text))
@@ -65,6 +56,13 @@ def clean(text: str) -> str:
 def line(text: str, style: str | None = None) -> None:
     """Print one line as it is: square brackets in it are not markup."""
     out.print(clean(text), style=style, markup=False, emoji=False)
+
+
+def pieces(*parts: tuple[str, str | None]) -> None:
+    """Print one line of parts, each a text as it is and its style."""
+    from rich.text import Text
+
+    out.print(Text.assemble(*((clean(text), style or "") for text, style in parts)))
 
 
 def fail(error: DataflexError) -> None:
@@ -97,11 +95,14 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         lines = [*([title] if title else []), *("\t".join(row) for row in [columns, *rows])]
         out.file.write("\n".join(lines) + "\n")  # rich itself would turn the tabs into spaces
         return
-    if not fits(columns, rows, wraps):
-        _print_stacked(title, columns, rows)
-        return
-    if wraps in columns and _most_lines(columns, rows, wraps) > MOST_LINES:
+    whole = fits(columns, rows, wraps)
+    if wraps in columns and (
+        _fits_below(columns, rows, wraps) if not whole else _is_long(columns, rows, wraps)
+    ):
         _print_below(title, columns, rows, wraps)
+        return
+    if not whole:
+        _print_stacked(title, columns, rows)
         return
     from rich import box
     from rich.table import Table
@@ -139,6 +140,17 @@ def fits(columns: Sequence[str], rows: Sequence[Sequence[str]], wraps: str = "")
         for name, width in zip(columns, _widths(columns, rows), strict=True)
     )
     return needed + GAP * len(columns) <= out.width
+
+
+def _fits_below(columns: Sequence[str], rows: Sequence[Sequence[str]], wraps: str) -> bool:
+    """Whether a table fits whose column that gives way stands below each row."""
+    place = list(columns).index(wraps)
+    others = [width for number, width in enumerate(_widths(columns, rows)) if number != place]
+    return sum(others) + 2 * len(others) <= out.width
+
+
+def _is_long(columns: Sequence[str], rows: Sequence[Sequence[str]], wraps: str) -> bool:
+    return _most_lines(columns, rows, wraps) > MOST_LINES
 
 
 def _most_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], wraps: str) -> int:

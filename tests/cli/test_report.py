@@ -17,7 +17,11 @@ from dataflex_pipeline.reports.records import RunRecord
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 RANDOM = ("--round", 2, "--method", "random")
-HOSTILE = "<script>document.title = 'taken over'</script><img src=http://example.invalid/x.png>"
+HOSTILE = (
+    "<script>document.title = 'taken over'</script></script><!--<script><img src=http://example.invalid/x.png>"
+    "\x1b[2J\u202egnp.exe\u2028"
+)
+LONG = "long " * 2_000_000
 
 
 class Texts(HTMLParser):
@@ -52,6 +56,13 @@ def run(tiny_demo, tmp_path_factory):
     return folder
 
 
+def island(page_file, name):
+    """Return the plain values that a page holds under a name."""
+    (text,) = re.findall(f'<script type="application/json" id="{name}">(.*?)</script>', page_file.read_text())
+    assert not set(text) & set("<>&\u2028\u2029")
+    return json.loads(text)
+
+
 @pytest.fixture(scope="module")
 def hostile(tiny_demo, tmp_path_factory):
     """A run over data whose texts would take over a page that pasted them in."""
@@ -65,6 +76,8 @@ def hostile(tiny_demo, tmp_path_factory):
         }
         for n in range(24)
     ]
+    rows[3]["output"] = LONG
+    rows[4]["output"] = ""
     (folder / "pool.json").write_text(json.dumps(rows))
     done(
         *("round", 1, "--run", "hostile", f"runs_dir={folder}", f"dataset={folder / 'pool.json'}"),
@@ -96,6 +109,14 @@ def test_score_quantiles_are_those_of_the_table(run):
     assert float(line[7]) == pytest.approx(scores.max(), rel=1e-3)
 
 
+def lines(spec):
+    """Return the lines of a chart's data that are of a table of scores."""
+    given = [spec.get("data"), *(layer.get("data") for layer in spec.get("layer", []))]
+    values = [line for each in given if each for line in each.get("values", [])]
+    values += [line for each in spec.get("datasets", {}).values() for line in each]
+    return [line for line in values if "table" in line]
+
+
 def test_alike_is_what_pandas_counts_and_a_constant_score_is_in_no_pair(run, tmp_path):
     folder = tmp_path / run.name
     shutil.copytree(run, folder)
@@ -110,9 +131,11 @@ def test_alike_is_what_pandas_counts_and_a_constant_score_is_in_no_pair(run, tmp
     best = [set(each.sort_values(ascending=False, kind="stable").index[:n]) for each in scores]
     assert pair["best_in_common"] == pytest.approx(len(best[0] & best[1]) / n)
     done("report", folder)
+    names = {
+        line["table"] for spec in island(folder / "report.html", "specs").values() for line in lines(spec)
+    }
+    assert names == {"loss, round 1", "loss, round 2"}  # one bar for random would say nothing
     text = (folder / "report.html").read_text()
-    assert "score of loss, round 2" in text
-    assert "score of random, round 2" not in text  # one bar that says nothing
     assert ["random", "2", "200", "0", "0", "0", "0", "0"] in Texts(text).rows
 
 
@@ -149,18 +172,58 @@ def test_seconds_of_a_stage_are_those_of_all_its_calls(run, tmp_path):
 def test_the_page_stands_alone(run):
     text = (run / "report.html").read_text()
     tags = Texts(text).tags
-    assert {tag for tag, _ in tags} & {"script", "link", "iframe", "img"} == set()
+    assert {tag for tag, _ in tags} & {"link", "iframe", "img", "object"} == set()
+    assert all("src" not in a for _, a in tags)
     assert all(a.get("href", "#").startswith("#") for tag, a in tags if tag == "a")
-    assert re.findall(r"url\((?!#)|@import", text) == []
+    (policy,) = (a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-eval" not in policy
+    assert len(text) < 5_000_000
     anchors = {a["href"][1:] for tag, a in tags if tag == "a"}
     assert anchors <= {a.get("id") for _, a in tags}
 
 
 def test_texts_of_the_data_are_shown_as_text(hostile):
     text = (hostile / "report.html").read_text()
-    assert "<script" not in text
+    assert "<script>document.title" not in text
     assert "<img" not in text
     assert "&lt;script&gt;" in text
+    outside = re.sub(
+        r"<script>.*?</script>", "", text, flags=re.DOTALL
+    )  # the library has such signs of its own
+    assert not set(outside) & set("\x1b\u202e\u2028")
+    rows = {row["row"]: row for row in island(hostile / "report.html", "data")["rows"]}
+    shown = HOSTILE.replace("\x1b", "\\u001b").replace("\u202e", "\\u202e").replace("\u2028", "\\u2028")
+    assert shown in "".join(rows[0]["turns"][0][1:4])
+    assert rows[4]["reason"]
+
+
+def test_a_long_text_is_cut_with_what_is_missing_said_and_its_labelled_part_marked(hostile):
+    rows = {row["row"]: row for row in island(hostile / "report.html", "data")["rows"]}
+    role, before, learnt, after, cut = rows[3]["turns"][-1]
+    assert (role, before) == ("assistant", "")
+    assert len(learnt) + len(after) + cut == len(LONG)
+    assert 0 < len(learnt) <= 20_000
+    assert learnt in LONG
+    assert (hostile / "report.html").stat().st_size < 2_000_000
+
+
+def test_rows_of_the_page_are_those_of_the_tables(run):
+    data = island(run / "report.html", "data")
+    pool = pandas.read_parquet(run / "pool").set_index("row")
+    scores = pandas.read_parquet(run / "round-02" / "scores" / "loss.parquet").set_index("row")["score"]
+    ranks = scores.rank(ascending=False, method="first")
+    index = pandas.read_parquet(run / "round-01" / "index.parquet")["row"].value_counts()
+    place = [table["name"] for table in data["tables"]].index("loss, round 2")
+    assert len(data["rows"]) == len(pool)
+    for row in data["rows"]:
+        number = row["row"]
+        assert row["response"] == pool["n_response_tokens"][number]
+        assert row["scores"][place][:2] == [pytest.approx(scores[number], rel=1e-5), ranks[number]]
+        assert row["selected"].get("1", [None, 0])[1] == index.get(number, 0)
+        [question, answer] = row["turns"]
+        assert question[2] == ""
+        assert answer[2] == pool["messages"][number][1]["content"]
 
 
 def test_a_second_report_is_the_same_page(run):
@@ -185,7 +248,7 @@ def test_what_cannot_be_reported_is_said(run, arguments, message):
     assert message in ran.err
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
         pytest.skip("no chromium here (Debian: apt-get install chromium)")
@@ -198,24 +261,157 @@ def browser():
 
 
 def opened(browser, page_file, **settings):
-    """Open a page; return it with the list of everything that it asked for."""
+    """Open a page; return it with all that it asked for, and all that it complained of."""
     page = browser.new_context(**settings).new_page()
-    asked = []
+    asked, said = [], []
     page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
     page.goto(page_file.as_uri())
-    return page, asked
+    page.wait_for_selector("html[data-drawn]", timeout=90_000)
+    return page, asked, said
 
 
 def test_in_a_browser_nothing_is_fetched_and_no_text_runs(browser, hostile):
-    page, asked = opened(browser, hostile / "report.html")
+    page, asked, said = opened(browser, hostile / "report.html")
+    page.locator("#list .open").first.click()
+    for _ in range(23):
+        page.keyboard.press("ArrowRight")
     assert asked == [(hostile / "report.html").as_uri()]
+    assert said == []
     assert page.title() == "hostile: DataFlex Pipeline report"
+    assert page.locator("main img, dialog img").count() == 0
 
 
-def test_on_a_phone_nothing_sticks_out(browser, run):
-    page, _ = opened(browser, run / "report.html", viewport={"width": 360, "height": 740})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    assert page.locator("svg").first.bounding_box()["width"] <= 360
+def test_the_policy_lets_no_request_out(browser, run):
+    page, _, said = opened(browser, run / "report.html")
+    page.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x.png'}))")
+    page.evaluate("fetch('http://127.0.0.1:9/x').catch(() => {})")
+    page.wait_for_timeout(200)
+    assert len(said) >= 2
+    assert all("Content Security Policy" in line for line in said)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_at_no_width_anything_sticks_out(browser, run, width):
+    page, _, said = opened(browser, run / "report.html", viewport={"width": width, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.locator("#list .open").first.click()
+    box = page.locator("dialog").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+    assert page.locator(".plot svg").first.bounding_box()["width"] <= width
+    assert said == []
+
+
+WIDE = {"viewport": {"width": 1280, "height": 900}}
+
+
+def test_pointing_at_a_bar_tells_of_it_and_a_click_lists_its_rows(browser, run):
+    page, _, said = opened(browser, run / "report.html", **WIDE)
+    bar = page.locator("figure[data-name=shares] .mark-rect.role-mark path").first
+    bar.hover()
+    tooltip = page.locator("#vg-tooltip-element")
+    tooltip.wait_for(state="visible")
+    told = tooltip.inner_text()
+    label = bar.get_attribute("aria-label")
+    skill, round_ = re.search(r"rows of: ([^;]+)", label)[1], re.search(r"in: ([^;]+)", label)[1]
+    assert skill in told
+    assert "rows of" in told
+    bar.click()
+    assert page.locator("#by-original_skill").input_value() == skill
+    rows = island(run / "report.html", "data")["rows"]
+    expected = [
+        row
+        for row in rows
+        if row["own"]["original_skill"] == skill
+        and (round_ == "pool" or round_.removeprefix("round ") in row["selected"])
+    ]
+    assert page.locator("#found").inner_text().startswith(f"{len(expected)} of {len(rows)} rows")
+    assert said == []
+
+
+def test_an_interval_of_scores_lists_its_rows(browser, run):
+    page, _, said = opened(browser, run / "report.html", **WIDE)
+    plot = page.locator("figure[data-name=scores] .plot svg")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] * 0.3, y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, y, steps=5)
+    page.mouse.up()
+    take = page.locator("figure[data-name=scores] .take")
+    take.wait_for(state="visible")
+    low, high = map(float, re.findall(r"-?\d[\d.]*(?:e-?\d+)?", take.inner_text()))
+    take.click()
+    rows = island(run / "report.html", "data")["rows"]
+    expected = sum(low <= row["scores"][0][0] <= high for row in rows)
+    found = int(page.locator("#found").inner_text().split()[0])
+    assert abs(found - expected) <= 2  # the ends are written with four digits
+    assert 0 < found < len(rows)
+    assert said == []
+
+
+def test_rows_are_searched_sorted_filtered_and_opened(browser, run):
+    page, _, said = opened(browser, run / "report.html")
+    rows = {row["row"]: row for row in island(run / "report.html", "data")["rows"]}
+    page.keyboard.press("/")
+    word = max("".join(rows[0]["turns"][0][1:4]).split(), key=len).lower()
+    page.keyboard.type(word)
+    holding = [n for n, row in rows.items() if word in json.dumps(row["turns"], ensure_ascii=False).lower()]
+    found = page.locator("#found").inner_text()
+    assert f" of {len(rows)} rows" in found
+    assert len(holding) <= int(found.split()[0]) < len(rows)
+    page.locator("#search").fill("")
+    page.locator("#by-round").select_option("1")
+    chosen = sorted(n for n, row in rows.items() if "1" in row["selected"])
+    for expected in (chosen, chosen[::-1]):
+        page.locator("#list thead button").first.click()
+        assert [int(text) for text in page.locator("#list .open").all_inner_texts()] == expected
+    page.locator("#list .open").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    shown = rows[chosen[-2]]
+    assert page.locator("#row-title").inner_text() == f"Row {shown['row']}"
+    assert page.locator("dialog .said mark").text_content() == shown["turns"][1][2]
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#row-title").inner_text() == f"Row {chosen[-3]}"
+    page.keyboard.press("Escape")
+    assert page.locator("dialog").is_hidden()
+    assert page.evaluate("document.activeElement.textContent") == str(chosen[-3])
+    assert said == []
+
+
+def test_by_keyboard_a_chart_is_read_and_taken(browser, run):
+    page, _, said = opened(browser, run / "report.html")
+    page.locator("figure[data-name=shares] .plot").first.focus()
+    page.keyboard.press("ArrowRight")
+    told = page.locator("figure[data-name=shares] .reading").first.inner_text()
+    skill = re.search(r"rows of: ([^;]+)", told)[1]
+    page.keyboard.press("Enter")
+    assert page.locator("#by-original_skill").input_value() == skill
+    assert page.evaluate("document.activeElement.id") == "search"
+    assert said == []
+
+
+def test_the_legend_keeps_one_kind(browser, run):
+    page, _, said = opened(browser, run / "report.html", **WIDE)
+    figure = page.locator("figure[data-name=scores]")
+    faded = figure.locator(".mark-rect.role-mark path[opacity='0.12']")
+    assert faded.count() == 0
+    figure.locator(".role-legend-symbol path").first.click()
+    faded.first.wait_for(state="attached")
+    assert said == []
+
+
+def test_printed_it_is_black_on_white(browser, run):
+    page, _, _ = opened(browser, run / "report.html", color_scheme="dark")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    assert page.locator("nav").is_hidden()
+    assert page.locator("#filters").is_hidden()
+    assert page.locator(".plot svg").first.is_visible()
 
 
 def contrast(page):
@@ -236,18 +432,19 @@ def contrast(page):
 def test_light_and_dark_are_both_readable(browser, run):
     backgrounds = set()
     for scheme in ("light", "dark"):
-        page, _ = opened(browser, run / "report.html", color_scheme=scheme)
+        page, _, _ = opened(browser, run / "report.html", color_scheme=scheme)
         assert contrast(page) > 7
         backgrounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
-        ink = page.evaluate("getComputedStyle(document.querySelector('svg text')).fill")
+        ink = page.evaluate("getComputedStyle(document.querySelector('.role-axis-label text')).fill")
         assert ink == page.evaluate("getComputedStyle(document.body).color")
     assert len(backgrounds) == 2
 
 
 def test_by_keyboard_sections_are_reached_and_opened(browser, run):
-    page, _ = opened(browser, run / "report.html")
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.getAttribute('href')") == "#rounds"
+    page, _, _ = opened(browser, run / "report.html")
+    for target in ("#main", "#selected"):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.getAttribute('href')") == target
     page.locator("#settings summary").first.focus()
     page.keyboard.press("Enter")
     assert page.locator("#settings details").first.get_attribute("open") is not None

@@ -68,7 +68,7 @@ MEANS = [{"length": 9.0, "mean": 0.1, "table": "a"}]
         lambda: charts.length_chart(POINTS, MEANS, pick=["a", "b"]),
         lambda: charts.length_chart(POINTS),
         lambda: charts.overlap_chart(OVERLAPS),
-        lambda: charts.loss_chart(LOSSES, [2]),
+        lambda: charts.loss_chart(LOSSES, {1: 2}),
         lambda: charts.rate_chart([{"step": 1, "learning_rate": 1e-4}]),
     ],
 )

@@ -1,7 +1,7 @@
 """Rows that cannot be used, in a report: one line per reason, however many tables have them."""
 
 from dataflex_pipeline.data.rows import reasons_text, rows_said
-from dataflex_pipeline.reports.findings import not_usable
+from dataflex_pipeline.reports.cautions import not_usable
 
 
 def reason(text, *first, rows=None):
@@ -34,6 +34,16 @@ def test_what_failed_later_is_said_of_the_tables_in_which_it_did():
     many = dict.fromkeys("abcde", late)
     (line,) = not_usable(many, dict.fromkeys(many, "pool"))
     assert line.startswith("a, b, c and 2 more tables: 40 rows")
+
+
+def test_reasons_that_differ_in_numbers_only_are_one_line():
+    seen = {
+        "pool": [reason(f"turn {n} has no 'role{n}'", n, rows=n) for n in (1, 2, 3)],
+        "losses_pool_after_0": [reason(f"turn {n} has no 'role{n}'", n, rows=n) for n in (1, 2, 3)],
+    }
+    assert not_usable(seen, dict.fromkeys(seen, "pool")) == [
+        "pool: 6 rows not usable: turn 1 has no 'role1' (rows 1, 2, 3, ...; 2 more such reasons)"
+    ]
 
 
 def test_rows_by_number():

@@ -1,0 +1,460 @@
+// The report's page: charts that answer to mouse and keyboard, and the list of rows.
+// Whatever comes from the data is written with textContent; nothing is fetched.
+"use strict";
+
+const read = (id) => JSON.parse(document.getElementById(id).textContent);
+const specs = read("specs"), data = read("data");
+const PAGE = 50;
+const views = [];
+
+/** An element with properties and children; a child that is a string becomes text. */
+function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("aria-")) element.setAttribute(name, value);
+    else element[name] = value;
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+const place = (row) => row.toLocaleString("en-US");
+function number(value) {
+  if (typeof value !== "number") return value === null || value === undefined ? "" : String(value);
+  return Number.isInteger(value) && Math.abs(value) < 1e9 ? place(value) : String(Number(value.toPrecision(4)));
+}
+
+// Rows, found and sorted
+
+const all = data.rows || [];
+const tables = data.tables || [];
+const state = { search: "", list: "", table: 0, round: "", chosen: {}, span: null, sort: "row", down: false, page: 0 };
+
+for (const row of all) {
+  row.said = row.turns.map((turn) => turn.slice(1, 4).join("")).join(" \u2014 ");
+  row.text = `${row.row} ${row.id} ${row.source} ${row.said} ${Object.values(row.own).join(" ")}`.toLowerCase();
+}
+const category = (row, column) => {
+  const value = column === "source" ? row.source : row.own[column];
+  return value === undefined || value === null ? "(none)" : String(value);
+};
+const score = (row) => (row.scores[state.table] || [null])[0];
+const rank = (row) => (row.scores[state.table] || [null, null])[1];
+const SORTS = {
+  row: (row) => row.row,
+  source: (row) => row.source,
+  text: (row) => row.said.trim().toLowerCase(),
+  response: (row) => row.response,
+  score,
+  rank,
+  selected: (row) => Object.keys(row.selected).length,
+};
+
+function matching() {
+  const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
+  const list = data.lists.indexOf(state.list);
+  return all.filter(
+    (row) =>
+      words.every((word) => row.text.includes(word)) &&
+      (list < 0 || row.in.includes(list)) &&
+      (state.round === "" || state.round in row.selected) &&
+      Object.entries(state.chosen).every(([column, value]) => category(row, column) === value) &&
+      (state.span === null || (score(row) !== null && score(row) >= state.span[0] && score(row) <= state.span[1])),
+  );
+}
+
+function sorted(rows) {
+  const key = SORTS[state.sort], sign = state.down ? -1 : 1;
+  return [...rows].sort((one, other) => {
+    const a = key(one), b = key(other);
+    if (a === b) return one.row - other.row;
+    if (a === null || a === undefined) return 1;
+    if (b === null || b === undefined) return -1;
+    return (a < b ? -1 : 1) * sign;
+  });
+}
+
+// The list
+
+const list = document.getElementById("list");
+let shown = [];
+const one = new Set(all.map((row) => row.source)).size < 2;
+const HEADS = [
+  ["row", "Row", "n"],
+  ["text", "Text", "text"],
+  ["source", "Source", one ? "none" : "less"],
+  ["response", "Response tokens", "n less"],
+  ["score", "Score", "n"],
+  ["rank", "Rank", "n less"],
+  ["selected", "Selected in", "less"],
+];
+
+function drawHead() {
+  const cells = HEADS.map(([key, title, kind]) => {
+    const on = state.sort === key;
+    const arrow = on ? (state.down ? " ↓" : " ↑") : "";
+    const button = make("button", { type: "button", textContent: title + arrow });
+    button.addEventListener("click", () => {
+      Object.assign(state, { sort: key, down: on ? !state.down : key === "score" || key === "selected", page: 0 });
+      drawList();
+      list.tHead.querySelectorAll("button")[HEADS.findIndex((head) => head[0] === key)].focus();
+    });
+    return make("th", { className: kind, scope: "col", "aria-sort": on ? (state.down ? "descending" : "ascending") : "none" }, button);
+  });
+  list.tHead.replaceChildren(make("tr", {}, ...cells));
+}
+
+function drawRow(row, position) {
+  const open = make("button", { type: "button", className: "open", textContent: place(row.row), "aria-label": `open row ${row.row}` });
+  const text = make("span", { textContent: row.said.trim().slice(0, 300) || "(no text)", dir: "auto" });
+  const names = Object.keys(row.selected).map((name) => data.rounds[name]);
+  const rounds = names.length ? [make("span", { className: "badge", textContent: names.at(-1), title: names.join(", ") })] : [];
+  if (names.length > 1) rounds.push(make("span", { className: "badge", textContent: `+${names.length - 1}`, title: names.join(", ") }));
+  if (row.reason !== undefined) rounds.push(make("span", { className: "cut", textContent: "not usable" }));
+  const line = make(
+    "tr",
+    {},
+    make("td", { className: "n" }, open),
+    make("td", { className: "text" }, text),
+    make("td", { className: one ? "none" : "less", textContent: row.source }),
+    make("td", { className: "n less", textContent: number(row.response) }),
+    make("td", { className: "n", textContent: number(score(row)) }),
+    make("td", { className: "n less", textContent: number(rank(row)) }),
+    make("td", { className: "less" }, ...rounds),
+  );
+  line.addEventListener("click", () => openRow(position));
+  return line;
+}
+
+function drawList() {
+  const found = sorted(matching());
+  shown = found;
+  const last = Math.max(Math.ceil(found.length / PAGE) - 1, 0);
+  state.page = Math.min(state.page, last);
+  const first = state.page * PAGE;
+  drawHead();
+  list.tBodies[0].replaceChildren(...found.slice(first, first + PAGE).map((row, offset) => drawRow(row, first + offset)));
+  const many = found.length > PAGE ? `, ${first + 1} to ${Math.min(first + PAGE, found.length)} shown` : "";
+  document.getElementById("found").textContent =
+    found.length === all.length ? `All ${place(all.length)} rows of this page${many}` : `${place(found.length)} of ${place(all.length)} rows of this page match${many}`;
+  drawPages(last);
+  drawChips();
+}
+
+function drawPages(last) {
+  const turn = (title, to, off) => {
+    const button = make("button", { type: "button", textContent: title, disabled: off });
+    button.addEventListener("click", () => {
+      state.page = to;
+      drawList();
+      document.getElementById("rows").scrollIntoView();
+    });
+    return button;
+  };
+  const pages = document.getElementById("pages");
+  if (last === 0) return pages.replaceChildren();
+  pages.replaceChildren(
+    turn("← Before", state.page - 1, state.page === 0),
+    make("span", { textContent: `page ${state.page + 1} of ${last + 1}` }),
+    turn("Next →", state.page + 1, state.page === last),
+  );
+}
+
+function drawChips() {
+  const chips = [];
+  const chip = (text, off) => {
+    const button = make("button", { type: "button", textContent: `${text} ✕`, "aria-label": `no longer only ${text}` });
+    button.addEventListener("click", () => {
+      off();
+      filtersToState();
+      drawList();
+    });
+    chips.push(button);
+  };
+  if (state.span) chip(`score of ${tables[state.table].name} from ${number(state.span[0])} to ${number(state.span[1])}`, () => (state.span = null));
+  for (const [column, value] of Object.entries(state.chosen)) chip(`${titled(column)}: ${value}`, () => delete state.chosen[column]);
+  if (state.round !== "") chip(`selected in ${data.rounds[state.round]}`, () => (state.round = ""));
+  document.getElementById("chips").replaceChildren(...chips);
+}
+
+// Filters
+
+const titled = (column) => column.replace(/^original_/, "");
+const menus = {};
+
+function menu(name, title, options, changed) {
+  const select = make("select", { id: `by-${name}` }, ...options.map(([value, text]) => make("option", { value, textContent: text })));
+  select.addEventListener("change", () => {
+    changed(select.value);
+    state.page = 0;
+    drawList();
+  });
+  menus[name] = select;
+  document.getElementById("filters").append(make("label", {}, title, select));
+}
+
+function makeFilters() {
+  const lists = { selected: "selected", best: "best scores", worst: "worst scores", random: "at random", invalid: "not usable" };
+  const there = data.lists.filter((_, number) => all.some((row) => row.in.includes(number)));
+  menu("list", "List", [["", "all"], ...there.map((name) => [name, lists[name]])], (value) => (state.list = value));
+  if (tables.length) menu("table", "Scores of", tables.map((table, number) => [String(number), table.name]), (value) => pickTable(Number(value)));
+  const rounds = Object.entries(data.rounds);
+  if (rounds.length) menu("round", "Selected in", [["", "any round or none"], ...rounds], (value) => (state.round = value));
+  for (const column of new Set(["source", ...data.categories])) {
+    const values = [...new Set(all.map((row) => category(row, column)))].sort();
+    if (values.length < 2) continue;
+    menu(column, titled(column), [["", "all"], ...values.map((value) => [value, value])], (value) => {
+      if (value === "") delete state.chosen[column];
+      else state.chosen[column] = value;
+    });
+  }
+  const search = document.getElementById("search");
+  search.addEventListener("input", () => {
+    Object.assign(state, { search: search.value, page: 0 });
+    drawList();
+  });
+  document.getElementById("filters").addEventListener("submit", (event) => event.preventDefault());
+}
+
+function filtersToState() {
+  menus.list.value = state.list;
+  if (menus.table) menus.table.value = String(state.table);
+  if (menus.round) menus.round.value = state.round;
+  for (const [name, select] of Object.entries(menus)) {
+    if (!["list", "table", "round"].includes(name)) select.value = state.chosen[name] || "";
+  }
+}
+
+/** Show the scores of a table in the list, and in every chart that has it. */
+function pickTable(number) {
+  if (number < 0 || number === state.table) return;
+  Object.assign(state, { table: number, span: null });
+  for (const view of views) {
+    if ("table" in view.getState().signals && view.signal("table") !== tables[number].name) view.signal("table", tables[number].name).runAsync();
+  }
+}
+
+/** Show only what a chart was asked for, and go to the list. */
+function listRows(change) {
+  Object.assign(state, { search: "", list: "", round: "", chosen: {}, span: null, page: 0 }, change);
+  document.getElementById("search").value = "";
+  filtersToState();
+  drawList();
+  document.getElementById("rows").scrollIntoView();
+  document.getElementById("search").focus({ preventScroll: true });
+}
+
+// One row
+
+const dialog = document.getElementById("row");
+let opened = -1;
+
+function section(title, ...children) {
+  return make("section", {}, make("h3", { textContent: title }), ...children);
+}
+
+function grid(heads, lines) {
+  const cell = (value) => make("td", { className: typeof value === "number" ? "n" : "", textContent: number(value) });
+  const head = make("tr", {}, ...heads.map((name) => make("th", { scope: "col", textContent: name })));
+  const body = lines.map((line) => make("tr", {}, ...line.map(cell)));
+  return make("div", { className: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...body)));
+}
+
+function drawTurn([role, before, learnt, after, cut]) {
+  const said = make("div", { className: "said", dir: "auto" }, before, learnt ? make("mark", { textContent: learnt }) : null, after);
+  const more = cut ? make("div", { className: "cut", textContent: `${place(cut)} more characters are not on this page.` }) : null;
+  return make("div", { className: "turn" }, make("div", { className: "role", textContent: role || "as the model reads it" }), said, more);
+}
+
+function drawScores(row) {
+  const lines = [], reasons = [];
+  tables.forEach((table, number) => {
+    const values = row.scores[number];
+    if (!values) return;
+    const [value, at, probability, reason, ...own] = values;
+    const more = table.columns.map((name, column) => [name, own[column]]).filter((pair) => pair[1] !== null);
+    lines.push([table.name, value, at, probability, more.map(([name, one]) => `${name} ${number_(one)}`).join(", ")]);
+    if (reason) reasons.push(make("p", { className: "meta", textContent: `${table.name}: ${reason}` }));
+  });
+  return lines.length ? section("Scores", grid(["of", "score", "rank", "probability", "the method's own columns"], lines), ...reasons) : null;
+}
+const number_ = (value) => (typeof value === "number" ? number(value) : String(value));
+
+function drawSelected(row) {
+  const lines = Object.entries(row.selected).map(([name, [at, times, weight, probability]]) => [data.rounds[name], at, times, weight, probability]);
+  if (!lines.length) return make("p", { className: "meta", textContent: "Selected in no round." });
+  const ranked = lines.some((line) => line[1] !== null);
+  const heads = ["in", ...(ranked ? ["rank"] : []), "times", "weight", "probability"];
+  return section("Selected", grid(heads, ranked ? lines : lines.map((line) => [line[0], ...line.slice(2)])));
+}
+
+function drawNear(row) {
+  return data.near.map((title, number) => {
+    const targets = row.near[number] || [];
+    if (!targets.length) return null;
+    const lines = targets.map(([target, cosine]) => {
+      const found = data.targets[target];
+      const text = found.turns.map(([role, said, length]) => `${role}: ${said}${length > said.length ? " ..." : ""}`).join("\n");
+      return make("div", { className: "turn" }, make("div", { className: "role", textContent: `target row ${place(target)}, ${found.group}, cosine ${cosine.toFixed(3)}` }), make("div", { className: "said", dir: "auto", textContent: text }));
+    });
+    return section(title, ...lines);
+  });
+}
+
+function openRow(position) {
+  const row = shown[position];
+  if (!row) return;
+  opened = position;
+  const step = (title, by, name) => {
+    const button = make("button", { type: "button", textContent: title, disabled: !shown[position + by], "aria-label": name });
+    button.addEventListener("click", () => openRow(position + by));
+    return button;
+  };
+  const close = make("button", { type: "button", textContent: "Close", autofocus: true });
+  close.addEventListener("click", () => dialog.close());
+  const facts = [`${row.source}${row.file ? `, ${row.file}` : ""}${row.line ? `, line ${place(row.line)}` : ""}`, `${number(row.tokens)} tokens, ${number(row.response)} of them carry loss`, `row_id ${row.id}`];
+  const own = Object.entries(row.own).filter((pair) => pair[1] !== "").map(([name, value]) => `${titled(name)}: ${value}`);
+  dialog.replaceChildren(
+    make("div", { className: "bar" }, make("h2", { id: "row-title", textContent: `Row ${place(row.row)}` }), step("←", -1, "the row before"), step("→", 1, "the next row"), close),
+    make("p", { className: "meta", textContent: facts.join(" · ") }),
+    make("p", { className: "meta", textContent: own.join(" · ") }),
+    ...(row.reason !== undefined ? [make("p", { className: "cut", textContent: `Not usable: ${row.reason}` })] : []),
+    ...(row.note ? [make("p", { className: "meta", textContent: `Note: ${row.note}` })] : []),
+    section("Conversation", make("p", { className: "meta" }, make("mark", { textContent: "Marked" }), " is what carries loss."), ...row.turns.map(drawTurn)),
+    ...[drawScores(row), drawSelected(row), ...drawNear(row)].filter(Boolean),
+  );
+  dialog.scrollTop = 0;
+  if (!dialog.open) dialog.showModal();
+}
+
+dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+dialog.addEventListener("close", () => {
+  const page = Math.floor(opened / PAGE);
+  if (page !== state.page) {
+    state.page = page;
+    drawList();
+  }
+  list.tBodies[0].querySelectorAll(".open")[opened % PAGE]?.focus();
+});
+dialog.addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") openRow(opened - 1);
+  else if (event.key === "ArrowRight") openRow(opened + 1);
+});
+
+document.addEventListener("keydown", (event) => {
+  const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName);
+  if (event.key === "/" && !typing && !dialog.open) {
+    event.preventDefault();
+    document.getElementById("search").focus();
+  }
+  if ((event.key === "ArrowDown" || event.key === "ArrowUp") && document.activeElement.classList.contains("open")) {
+    event.preventDefault();
+    const buttons = [...list.querySelectorAll(".open")];
+    buttons[buttons.indexOf(document.activeElement) + (event.key === "ArrowDown" ? 1 : -1)]?.focus();
+  }
+});
+
+// Charts
+
+const AXIS = { labelColor: "currentColor", titleColor: "currentColor", gridColor: "currentColor", gridOpacity: 0.12, domainColor: "currentColor", domainOpacity: 0.4, tickColor: "currentColor", tickOpacity: 0.4, labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500, titlePadding: 8 };
+const CONFIG = { background: "transparent", font: "system-ui, sans-serif", view: { stroke: null }, axis: AXIS, legend: { labelColor: "currentColor", labelFontSize: 12, symbolType: "circle" }, text: { color: "currentColor" } };
+
+/** What a chart does when one of its bars or points is taken. */
+function take(figure, datum) {
+  const name = figure.dataset.name, column = figure.dataset.column;
+  if (name === "length" && datum.row !== undefined) {
+    shown = sorted(all);
+    openRow(shown.findIndex((row) => row.row === datum.row));
+  } else if (name === "scores" && datum.low !== undefined) {
+    const list = datum.of === "selected" ? { round: String(tables[state.table].round) } : {};
+    listRows({ span: [datum.low, datum.high], sort: "score", down: true, ...list });
+  } else if ((name === "shares" || name === "ranges") && datum.name !== undefined) {
+    const round = Object.entries(data.rounds).find((pair) => pair[1] === datum.of);
+    listRows({ chosen: { [column]: datum.name }, ...(round ? { round: round[0] } : {}), ...(name === "ranges" ? { sort: "score", down: true } : {}) });
+  }
+}
+
+function onInterval(figure, view) {
+  const button = figure.querySelector(".take");
+  view.addSignalListener("scores", (_, value) => {
+    const span = Object.values(value || {})[0];
+    button.hidden = !span;
+    if (!span) return;
+    button.textContent = `List the rows with scores from ${number(span[0])} to ${number(span[1])}`;
+    button.onclick = () => listRows({ span: [Math.min(...span), Math.max(...span)], sort: "score", down: true });
+  });
+}
+
+/** Arrow keys go through the marks of a chart, Enter takes one: as the mouse does by pointing and clicking. */
+function onKeys(figure, plot) {
+  let at = -1;
+  const marks = () =>
+    [...plot.querySelectorAll(".role-mark path, .role-legend-symbol path")].filter((path) => {
+      const item = path.__data__;
+      return item && item.datum && path.getAttribute("aria-label") !== null | path.closest(".role-legend-symbol") !== null && path.getBBox().width > 0;
+    });
+  const point = (kind, path) => {
+    const box = path.getBoundingClientRect();
+    const where = { bubbles: true, clientX: box.x + box.width / 2, clientY: box.y + box.height / 2 };
+    path.dispatchEvent(new (kind === "click" ? MouseEvent : PointerEvent)(kind, where));
+  };
+  plot.addEventListener("keydown", (event) => {
+    const found = marks();
+    const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (by) {
+      event.preventDefault();
+      found.forEach((path) => path.classList.remove("here"));
+      at = (at + by + found.length) % found.length;
+      found[at]?.classList.add("here");
+      if (found[at]) point("pointermove", found[at]);
+      figure.querySelector(".reading").textContent = found[at]?.getAttribute("aria-label") || String(found[at]?.__data__.datum.label ?? "");
+    } else if (event.key === "Enter" && found[at]) {
+      event.preventDefault();
+      if (found[at].closest(".role-legend-symbol")) point("click", found[at]);
+      else take(figure, found[at].__data__.datum);
+    }
+  });
+  plot.addEventListener("blur", () => {
+    at = -1;
+    marks().forEach((path) => path.classList.remove("here"));
+    figure.querySelector(".reading").textContent = "";
+  });
+}
+
+async function drawChart(figure) {
+  const plot = figure.querySelector(".plot");
+  const options = { mode: "vega-lite", ast: true, actions: false, renderer: "svg", config: CONFIG, bind: figure.querySelector(".menu"), tooltip: { theme: "page", disableDefaultStyle: true } };
+  const { view } = await vegaEmbed(plot, specs[figure.id], options);
+  views.push(view);
+  const signals = view.getState().signals;
+  if ("table" in signals) view.addSignalListener("table", (_, name) => {
+    pickTable(tables.findIndex((table) => table.name === name));
+    filtersToState();
+    drawList();
+  });
+  if (figure.dataset.name === "scores") onInterval(figure, view);
+  let pressed = null;
+  plot.addEventListener("pointerdown", (event) => (pressed = [event.clientX, event.clientY]), true);
+  view.addEventListener("click", (event, item) => {
+    const moved = pressed && Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) > 4;
+    if (item && item.datum && !moved && !figure.querySelector(".take:not([hidden])")) take(figure, item.datum);
+  });
+  onKeys(figure, plot);
+}
+
+async function drawCharts() {
+  for (const figure of document.querySelectorAll("figure.chart")) {
+    try {
+      await drawChart(figure);
+    } catch (error) {
+      console.error(error);
+      figure.querySelector(".plot").replaceChildren(make("p", { className: "cut", textContent: `This chart could not be drawn (${error.message}). Its figures are in the table.` }));
+    }
+  }
+  document.documentElement.dataset.drawn = "yes";
+}
+
+makeFilters();
+if (tables.length) Object.assign(state, { sort: "score", down: true });
+drawList();
+drawCharts();
