@@ -28,19 +28,18 @@ def listed_rows(found: Rows, room: int, written: Callable[[Any], str]) -> tuple[
     while True:
         fixed = len(written(_data(found, rows, 0)).encode())
         most = _longest(rows, room - fixed, written)
-        if most >= LEAST or len(rows) <= 1:
-            return written(_data(found, rows, max(most, LEAST))), len(rows)
+        enough = min(LEAST, max((len(turn.text) for each in rows for turn in each.turns), default=0))
+        if most >= enough or len(rows) <= 1:
+            return written(_data(found, rows, max(most, enough))), len(rows)
         rows = _fewer(rows)
 
 
 def _fewer(rows: Sequence[Browsed]) -> list[Browsed]:
     """Return three quarters of the rows: those at random give way first, and of each list every fourth."""
+    quarter = max(len(rows) // 4, 1)
     spare = [each for each in rows if each.lists == {"random"}]
-    if len(spare) >= len(rows) // 4:
-        gone = {id(each) for each in spare[: len(rows) // 4]}
-    else:
-        gone = {id(each) for each in rows[::4]}
-    return [each for each in rows if id(each) not in gone] or list(rows[:1])
+    gone = {id(each) for each in (spare[:quarter] if len(spare) >= quarter else rows[::4])}
+    return [each for each in rows if id(each) not in gone]
 
 
 def _longest(rows: Sequence[Browsed], room: int, written: Callable[[Any], str]) -> int:
