@@ -66,7 +66,7 @@ def library() -> str:
     import vl_convert
 
     version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    text: str = vl_convert.javascript_bundle(snippet=None, vl_version=version)
+    text: str = vl_convert.javascript_bundle(vl_version=version)
     return text.replace("</script", "<\\/script")
 
 
