@@ -1,6 +1,7 @@
 """Several commands in one launch, with less memory than there is: batches fail, or little is said to be free.
 
 LIMITED: JSON of rank -> padded tokens from which on a forward pass fails. FREE: JSON of rank -> bytes free.
+IN_TRAINING: as LIMITED, of the body alone, which TRL's fused head calls, and in training only.
 """
 
 from __future__ import annotations
@@ -30,6 +31,20 @@ def _limit(tokens: int) -> None:
     LlamaForCausalLM.forward = forward
 
 
+def _limit_training(tokens: int) -> None:
+    import torch
+    from transformers import LlamaModel
+
+    plain = LlamaModel.forward
+
+    def forward(self: Any, input_ids: Any = None, *given: Any, **more: Any) -> Any:
+        if self.training and input_ids is not None and input_ids.numel() > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return plain(self, input_ids, *given, **more)
+
+    LlamaModel.forward = forward
+
+
 def _free(count: int) -> None:
     from dataflex_pipeline.models import memory
 
@@ -38,7 +53,7 @@ def _free(count: int) -> None:
 
 if __name__ == "__main__":
     own = str(launch.rank())
-    for name, act in (("LIMITED", _limit), ("FREE", _free)):
+    for name, act in (("LIMITED", _limit), ("FREE", _free), ("IN_TRAINING", _limit_training)):
         said = json.loads(os.environ.get(name, "{}"))
         if own in said:
             act(said[own])
