@@ -88,17 +88,20 @@ def table_html(table: Table) -> str:
     tables = tables_of(run) if run is not None else []
     this = table_at(table.path, tables)
     order = "rank" if "rank" in this.schema.names else f"{quoted(table.by)} desc, row"
-    left_out = "row_id", "valid", "reason"
-    names = ", ".join(quoted(name) for name in this.schema.names if name not in left_out)
+    names = ", ".join(quoted(name) for name in this.schema.names if name not in ("valid", "reason"))
     pool = next((each for each in tables if each.kind == "pool"), None)
     with open_queries([each for each in (this, pool) if each is not None], this) as queries:
         best = queries.table("this").filter(f"{quoted(table.by)} is not null").order(order).limit(LINES)
         lines = dictionaries(best.project(names))
+        ids = [line.pop("row_id") for line in lines]
         if pool is not None and lines:
             rows = ", ".join(str(line["row"]) for line in lines)
-            found = queries.table(pool.view).filter(f"row in ({rows})").project("row, messages")
-            texts = dict(found.fetchall())
-            lines = [{**line, "text": _beginning(texts.get(line["row"]) or [])} for line in lines]
+            found = queries.table(pool.view).filter(f"row in ({rows})").project("row_id, messages")
+            texts = dict(found.fetchall())  # none of a row that the pool has no more
+            lines = [
+                {**line, "text": _beginning(texts.get(row_id) or [])}
+                for line, row_id in zip(lines, ids, strict=True)
+            ]
     ending = f"The best {len(lines)} of {this.n_rows:,} lines. <code>.to_pandas()</code> has all of them."
     return _page(table.path.name, table.summary, lines, ending)
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from dataflex_pipeline.api import Progress
 from dataflex_pipeline.errors import CorruptError, RunError
 from dataflex_pipeline.reports.catalogue import RunTable, tables_of
+from dataflex_pipeline.reports.embedding_map import VERSION as MAP_VERSION
 from dataflex_pipeline.reports.embedding_map import embedding_map, is_embedding
 from dataflex_pipeline.reports.query import Queries, literal, open_queries, quoted
 from dataflex_pipeline.schemas import PREPARED, column
@@ -151,23 +152,60 @@ def _folder(run: RunFolder, progress: Progress) -> Iterator[Path]:
 def _joined(folder: Path, pool: RunTable, tables: Sequence[RunTable], progress: Progress) -> Joined:
     scores = [table for table in tables if table.kind == "scores"]
     selections = [table for table in tables if table.kind == "selection"]
-    embedded = next((each for each in tables if each.split == "pool" and is_embedding(each)), None)
-    place = None if embedded is None else embedding_map(embedded, folder, progress)
-    used = [pool, *scores, *selections, *([] if place is None else [place])]
+    embedded = [each for each in tables if each.split == "pool" and is_embedding(each)][:1]
+    beside = [*scores, *selections, *embedded]
     ingredients = {
         "table": "view",
         "version": VERSION,
-        "made_from": {each.view: each.notes().get("fingerprint") for each in used},
+        "map": MAP_VERSION,
+        "made_from": {each.view: each.notes().get("fingerprint") for each in (pool, *beside)},
     }
     path = folder / NAME
-    ranked, chosen = tuple(map(Ranked.of, scores)), tuple(map(Chosen.of, selections))
     if not path.is_file() or read_footer(path).get(FINGERPRINT_KEY, b"").decode() != digest(ingredients):
-        with open_queries(used) as queries:
+        with open_queries([pool, *beside]) as queries:
+            fitting = [each for each in beside if _is_over(queries, each, pool)]
             own = _own_columns(queries, pool)
-            joined = Joined(path, pool.n_rows, own, ranked, chosen, place is not None)
-            _write(joined, queries, pool.schema, ingredients, progress)
-    own = tuple(name for name in pq.read_schema(path).names if name.startswith("original_"))
-    return Joined(path, pool.n_rows, own, ranked, chosen, place is not None)
+        place = [embedding_map(each, folder, progress) for each in embedded if each in fitting]
+        ranked = tuple(Ranked.of(each) for each in scores if each in fitting)
+        chosen = tuple(Chosen.of(each) for each in selections if each in fitting)
+        with open_queries([pool, *fitting, *place]) as queries:
+            made = Joined(path, pool.n_rows, own, ranked, chosen, bool(place))
+            _write(made, queries, pool.schema, ingredients, progress)
+    return _as_made(path, pool, scores, selections, embedded, progress)
+
+
+def _is_over(queries: Queries, table: RunTable, pool: RunTable) -> bool:
+    """Whether a table is over the rows of the pool as it is now, and not as it was before."""
+    lines = queries.table(table.view).project("row, row_id as other_id")
+    found = lines.join(queries.table(pool.view).project("row, row_id"), "row", how="left")
+    return not found.filter("row_id is distinct from other_id").limit(1).fetchall()
+
+
+def _as_made(
+    path: Path,
+    pool: RunTable,
+    scores: Sequence[RunTable],
+    selections: Sequence[RunTable],
+    embedded: Sequence[RunTable],
+    progress: Progress,
+) -> Joined:
+    """Return the table that is there, by its columns; say which tables are not in it."""
+    names = pq.read_schema(path).names
+    filled = {
+        **{each.view: Ranked.of(each).score for each in scores},
+        **{each.view: Chosen.of(each).column for each in selections},
+        **{each.view: "map_x" for each in embedded},
+    }
+    for view in (view for view, name in filled.items() if name not in names):
+        progress.say(f"{view} is left out: it is over other rows than those of the pool now")
+    return Joined(
+        path,
+        pool.n_rows,
+        tuple(name for name in names if name.startswith("original_")),
+        tuple(each for each in map(Ranked.of, scores) if each.score in names),
+        tuple(each for each in map(Chosen.of, selections) if each.column in names),
+        "map_x" in names,
+    )
 
 
 def _own_columns(queries: Queries, pool: RunTable) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_run import add_embeddings, add_scores, add_selection, make_run
@@ -145,6 +146,32 @@ def test_it_is_made_once_and_again_when_a_table_changed(run):
     add_scores(run, 1, "loss", draw)
     read(run)
     assert joined.path.read_bytes() == content  # the same bytes from the same tables
+
+
+def test_tables_over_other_rows_are_left_out_and_named(run, monkeypatch):
+    """As of a pool that was made anew, of other data: their numbers would stand beside the wrong texts."""
+    from dataflex_pipeline.schemas import SCORES
+    from dataflex_pipeline.store.tables import table_writer
+
+    for number, method, rows in ((1, "loss", range(N)), (2, "less", range(N + 1))):
+        ids = ["f" * 32 if row in (3, N) else f"{row:032x}" for row in rows]
+        n = len(ids)
+        columns = [list(rows), ids, [0.5] * n, [True] * n, [None] * n]
+        with table_writer(run.round(number).scores(method), SCORES, {"other": method}) as write:
+            write(pa.table(columns, schema=SCORES))
+    for _ in range(2):  # made, and found
+        said = []
+        progress = Silent()
+        monkeypatch.setattr(progress, "say", said.append, raising=False)
+        with joined_table(run, progress) as joined:
+            names = pq.read_schema(joined.path).names
+        assert joined.ranked == ()
+        assert not [name for name in names if name.startswith(("score_", "rank_"))]
+        assert "selected_2_half" in names
+        assert said == [
+            f"{view} is left out: it is over other rows than those of the pool now"
+            for view in ("scores_1_loss", "scores_2_less")
+        ]
 
 
 def test_a_run_of_a_pool_alone(tmp_path):
