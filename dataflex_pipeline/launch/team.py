@@ -136,6 +136,8 @@ class Team:
         kind, self.patience, content = self._get(key)
         module, _, name = kind.partition(":")
         try:
+            if not module.startswith("dataflex_pipeline.") and module not in sys.modules:
+                raise ImportError(f"{module} is no module of this program")  # a message imports no other
             job: Job = getattr(importlib.import_module(module), name).model_validate(content)
         except (ImportError, AttributeError, ValueError) as error:
             raise TeamError(
