@@ -289,13 +289,14 @@ function drawSelected(row) {
 }
 
 function drawNear(row) {
+  const groups = new Set(Object.values(data.targets).map((target) => target.group)).size;
   return data.near.map((title, number) => {
     const targets = row.near[number] || [];
     if (!targets.length) return null;
     const lines = targets.map(([target, cosine]) => {
       const found = data.targets[target];
       const text = found.turns.map(([role, said, length]) => `${role}: ${said}${length > said.length ? " ..." : ""}`).join("\n");
-      return make("div", { className: "turn" }, make("div", { className: "role", textContent: `target row ${place(target)}, ${found.group}, cosine ${cosine.toFixed(3)}` }), make("div", { className: "said", dir: "auto", textContent: text }));
+      return make("div", { className: "turn" }, make("div", { className: "role", textContent: `target row ${place(target)}${groups > 1 ? `, ${found.group}` : ""}, cosine ${cosine.toFixed(3)}` }), make("div", { className: "said", dir: "auto", textContent: text }));
     });
     return section(title, ...lines);
   });

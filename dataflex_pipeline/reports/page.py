@@ -66,8 +66,7 @@ def library() -> str:
     import vl_convert
 
     version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    # Without a snippet its own gives the page `vegaEmbed`; the stub does not know of that.
-    text: str = vl_convert.javascript_bundle(snippet=None, vl_version=version)  # type: ignore[arg-type]
+    text: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
     return text.replace("</script", "<\\/script")
 
 
