@@ -185,7 +185,7 @@ def test_the_page_stands_alone(run):
 
 def test_texts_of_the_data_are_shown_as_text(hostile):
     whole = (hostile / "report.html").read_text()
-    assert whole.count("<script>") == 2
+    assert whole.count("<script>") == 3
     text = re.sub(r"<script>.*?</script>", "", whole, flags=re.DOTALL)  # the library names tags of its own
     assert "document.title = " in text
     assert "<script>document.title" not in text
