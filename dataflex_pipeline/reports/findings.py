@@ -50,7 +50,7 @@ class Rows:
     Attributes:
         rows: by number. tables: the score tables that they have scores of.
         nearest: the target rows that they are most like. notices: what could not be told of them.
-        categories: columns to filter by.
+        categories: columns to filter by. pool: number of all rows of the pool.
     """
 
     rows: Sequence[Browsed]
@@ -58,6 +58,7 @@ class Rows:
     nearest: Nearest
     notices: Sequence[str]
     categories: Sequence[str]
+    pool: int
 
 
 def findings(record: RunRecord, other: RunRecord | None = None) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def _rows(
     rows = browsed(opened.queries, opened.pool, drawn, probabilities, opened.chosen, ranked, conversations.of)
     found = nearest(record.run, [each.facts["row"] for each in rows if each.facts["valid"]])
     notices = [*conversations.notices, *found.notices]
-    return Rows(rows, drawn, found, notices, [each.column for each in spread_over])
+    return Rows(rows, drawn, found, notices, [each.column for each in spread_over], opened.pool.n_rows)
 
 
 def _charts(

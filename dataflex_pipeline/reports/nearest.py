@@ -14,7 +14,7 @@ from dataflex_pipeline.store.run import RunFolder
 
 NEAREST = 3
 PAIRS = 3
-"""Pairs of tables that are compared, the last ones."""
+"""Pairs of tables that are compared, the last ones, the last one first."""
 MOST_BYTES = 2 << 30
 """Bytes of a table of vectors; a larger one is not read for some rows spread all over it."""
 TEXT = 400
@@ -46,7 +46,7 @@ def nearest(run: RunFolder, rows: Sequence[int]) -> Nearest:
         run: on disk. rows: of the pool.
     """
     notices: list[str] = []
-    pairs = list(compared(run, notices).items())[-PAIRS:]
+    pairs = list(compared(run, notices).items())[: -PAIRS - 1 : -1]
     by_row: dict[int, list[list[tuple[int, float]]]] = {row: [] for row in rows}
     titles = []
     for pair, used_by in pairs if rows else ():

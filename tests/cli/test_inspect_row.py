@@ -13,7 +13,9 @@ import pytest
 from cli_runs import SMALL, STEPS, dataflex, done, refused, snapshot
 
 from dataflex_pipeline import Run
+from dataflex_pipeline.pipeline.row_likeness import compared, nearest_target_rows
 from dataflex_pipeline.store.parts import PartedTable, PartsWriter
+from dataflex_pipeline.store.run import RunFolder
 
 N_FIRST, N_SECOND, N_BAD, N_TARGET = 30, 16, 2, 9
 
@@ -188,6 +190,24 @@ def test_nearest_target_rows_by_embedding(run):
         for each in found.rows:
             assert each.group == prepared["group"][each.row]
             assert each.text.startswith(f"user: {prepared['messages'][each.row][0]['content']}"[:40])
+
+
+def test_the_nearest_of_many_rows_are_those_of_each(run):
+    """What a report shows of many rows at once."""
+    pairs = compared(RunFolder(run), [])
+    assert sorted(pair.kind for pair in pairs) == ["embeddings", "gradients", "gradients"]
+    rows = [40, 7, 31, 0]  # 31 cannot be used
+    for pair, used_by in pairs.items():
+        found, cosines = nearest_target_rows(pair, np.array(rows), 5)
+        for place, row in enumerate(rows):
+            story = Run.open(run).row(row)
+            [one] = [each for each in getattr(story, pair.kind) if each.used_by == used_by]
+            kept = found[place] >= 0
+            assert kept.sum() == len(one.rows)
+            expected = [each.similarity for each in one.rows]
+            np.testing.assert_allclose(cosines[place][kept], expected, atol=1e-5)
+            if len(np.unique(np.round(expected, 5))) == len(expected):  # no ties that float32 could turn
+                assert found[place][kept].tolist() == [each.row for each in one.rows]
 
 
 def test_target_rows_whose_gradients_agree_add_up_to_the_score(run):

@@ -96,7 +96,7 @@ def rows_of(n, length):
         Browsed({**facts, "row": number}, [Turn("assistant", "<" * length, length, 0, length)], {"random"})
         for number in range(n)
     ]
-    return Rows(rows, [], Nearest((), {}, {}, ()), [], [])
+    return Rows(rows, [], Nearest((), {}, {}, ()), [], [], n)
 
 
 @pytest.mark.parametrize(
