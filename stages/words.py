@@ -28,8 +28,16 @@ def split_subject(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def split_subjects(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split ``[NAME]... key=value ...`` into the names and the assignments."""
-    names = [word for word in arguments if "=" not in word or Path(word).exists()]
+    names = [word for word in arguments if "=" not in word or _is_there(word)]
     return names, list(parse_assignments([word for word in arguments if word not in names]))
+
+
+def _is_there(word: str) -> bool:
+    """Whether a word is the path of something; a long setting is none that a system would look up."""
+    try:
+        return Path(word).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def with_run(arguments: Sequence[str], run: str | None, *, names: bool = True) -> list[str]:

@@ -25,6 +25,7 @@ from dataflex_pipeline.data.readers import READERS, count_rows, is_columnar, is_
 from dataflex_pipeline.data.readme_configs import has_configs
 from dataflex_pipeline.data.settings import DataSettings, NumberedRow, Row
 from dataflex_pipeline.errors import DataError, did_you_mean
+from dataflex_pipeline.home import expanded
 from dataflex_pipeline.seeds import derive_seed
 
 _Placed = tuple[str | None, int | None, Row]
@@ -271,7 +272,7 @@ def _named(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 def _find_path(given: str, base: Path) -> Path | None:
     """Return the first file or folder of data by that name; a folder without data only if nothing else is."""
-    named = [Path(given).expanduser(), base / given, *(base / f"{given}{ending}" for ending in _ENDINGS)]
+    named = [expanded(given), base / given, *(base / f"{given}{ending}" for ending in _ENDINGS)]
     there = [path.resolve() for path in named if path.exists()]
     return next((path for path in there if has_data(path)), there[0] if there else None)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline import __version__
 from dataflex_pipeline.config.fields import Config, role_of
 from dataflex_pipeline.config.redaction import is_secret_name, without_secrets
 from dataflex_pipeline.config.yaml_files import dump_yaml
+from dataflex_pipeline.home import expanded
 
 PATH_KEYS = ("dataset_dir", "components_cfg_file")
 """Settings that only say where a file is."""
@@ -90,7 +90,7 @@ def public_name(name: str) -> str:
         return name
     if _ADDRESS.match(name):
         return _without_query(name)
-    path = Path(name).expanduser()
+    path = expanded(name)
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists()
     return path.resolve().name if looks_local else name
 

@@ -16,6 +16,7 @@ from pydantic import (
 
 from dataflex_pipeline import api
 from dataflex_pipeline.gradients.policy import Baseline, Policy
+from dataflex_pipeline.home import expanded
 from dataflex_pipeline.reward.rewarders import SHIPPED, read_settings
 
 DIMENSIONS = 4096
@@ -42,7 +43,7 @@ class SketchParams(api.Params):
 
 def by_name(model: str | None) -> str | None:
     """Return a model's name; a folder's own alone, since its content counts and not where it lies."""
-    return Path(model).name if model is not None and Path(model).expanduser().is_dir() else model
+    return Path(model).name if model is not None and expanded(model).is_dir() else model
 
 
 class ProjectionParams(api.Params):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from dataflex_pipeline.generate import Completion, Prompt
 from dataflex_pipeline.generate.settings import GenerationSettings
+from dataflex_pipeline.home import expanded
 from dataflex_pipeline.vllm.engine import VllmEngine
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class VllmGenerator:
         elif config.model_revision is not None:
             options |= {"revision": config.model_revision}
         if checkpoint is None and config.adapter_name_or_path is not None:
-            adapter = Path(config.adapter_name_or_path).expanduser()
+            adapter = expanded(config.adapter_name_or_path)
         self._settings = settings
         instead = "Or set nice.generator: transformers."
         # over several GPUs only rank 0 of a launch draws (features/generations.py), and has all of them

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dataflex_pipeline import accelerators
 from dataflex_pipeline.errors import ConfigError, CorruptError, UserError
+from dataflex_pipeline.home import expanded
 from dataflex_pipeline.host_memory import give_back, grow_segments
 from dataflex_pipeline.models.quantized import is_quantized, quantization
 from dataflex_pipeline.models.source import (
@@ -350,7 +351,7 @@ def adapter_folder(name: str) -> Path:
     Raises:
         ConfigError: several adapters, not a folder, or an adapter that is only there as pickle.
     """
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     why = ""
     if not folder.is_dir():
         why = "It is not a folder; an adapter is started from a local folder, one at a time."

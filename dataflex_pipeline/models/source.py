@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from dataflex_pipeline.errors import ConfigError, DataflexError, UserError
+from dataflex_pipeline.home import expanded
 from dataflex_pipeline.hub import hub_reachable
 from dataflex_pipeline.store.fingerprint import digest, file_digest
 
@@ -76,7 +77,7 @@ def local_folder(name: str, key: str = MODEL_KEY) -> Path | None:
     Raises:
         UserError: it is written like a path and no such folder exists, or it is a file.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return path
     if path.is_file():

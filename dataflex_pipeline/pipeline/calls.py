@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline.api import Progress
 from dataflex_pipeline.config.draw_rules import AMOUNTS
 from dataflex_pipeline.config.load import Loaded
 from dataflex_pipeline.errors import RunError, UserError
+from dataflex_pipeline.home import expanded
 from dataflex_pipeline.methods import check_methods
 from dataflex_pipeline.pipeline.keywords import as_overrides
 from dataflex_pipeline.pipeline.locate import Options, load_for, locate
@@ -35,7 +35,7 @@ class CalledRun(OpenRun):
                 "Name a folder that is one, or none yet.",
             )
         shared = loaded.config.features_dir
-        if shared is not None and Path(shared).expanduser().is_file():
+        if shared is not None and expanded(shared).is_file():
             raise RunError(
                 f"features_dir is {shared}, which is a file.",
                 "Features are tables in folders of their own below it.",

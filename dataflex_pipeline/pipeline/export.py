@@ -23,6 +23,7 @@ from dataflex_pipeline.export.formats import several_formats
 from dataflex_pipeline.export.lines import Overwrite, write_lines
 from dataflex_pipeline.export.origin import Origin, origin_of_adapter, origin_of_run
 from dataflex_pipeline.export.selected import Choice, last_selected
+from dataflex_pipeline.home import expanded
 from dataflex_pipeline.models.source import model_digest, tokenizer_digest
 from dataflex_pipeline.pipeline.damage import check_origin, check_outputs
 from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
@@ -315,7 +316,7 @@ def _rows_alone(run: OpenRun, asked: Asked, choice: Choice, place: Path) -> Bund
     _check_tables(run, choice)
     wanted = {"output": "export", "parts": ["data"], **_inputs(choice, asked.trainer)}
     given = run.given.export_dir
-    folder = asked.folder or (place / "export" if given is None else Path(given).expanduser())
+    folder = asked.folder or (place / "export" if given is None else expanded(given))
     return Bundle(run.given, folder, ("data",), wanted, None, choice, asked.trainer)
 
 
@@ -370,7 +371,7 @@ def _origin(run: OpenRun, asked: Asked) -> Origin:
 def _folder(run: OpenRun, origin: Origin) -> Path:
     given = run.given.export_dir
     if given is not None:
-        return Path(given).expanduser()
+        return expanded(given)
     if origin.run is None:
         raise ConfigError(
             "export_dir is not set.",

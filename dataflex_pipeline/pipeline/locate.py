@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from dataflex_pipeline.store.run import RunFolder
 
 NAMING_KEYS = ("runs_dir", "output_dir", "dataset", "component_name")
 """Settings that the place of a run follows from."""
+
+
+LONGEST_PART = 240
+"""Bytes of a name in the path of a run; 255 are what file systems take, and temporary names are longer."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,25 @@ def _unused_output_dir(loaded: Loaded, options: Options, run: RunFolder) -> list
 
 
 def run_folder(loaded: Loaded, options: Options) -> Path:
-    """Return the run folder: output_dir, or runs_dir and the run's name.
+    """Return the run folder (see `_named_folder`), which a system can have and a message can name.
+
+    Raises:
+        UserError: it is none, or the run's name is none.
+    """
+    folder = _named_folder(loaded, options)
+    longest = max(len(os.fsencode(part)) for part in (*folder.parts, ""))
+    if longest > LONGEST_PART or not all(map(str.isprintable, folder.parts)):
+        shown = ascii(str(folder))
+        raise UserError(
+            f"The run's folder would be {shown if len(shown) <= 100 else shown[:100] + '...'}.",
+            f"A name in it has more than {LONGEST_PART} bytes, or characters that no message can show.",
+            "Name it with --run and runs_dir, or with output_dir, in letters and digits.",
+        )
+    return folder
+
+
+def _named_folder(loaded: Loaded, options: Options) -> Path:
+    """Return the run folder as it is named: output_dir, or runs_dir and the run's name.
 
     The run.yaml of a run stands for that run, unless another place is given on the command line.
     Without ``--run`` the name is <what>-<method>: what is the configuration file's name, ``quickstart``

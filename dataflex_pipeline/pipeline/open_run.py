@@ -17,6 +17,7 @@ from dataflex_pipeline.config.components import ComponentEntry, method_parameter
 from dataflex_pipeline.config.fields import DEMO, Config
 from dataflex_pipeline.config.load import Loaded, dump_config
 from dataflex_pipeline.errors import ConfigError, DataError, RunError, UserError
+from dataflex_pipeline.home import expanded
 from dataflex_pipeline.methods import configured_method
 from dataflex_pipeline.pipeline.memo import Memo
 from dataflex_pipeline.store.run import RunFolder, provenance
@@ -101,7 +102,7 @@ class OpenRun:
     def features(self) -> Path:
         """The folder that features are looked up in and written to: the run's own, or a shared one."""
         shared = self.given.features_dir
-        return self.store.features if shared is None else Path(shared).expanduser()
+        return self.store.features if shared is None else expanded(shared)
 
     @property
     def again(self) -> str:

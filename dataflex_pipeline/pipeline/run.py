@@ -24,6 +24,7 @@ from dataflex_pipeline.config.load import QUICKSTART
 from dataflex_pipeline.errors import RunError
 from dataflex_pipeline.evaluation.figures import Figure
 from dataflex_pipeline.export.conversations import Trainer
+from dataflex_pipeline.home import expanded
 from dataflex_pipeline.pipeline.calls import CalledRun
 from dataflex_pipeline.pipeline.damage import set_aside_damaged_tables
 from dataflex_pipeline.pipeline.device import say_device
@@ -95,7 +96,7 @@ class Run(CalledRun):
                 "Start plain python; for several processes use the commands: torchrun ... -m -- "
                 "dataflex_pipeline round 2.",
             )
-        place = None if folder is None else Path(folder).expanduser()
+        place = None if folder is None else expanded(folder)
         named = dict(as_overrides(settings))
         if place is not None:
             named |= dict(as_overrides({"runs_dir": place.parent}))
@@ -275,7 +276,7 @@ class Run(CalledRun):
         )
         with self._call(unsaid | settings):
             name = method or self.given.component_name
-            place = None if to is None else Path(to).expanduser()
+            place = None if to is None else expanded(to)
             selection, self.outcomes = pick(self, name, place, trainer)
         return Table(selection.path, selection.describe(), by="score")
 
@@ -366,7 +367,7 @@ class Run(CalledRun):
         Raises:
             UserError: there is nothing to export, or something else is there already.
         """
-        place = None if to is None else Path(to).expanduser()
+        place = None if to is None else expanded(to)
         number = None if round is None else whole_round(round)
         of_folder = what not in (None, "data") or rows_of is not None or hub is not None or public
         if place is not None and is_file_of_rows(place, of_folder):

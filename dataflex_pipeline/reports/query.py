@@ -7,6 +7,7 @@ change of settings; what does not fit into the memory limit goes to a temporary 
 from __future__ import annotations
 
 import contextlib
+import glob
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -154,7 +155,9 @@ def open_queries(tables: Sequence[RunTable], this: RunTable | None = None) -> It
         tempfile.TemporaryDirectory(prefix="dataflex-") as spill,
         duckdb.connect(":memory:") as connection,
     ):
-        files = ", ".join(literal(file.resolve()) for table in known for file in table.files)
+        paths = [file.resolve() for table in known for file in table.files]
+        allowed = dict.fromkeys([*map(str, paths), *map(_as_pattern, paths)])  # DuckDB looks both up
+        files = ", ".join(map(literal, allowed))
         for setting in (
             f"memory_limit = '{MEMORY}'",
             f"temp_directory = {literal(spill)}",
@@ -239,9 +242,14 @@ def _reading(files: Sequence[Path]) -> str:
     return f"select * from {_scan(files)}"  # noqa: S608 (paths are quoted as literals)
 
 
+def _as_pattern(file: Path) -> str:
+    """Return the pattern of this file alone: DuckDB reads ``*``, ``?`` and ``[`` in a path as one."""
+    return glob.escape(str(file))
+
+
 def _scan(files: Sequence[Path]) -> str:
     """Return the files as a table; folders named ``key=value`` above them are no columns of it."""
-    listed = ", ".join(literal(file.resolve()) for file in files)
+    listed = ", ".join(literal(_as_pattern(file.resolve())) for file in files)
     return f"read_parquet([{listed}], hive_partitioning = false)"
 
 

@@ -130,8 +130,8 @@ class RunRecord:
         return self.run.round(number)
 
     def step(self, number: int) -> int:
-        """Return the optimizer steps of the whole run up to the end of a round."""
-        return self.markers[number].step
+        """Return the optimizer steps of the whole run up to the end of a round; none without a warm-up."""
+        return self.markers[number].step if number or number in self.markers else 0
 
     def evaluated(self, number: int) -> list[Figure]:
         """Return the figures of `dataflex evaluate` at the end of a round, if there are any."""

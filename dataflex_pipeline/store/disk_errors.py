@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 
-from dataflex_pipeline.errors import DataflexError
+from dataflex_pipeline.errors import DataflexError, UserError
+
+_OTHER_KIND = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
+"""Numbers of errors about a place that holds something else, or that is no place."""
 
 
 def disk_error(error: BaseException) -> DataflexError | None:
@@ -36,6 +39,14 @@ def disk_error(error: BaseException) -> DataflexError | None:
                 "The folder is read-only, or belongs to another user.",
                 "Make it writable for this user, or choose another place with runs_dir=FOLDER (for shared "
                 "features: features_dir=FOLDER), and run the same command again: finished work is kept.",
+            )
+        if code in _OTHER_KIND and isinstance(seen, OSError):
+            place = seen.filename2 or seen.filename
+            shown = str(place if place is not None else text.splitlines()[0])
+            return UserError(
+                f"{shown if len(shown) <= 200 else shown[:200] + '...'} cannot be used: {seen.strerror}.",
+                "What lies there is no file or folder of this program, or no system takes such a path.",
+                "Move it away, correct the path, or name another place (--run, runs_dir, output_dir).",
             )
         seen = seen.__cause__ or seen.__context__
     return None

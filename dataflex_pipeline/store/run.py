@@ -26,6 +26,7 @@ from typing import Any
 
 from dataflex_pipeline.config.yaml_files import dump_yaml, parse_value
 from dataflex_pipeline.errors import ConfigError, CorruptError, RunError
+from dataflex_pipeline.home import expanded
 from dataflex_pipeline.store.atomic import write_text
 from dataflex_pipeline.store.locks import InUseError, held
 from dataflex_pipeline.store.versions import installed_versions
@@ -129,7 +130,7 @@ class RunFolder:
     def feature_folders(self) -> list[Path]:
         """Return where the run's features may lie: its own folder, and the cache that run.yaml names."""
         shared = self.read()[0].get("features_dir") if self.exists() else None
-        return [self.features, *([] if shared is None else [Path(shared).expanduser()])]
+        return [self.features, *([] if shared is None else [expanded(shared)])]
 
     def exists(self) -> bool:
         """Whether the run was ever started."""
@@ -189,8 +190,9 @@ class RunFolder:
         """Own the run for writing; the lock ends with the process, however it ends.
 
         Raises:
-            RunError: another process owns it.
+            RunError: another process owns it, or something else lies where it keeps its files.
         """
+        self.check_places()
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(held(self.folder / ".lock"))
@@ -201,6 +203,25 @@ class RunFolder:
                     "Wait until it is done, or use another run name.",
                 ) from error
             yield
+
+    def check_places(self) -> None:
+        """Check that nothing else has the name of a file or folder that the run needs.
+
+        Raises:
+            RunError: a link leads nowhere, a folder or a device lies where a file belongs, or a file where a
+                folder does.
+        """
+        files = [self.settings, self.history, self.folder / "sources.json"]
+        rounds = [self.round(number).folder for number in self.rounds()]
+        folders = [self.folder, self.features, *map(self.split, ("pool", "target", "test")), *rounds]
+        for path in (*files, *folders):
+            is_right = path.is_file() if path in files else path.is_dir()
+            if not is_right and (path.is_symlink() or path.exists()):
+                raise RunError(
+                    f"{path} is no {'file' if path in files else 'folder'}, or a link that leads nowhere.",
+                    "The run keeps something of its own by that name.",
+                    "Move it away, or use another run name.",
+                )
 
     def note(self, **entry: Any) -> None:
         """Append one line to the history: what was done, when, and how long it took."""
