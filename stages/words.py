@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from dataflex_pipeline.errors import UserError
 
@@ -28,7 +28,7 @@ def split_subject(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def split_subjects(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split ``[NAME]... key=value ...`` into the names and the assignments."""
-    names = [word for word in arguments if "=" not in word or Path(word).exists()]
+    names = [word for word in arguments if "=" not in word or os.path.exists(word)]  # noqa: PTH110 (of any length)
     return names, list(parse_assignments([word for word in arguments if word not in names]))
 
 

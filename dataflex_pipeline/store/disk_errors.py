@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from dataflex_pipeline.errors import DataflexError
+from dataflex_pipeline.errors import DataflexError, UserError
 
 
 def disk_error(error: BaseException) -> DataflexError | None:
@@ -36,6 +36,13 @@ def disk_error(error: BaseException) -> DataflexError | None:
                 "The folder is read-only, or belongs to another user.",
                 "Make it writable for this user, or choose another place with runs_dir=FOLDER (for shared "
                 "features: features_dir=FOLDER), and run the same command again: finished work is kept.",
+            )
+        if code in (errno.ENAMETOOLONG, errno.ELOOP) and isinstance(seen, OSError):
+            name = str(seen.filename or "")
+            return UserError(
+                f"The path {name[:60]}{'...' if len(name) > 60 else ''} cannot be used.",
+                "Its links lead in a circle." if code == errno.ELOOP else "It, or a name in it, is too long.",
+                "Give another path or name.",
             )
         seen = seen.__cause__ or seen.__context__
     return None
