@@ -20,11 +20,26 @@ import sys
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
+from dataflex_pipeline.errors import DataflexError
+
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """What torch reads its allocator's settings from: by the first name up to 2.8, by the second since."""
 NO_LIMIT = 1 << 60
 """A limit above this is none: control groups of version 1 write a huge number for it."""
+
+
+def memory_error(error: BaseException) -> DataflexError | None:
+    """Return the error to show where the system gave no more memory, to Python or to map a library."""
+    text = str(error).partition("\n")[0]
+    mapping = isinstance(error, ImportError) and "failed to map segment" in text
+    if not (isinstance(error, MemoryError) or mapping or "can't allocate memory" in text):
+        return None
+    return DataflexError(
+        f"There is not enough memory{f': {text}' if text else '.'}",
+        "The machine has no more, or a limit of this process was reached (ulimit -v, a control group).",
+        "Raise the limit, or make the work smaller; run the same command again: finished work is kept.",
+    )
 
 
 def available_bytes(processes: int = 1, proc: Path = PROC, groups: Path = CGROUPS) -> int | None:

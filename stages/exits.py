@@ -45,11 +45,12 @@ def exit_code(command: Callable[[], object]) -> int:
 
 
 def explained(error: BaseException) -> DataflexError | None:
-    """Return what is to be told of a failure of the disk, or of a file of the user's own; else None."""
+    """Return what is to be told of a failure of disk or memory, or of a file of the user's own; else None."""
+    from dataflex_pipeline.host_memory import memory_error
     from dataflex_pipeline.own_code import own_error
     from dataflex_pipeline.store.disk_errors import disk_error
 
-    return disk_error(error) or own_error(error)
+    return disk_error(error) or memory_error(error) or own_error(error)
 
 
 def _misused(error: Any) -> UserError | None:

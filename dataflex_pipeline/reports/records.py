@@ -22,6 +22,14 @@ PER_ROUND = ("score", "select", "train")
 """Stages of a round, as the history names them."""
 
 
+_NEEDED = {
+    "model_name_or_path": str,
+    "component_name": str,
+    **dict.fromkeys(("warmup_step", "update_step", "update_times", "seed"), int),
+}
+"""Settings of run.yaml that are read without a configuration being made of them."""
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """One run, read only.
@@ -56,6 +64,9 @@ class RunRecord:
                 "Name a run below runs_dir, or give the path of its folder.",
             )
         settings, record = run.read()
+        for key, kind in _NEEDED.items():
+            if not isinstance(settings.get(key), kind):
+                raise run.unreadable(f"{key} is missing, or no {'text' if kind is str else 'whole number'}")
         markers = {}
         first = 0 if settings["warmup_step"] else 1
         for number in range(first, int(settings["update_times"]) + 1):

@@ -172,7 +172,8 @@ class Endpoint:
 def _client(settings: ApiSettings, timeout: float) -> httpx.Client:
     # a proxy for the outside world would not reach this machine itself
     outside = not is_loopback(urlsplit(settings.api_url).hostname or "")
-    limits = httpx.Limits(max_connections=settings.max_concurrency)
+    # A connection to each request: what a broken proxy sends after a reply would be read as the next one's.
+    limits = httpx.Limits(max_connections=settings.max_concurrency, max_keepalive_connections=0)
     return httpx.Client(timeout=timeout, limits=limits, trust_env=outside, follow_redirects=False)
 
 

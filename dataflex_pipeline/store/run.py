@@ -145,12 +145,13 @@ class RunFolder:
         try:
             content = parse_value(self.settings.read_text(encoding="utf-8"), self.settings.name)
         except (ConfigError, UnicodeDecodeError) as error:
-            raise self._unreadable(str(error).splitlines()[0].rstrip(".")) from error
+            raise self.unreadable(str(error).splitlines()[0].rstrip(".")) from error
         if not isinstance(content, dict) or not isinstance(content.get(RECORD), dict):
-            raise self._unreadable(f"the section '{RECORD}:' is missing")
+            raise self.unreadable(f"the section '{RECORD}:' is missing")
         return {key: value for key, value in content.items() if key != RECORD}, content[RECORD]
 
-    def _unreadable(self, found: str) -> CorruptError:
+    def unreadable(self, found: str) -> CorruptError:
+        """Return the error for a run.yaml that is not what this program wrote; ``found`` says why."""
         return CorruptError(
             f"{self.settings} cannot be read: {found}.",
             "It records what the run was made with, so nothing can be trusted without it.",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,28 @@ def test_any_input(place, trial):
         arguments = [text.replace(MODEL, str(model)) for text in trial.arguments]
         ran = dataflex(*arguments)
     check(trial, ran.code, ran.out, ran.err, before, here)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (("inspect", "base", "--find", "say 3"), {"PYTHONIOENCODING": "latin-1"}),
+        pytest.param(
+            ("status", "--run", b"\xff\xe6\x95\xb0"),
+            {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(("pick", "random", "dataset=good.jsonl"), {"WORLD_SIZE": "x"}, marks=pytest.mark.slow),
+        pytest.param(("methods", "\u6570"), {"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
+    ],
+)
+def test_in_a_process_of_its_own(place, arguments, environment):
+    here, kept, _ = place
+    put_back(here, kept)
+    prepare(Trial((), {"good.jsonl": GOOD}), here)
+    before = snapshot(here)
+    command = (sys.executable, "-m", "dataflex_pipeline", *arguments)
+    around = {**os.environ, **environment, "DF_API_KEY": SECRET}
+    ran = subprocess.run(command, capture_output=True, env=around, check=False)
+    out, err = (text.decode("utf-8", "backslashreplace") for text in (ran.stdout, ran.stderr))
+    check(Trial(("run",)), ran.returncode, out, err, before, here)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -14,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from cli_runs import SMALL, STEPS, data, dataflex, done, refused, small, snapshot
+from dataflex_pipeline.stages.exits import exit_code
 from misbehaving_server import reply
 from reward_models import make_reward_model
 from test_doctor import findings
@@ -359,6 +361,31 @@ def test_words_that_no_command_takes(here):
         assert "takes other words and options" in text
         assert "\x1b" not in text
     assert dataflex().code == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300),
+    ],
+)
+def test_limits_of_the_machine_are_told_in_words(error, capsys):
+    def command():
+        raise error
+
+    assert exit_code(command) == (2 if isinstance(error, OSError) else 1)
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[0]
+        .startswith(("error: There is not enough", "error: The path aaa"))
+    )
+
+
+def test_a_setting_longer_than_a_file_name(here):
+    assert "source_quotas" in refused(here, "status", "source_quotas={" + "a" * 300 + ": x}")
 
 
 def test_any_text_is_written_in_any_encoding(tmp_path):

@@ -33,6 +33,7 @@ class Behaviour:
     cut: bool = False
     close: bool = False
     dribble: float = 0.0
+    stray: bytes = b""
 
 
 def reply(text: str | None, wait: float = 0.0) -> Behaviour:
@@ -143,7 +144,7 @@ class MisbehavingServer:
                     break
             return
         body = behaviour.body[: len(behaviour.body) // 2] if behaviour.cut else behaviour.body
-        handler.wfile.write(body)
+        handler.wfile.write(body + behaviour.stray)
         handler.wfile.flush()
         if behaviour.cut:
             handler.close_connection = True

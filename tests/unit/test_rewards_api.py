@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -83,6 +84,7 @@ MISBEHAVIOURS = {
     "closed": CLOSED,
     "half": HALF,
     "html": HTML,
+    "doubled": Behaviour(body=2 * reply("Score: 1").body),
     "no-json": Behaviour(body=b"Score: 1"),
     "array": Behaviour(body=b"[]"),
     "error-in-200": Behaviour(body=b'{"error": {"message": "overloaded"}}'),
@@ -106,6 +108,19 @@ def test_a_passing_failure_is_tried_again_and_nothing_else_is_asked_twice(tmp_pa
         "answer-3": 1,
     }
     assert_no_secret(tmp_path)
+
+
+def test_a_reply_that_nobody_asked_for_is_taken_for_no_other_answers(tmp_path):
+    """It follows the asked one on the same connection, and would be read by the next request there."""
+    body = reply("Score: 1").body
+    stray = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+
+    def behave(number, answer):
+        return replace(fine(number, answer), stray=stray + body)
+
+    with MisbehavingServer(behave) as server:
+        rows = judge(tmp_path, server, [f"answer-{i}" for i in range(8)], max_concurrency=1)
+    assert [row["reward"] for row in rows] == [0.5] * 8
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
