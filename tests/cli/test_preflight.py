@@ -377,11 +377,7 @@ def test_limits_of_the_machine_are_told_in_words(error, capsys):
         raise error
 
     assert exit_code(command) == (2 if isinstance(error, OSError) else 1)
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[0]
-        .startswith(("error: There is not enough", "error: The path aaa"))
-    )
+    assert capsys.readouterr().err.splitlines()[0].startswith(("error: There is not enough", "error: aaa"))
 
 
 def test_a_setting_longer_than_a_file_name(here):
