@@ -117,14 +117,17 @@ def database(path: Path) -> Iterator[DuckDBPyConnection]:
         tempfile.TemporaryDirectory(prefix="dataflex-") as spill,
         duckdb.connect(":memory:") as connection,
     ):
-        connection.execute(f"create view {ROWS} as from read_parquet({literal(path.resolve())})")
+        # Under a name of our own: DuckDB reads `*`, `?` and `[` of a path as a pattern, and may list no folder.
+        named = Path(spill) / "rows.parquet"
+        named.symlink_to(path.resolve())
+        connection.execute(f"create view {ROWS} as from read_parquet({literal(named)})")
         for setting in (
             f"memory_limit = '{MEMORY}'",
             f"temp_directory = {literal(spill)}",
             "autoinstall_known_extensions = false",
             "autoload_known_extensions = false",
             "enable_progress_bar = false",
-            f"allowed_paths = [{literal(path.resolve())}]",
+            f"allowed_paths = [{literal(named)}]",
             f"allowed_directories = [{literal(spill)}]",
             "enable_external_access = false",
             "lock_configuration = true",

@@ -206,3 +206,12 @@ def test_a_taken_port_gives_way_to_a_free_one():
         with viewer.listening(port) as second:
             assert second.getsockname()[0] == "127.0.0.1"
             assert second.getsockname()[1] != port
+
+
+def test_the_path_of_a_table_is_no_pattern(tmp_path):
+    """A run beside it, which the name would match as a pattern, is not read."""
+    for name, rows in (("a[1]", 2), ("a1", 5)):
+        (tmp_path / name).mkdir()
+        pd.DataFrame({"row": range(rows)}).to_parquet(tmp_path / name / "rows.parquet")
+    with viewer.database(tmp_path / "a[1]" / "rows.parquet") as connection:
+        assert connection.execute(f"select count(*) from {viewer.ROWS}").fetchone() == (2,)
