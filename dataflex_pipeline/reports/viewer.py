@@ -117,7 +117,7 @@ def database(path: Path) -> Iterator[DuckDBPyConnection]:
         tempfile.TemporaryDirectory(prefix="dataflex-") as spill,
         duckdb.connect(":memory:") as connection,
     ):
-        # Under a name of our own: `*`, `?` and `[` in a path make a pattern, which would have to list folders.
+        # Under a name of our own: `*`, `?` and `[` in a path make a pattern, for which it lists folders.
         named = Path(spill) / "rows.parquet"
         named.symlink_to(path.resolve())
         connection.execute(f"create view {ROWS} as from read_parquet({literal(named)})")
