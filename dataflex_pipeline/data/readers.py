@@ -175,13 +175,25 @@ def plain_rows(where: Path | str, batch: pa.RecordBatch | pa.Table) -> list[Row]
         where: the file or data set, for messages. batch: a few rows.
 
     Raises:
-        DataError: a column holds what Python has no value for.
+        DataError: two columns have one name, or a column holds what Python has no value for.
     """
+    _check_names(where, batch.schema.names)
     try:
         rows: list[Row] = batch.to_pylist()
     except (OverflowError, LookupError) as error:  # a date or duration, a time zone
         raise _no_value(where, batch, error) from error
     return rows
+
+
+def _check_names(where: Path | str, names: list[str]) -> None:
+    """Refuse two columns of one name: of a row only one of them would be read, unseen."""
+    if len(set(names)) < len(names):
+        name = next(each for each in names if names.count(each) > 1)
+        raise DataError(
+            f"{where}: the column names are {names}.",
+            f"There are {names.count(name)} columns '{name}', and which of them counts nothing says.",
+            f"Rename or drop all but one. {NOTHING_WRITTEN}",
+        )
 
 
 def _no_value(where: Path | str, batch: pa.RecordBatch | pa.Table, error: Exception) -> DataError:

@@ -189,6 +189,19 @@ def test_dates_and_zones_that_python_has_not(tmp_path, values, kind):
 # ---------------------------------------------------------------- what is no file
 
 
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
+def test_two_columns_of_one_name(tmp_path, name):
+    arrays = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
+    table = pa.Table.from_arrays(arrays, names=["instruction", "output", "output"])
+    if name.endswith("parquet"):
+        pq.write_table(table, tmp_path / name)
+    else:
+        with pa.ipc.new_file(tmp_path / name, table.schema) as sink:
+            sink.write_table(table)
+    with pytest.raises(DataError, match="2 columns 'output'"):
+        list(read_rows(tmp_path / name))
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "/dev/zero", "link.jsonl"])
 def test_a_pipe_or_a_device_is_not_waited_for(tmp_path, name):
     for pipe in ("a.jsonl", "a.parquet"):
