@@ -253,6 +253,9 @@ def _entry(
     places.pop("cache_dir", None)
     file, kind = entry.get("file"), entry.get("name") or name
     if file is None and entry.get("module") is None:
+        if kind == "random" and params.get("seed") is not None:
+            place = places["seed"]
+            notices.append(f"seed of {name} ({place}) has no effect: rows are drawn by the run's seed")
         notices += _without_peers_own(name, kind, params, places)
     return ComponentEntry(
         name=name,

@@ -30,7 +30,8 @@ HEADER = """\
 #     file: my_method.py      # a Python file beside that YAML file, or `module:` for an installed one
 #     params: {threshold: 0.5}
 # On the command line: loss.focus=low
-# Every method also takes seed (a random stream of its own) and save_interval (rows per part).
+# Every method also takes save_interval (rows per part) and seed (a random stream of its own for
+# scores; rows are drawn by the seed of the run).
 """
 _PLAIN = re.compile(r"[A-Za-z](?:[\w./:\-]*[\w./\-])?")
 _WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")

@@ -207,6 +207,14 @@ def test_the_newer_components_of_the_peer(own):
         configured_method(config, name, None)
 
 
+def test_a_seed_of_random_that_changes_nothing_is_said(own):
+    entry = method_parameters(own("random: {name: random, params: {seed: 3}}\n"), "random", None)
+    (line,) = entry.notices
+    assert line.startswith("seed of random (")
+    assert line.endswith("has no effect: rows are drawn by the run's seed")
+    assert method_parameters(own("random: {name: random}\n"), "random", None).notices == ()
+
+
 def test_sections_without_methods_are_said(own):
     config = own(NEWER)
     loaded = load_config(None, [f"components_cfg_file={config.components_cfg_file}"], {})
