@@ -8,7 +8,7 @@ from dataflex_pipeline.reports.findings import findings
 from dataflex_pipeline.reports.page import page
 from dataflex_pipeline.reports.records import RunRecord
 from dataflex_pipeline.store.atomic import set_aside, write_text
-from dataflex_pipeline.store.chosen_files import check_free
+from dataflex_pipeline.store.chosen_files import check_folder, check_free
 
 NAME = "report.html"
 HEAD = 4096
@@ -31,13 +31,17 @@ def write_report(
         overwrite: set something else that is there aside.
 
     Raises:
-        UserError: something else is there, or the file cannot be there.
+        UserError: something else is there, or the file cannot be there; nothing is set aside then.
     """
     where = output if output is not None else record.run.folder / NAME
-    if overwrite and where.is_file() and not _is_report(where):
+    check_folder(where)
+    in_the_way = where.is_file() and not _is_report(where)
+    if not (overwrite and in_the_way):
+        check_free(where, _is_report)
+    text = page(findings(record, against))
+    if in_the_way:
         set_aside(where)
-    check_free(where, _is_report)
-    write_text(where, page(findings(record, against)))
+    write_text(where, text)
     return where
 
 

@@ -12,7 +12,8 @@ from dataflex_pipeline.store.run import RunFolder
 def check_folder(file: Path) -> None:
     """Refuse a file in a folder that is not there, or among the files that a run is made of.
 
-    At the top of a run's folder, beside those, a file does no harm.
+    At the top of a run's folder, beside those, a file does no harm. It holds with --overwrite too: call it
+    before anything is set aside.
 
     Raises:
         UserError: there is no such folder, or a run made it.
@@ -23,7 +24,14 @@ def check_folder(file: Path) -> None:
             f"There is no folder {file.parent}.",
             "Make it first, or name a file in a folder that is there.",
         )
-    for folder in list(file.resolve().parents)[1:]:
+    place = file.resolve()
+    if RunFolder(place.parent).exists() and place in RunFolder(place.parent).records():
+        raise UserError(
+            f"{file} was named, a file of the run {place.parent} itself.",
+            "Without it the run cannot be read.",
+            "Name another file.",
+        )
+    for folder in list(place.parents)[1:]:
         if RunFolder(folder).exists():
             raise UserError(
                 f"{file} was named, in a folder of the run {folder}.",

@@ -205,6 +205,10 @@ class RunFolder:
                 ) from error
             yield
 
+    def records(self) -> list[Path]:
+        """Return the files at the top of the folder that say what the run is, whether there or not."""
+        return [self.settings, self.history, self.folder / "sources.json"]
+
     def check_places(self) -> None:
         """Check that nothing else has the name of a file or folder that the run needs.
 
@@ -212,7 +216,7 @@ class RunFolder:
             RunError: a link leads nowhere, a folder or a device lies where a file belongs, or a file where a
                 folder does.
         """
-        files = [self.settings, self.history, self.folder / "sources.json"]
+        files = self.records()
         rounds = [self.round(number).folder for number in self.rounds()]
         folders = [self.folder, self.features, *map(self.split, ("pool", "target", "test")), *rounds]
         for path in (*files, *folders):

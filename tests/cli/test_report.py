@@ -239,13 +239,17 @@ def test_a_second_report_is_the_same_page(run):
         ([], "0 runs were named"),
         (["{run}", "seed=3"], "The setting seed=3 was given"),
         (["{run}", "--output", "{run}"], "exists, and holds something else"),
-        (["{run}", "--output", "{run}/run.yaml"], "exists, and holds something else"),
+        (["{run}", "--output", "{run}/run.yaml"], "a file of the run"),
+        (["{run}", "--output", "{run}/run.yaml", "--overwrite"], "a file of the run"),
+        (["{run}", "--output", "{run}/round-01/selection.parquet", "--overwrite"], "in a folder of the run"),
     ],
 )
-def test_what_cannot_be_reported_is_said(run, arguments, message):
+def test_what_cannot_be_reported_is_said_and_nothing_is_set_aside(run, arguments, message):
+    before = sorted(run.rglob("*"))
     ran = dataflex("report", *[text.format(run=run) for text in arguments])
     assert ran.code == 2
     assert message in ran.err
+    assert sorted(run.rglob("*")) == before
 
 
 @pytest.fixture(scope="module")
