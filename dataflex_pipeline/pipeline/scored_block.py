@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ class Unscored:
 
 def score_block(method: api.Method, block: api.Block, state: Any, schema: pa.Schema) -> pa.Table:
     """Score one block: the method's columns, with nulls and the reason where a row cannot be scored."""
-    columns = dict(method.score(block, state))
-    score_values = np.asarray(columns.pop("score"), dtype=np.float64)
+    columns = _returned(method, method.score(block, state), block.pool.num_rows)
+    score_values = columns.pop("score").astype(np.float64)
     valid, reason = _validity(block, score_values, columns.pop("reason", None))
     _check_columns(method, set(columns), {*schema.names} - {*SCORES.names})
     arrays: dict[str, Any] = {
@@ -66,6 +66,50 @@ def score_block(method: api.Method, block: api.Block, state: Any, schema: pa.Sch
             continue
         arrays[column.name] = pa.array(columns[column.name], mask=~valid).cast(column.type, safe=False)
     return pa.table([arrays[name] for name in schema.names], schema=schema)
+
+
+def _returned(method: api.Method, returned: Any, rows: int) -> dict[str, np.ndarray]:
+    """Return what a method gave for a block as arrays of one value or vector a row, by column.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    wrong: str | None
+    columns: dict[str, np.ndarray] = {}
+    if not isinstance(returned, Mapping) or not all(isinstance(name, str) for name in returned):
+        wrong = f"{type(returned).__name__} instead of arrays by the names of columns"
+    elif "score" not in returned:
+        wrong = f"no score, but {', '.join(sorted(returned)) or 'nothing'}"
+    else:
+        columns = {name: _array(name, values) for name, values in returned.items()}
+        wrong = next(filter(None, (_wrong(name, array, rows) for name, array in columns.items())), None)
+    if wrong is None:
+        return columns
+    kind = type(method)
+    raise ConfigError(
+        f"score() of the method {kind.__name__} ({kind.__module__}) returns {wrong}.",
+        "A block has one score for each of its rows: a mapping from column names to arrays of that length.",
+        f"Mend {kind.__name__}.score(); docs/extending.md has an example.",
+    )
+
+
+def _array(name: str, values: Any) -> np.ndarray:
+    if name != "reason" or not hasattr(values, "__len__"):
+        return np.asarray(values)
+    array = np.empty(len(values), dtype=object)  # numpy would make text of None beside text
+    array[:] = values
+    return array
+
+
+def _wrong(name: str, array: np.ndarray, rows: int) -> str | None:
+    """Return what is wrong with a column of a block of so many rows; None where it is right."""
+    if array.shape[:1] != (rows,) or (name in ("score", "reason") and array.ndim != 1):
+        return f"{name} of the shape {list(array.shape)} for {rows} rows"
+    if name == "score" and array.dtype.kind not in "fiub":
+        return f"scores that are no real numbers ({array.dtype})"
+    if name == "reason" and not all(text is None or isinstance(text, str) for text in array):
+        return "a reason that is neither text nor None"
+    return None
 
 
 def _check_columns(method: api.Method, returned: set[str], declared: set[str]) -> None:
