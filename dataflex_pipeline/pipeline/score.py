@@ -362,7 +362,13 @@ def feature_tables(run: OpenRun, scoring: Scoring) -> dict[str, PartedTable]:
 
 
 def check_target_tables(run: OpenRun, scoring: Scoring) -> dict[str, PartedTable]:
-    """Return the target's feature tables, which the method has looked at before the pool's are computed."""
+    """Return the target's feature tables that the method has looked at before the pool's are computed.
+
+    None of a method that does not look at them: what its features need of a checkpoint is checked as each is
+    opened, the pool's first.
+    """
+    if type(scoring.method).check_target is api.Method.check_target:
+        return {}
     plans = {key: plan for key, plan in scoring.needs.items() if plan.need.split != "pool"}
     tables = {key: feature_table(run, plan) for key, plan in plans.items()}
     scoring.method.check_target(tables)
