@@ -120,7 +120,9 @@ def database(path: Path) -> Iterator[DuckDBPyConnection]:
         # Under a name of our own: `*`, `?` and `[` in a path make a pattern, for which it lists folders.
         named = Path(spill) / "rows.parquet"
         named.symlink_to(path.resolve())
-        connection.execute(f"create view {ROWS} as from read_parquet({literal(named)}, hive_partitioning = false)")
+        connection.execute(
+            f"create view {ROWS} as from read_parquet({literal(named)}, hive_partitioning = false)"
+        )
         for setting in (
             f"memory_limit = '{MEMORY}'",
             f"temp_directory = {literal(spill)}",
