@@ -163,7 +163,7 @@ def _state(path: Path) -> list[int]:
 
 
 def _fingerprint(path: Path) -> str:
-    return read_footer(path).get(FINGERPRINT_KEY, b"").decode()
+    return read_footer(path).get(FINGERPRINT_KEY, b"").decode(errors="replace")
 
 
 def sources_key(settings: DataSettings, sources: tuple[Source, ...]) -> str:

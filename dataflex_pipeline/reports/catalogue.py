@@ -72,7 +72,7 @@ class RunTable:
         """
         footer = read_footer(self.files[0])
         return {
-            key.removeprefix(NOTE).decode(): value.decode()
+            key.removeprefix(NOTE).decode(errors="replace"): value.decode(errors="replace")
             for key, value in footer.items()
             if key.startswith(NOTE)
         }

@@ -61,7 +61,7 @@ def embedding_map(table: RunTable, folder: Path, progress: Progress) -> RunTable
     vectors = PartedTable.open(table.path)
     ingredients = {"table": "map", "version": VERSION, "embeddings": vectors.fingerprint, "sample": SAMPLE}
     made = digest(ingredients)
-    if not path.is_file() or read_footer(path).get(FINGERPRINT_KEY, b"").decode() != made:
+    if not path.is_file() or read_footer(path).get(FINGERPRINT_KEY) != made.encode():
         progress.start("map of the embeddings", vectors.n_rows, "rows")
         mean, axes = principal_axes(vectors)
         with table_writer(path, SCHEMA, ingredients) as write:

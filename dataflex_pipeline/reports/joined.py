@@ -161,7 +161,9 @@ def _joined(folder: Path, pool: RunTable, tables: Sequence[RunTable], progress: 
         "made_from": {each.view: each.notes().get("fingerprint") for each in (pool, *beside)},
     }
     path = folder / NAME
-    if not path.is_file() or read_footer(path).get(FINGERPRINT_KEY, b"").decode() != digest(ingredients):
+    if not path.is_file() or read_footer(path).get(FINGERPRINT_KEY, b"").decode(errors="replace") != digest(
+        ingredients
+    ):
         with open_queries([pool, *beside]) as queries:
             fitting = [each for each in beside if _is_over(queries, each, pool)]
             own = _own_columns(queries, pool)

@@ -181,7 +181,7 @@ def _columns(schema: pa.Schema) -> list[dict[str, str]]:
         {
             "column": field.name,
             "type": str(field.type),
-            "meaning": (field.metadata or {}).get(meaning, b"").decode(),
+            "meaning": (field.metadata or {}).get(meaning, b"").decode(errors="replace"),
         }
         for field in schema
     ]

@@ -138,7 +138,7 @@ def read_whole(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 def check_fingerprint(path: Path, fingerprint: str) -> None:
     """Raise CorruptError unless the Parquet file carries exactly this fingerprint."""
-    found = read_footer(path).get(FINGERPRINT_KEY, b"").decode()
+    found = read_footer(path).get(FINGERPRINT_KEY, b"").decode(errors="replace")
     if found != fingerprint:
         raise corrupt(
             path, f"it belongs to another table (fingerprint {found or 'none'}, expected {fingerprint})"

@@ -33,10 +33,10 @@ class TableFile:
         raw = read_footer(path)
         self.schema: pa.Schema = pq.read_schema(path)
         self.n_rows: int = pq.read_metadata(path).num_rows
-        self.fingerprint = raw.get(FINGERPRINT_KEY, b"").decode()
+        self.fingerprint = raw.get(FINGERPRINT_KEY, b"").decode(errors="replace")
         prefix = b"dataflex."
         self.metadata = {
-            key.removeprefix(prefix).decode(): value.decode()
+            key.removeprefix(prefix).decode(errors="replace"): value.decode(errors="replace")
             for key, value in raw.items()
             if key.startswith(prefix)
         }

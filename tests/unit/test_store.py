@@ -355,3 +355,11 @@ class TestLock:
         run.settings.write_text("a: [")
         with pytest.raises(CorruptError, match=r"run\.yaml cannot be read"):
             run.read()
+
+
+def test_a_changed_byte_in_the_words_of_a_footer_is_no_failure(tmp_path):
+    file = tmp_path / "x.parquet"
+    notes = {"dataflex.method": b"lo\xcess", "dataflex.fingerprint": b"\xce"}
+    column = pa.field("row", pa.int64(), metadata={"description": b"the \xcerow"})
+    pq.write_table(pa.table({"row": [1]}, pa.schema([column], metadata=notes)), file)
+    assert TableFile(file).metadata["method"] == "lo\ufffdss"
