@@ -41,6 +41,31 @@ finally:  # the operating system's own count begins with the memory of the proce
 SOURCES = ("alpaca", "code", "chat", "maths")
 
 
+def prepared_part(start: int, n: int, stream: np.random.Generator, messages: Any = None) -> pa.Table:
+    """Return rows of a prepared pool without tokens: four sources, lengths from 1 to 1000.
+
+    Args:
+        start: number of the first row. n: rows. stream: what is drawn from.
+        messages: their conversations; empty ones by default. [n]
+    """
+    length = pa.array(stream.integers(1, 1000, n).astype(np.int32))
+    kinds = {name: PREPARED.field(name).type for name in ("messages", "input_ids", "labels")}
+    columns: dict[str, Any] = {
+        "row": pa.array(np.arange(start, start + n)),
+        "row_id": identities(start, n),
+        "source": pa.array(np.array(SOURCES)[stream.integers(0, len(SOURCES), n)]),
+        "messages": pa.array([[]] * n if messages is None else messages, kinds["messages"]),
+        "input_ids": pa.nulls(n, kinds["input_ids"]),
+        "labels": pa.nulls(n, kinds["labels"]),
+        "n_tokens": length,
+        "n_response_tokens": length,
+        "valid": pa.array(np.ones(n, bool)),
+        "reason": pa.nulls(n, pa.string()),
+        "note": pa.nulls(n, pa.string()),
+    }
+    return pa.table(columns)
+
+
 def write_pool(folder: Path, rows: int) -> None:
     """Write a prepared pool without texts and tokens: four sources, lengths from 1 to 1000."""
     writer = PartsWriter(folder, PREPARED, {"table": "pool"})
@@ -49,22 +74,7 @@ def write_pool(folder: Path, rows: int) -> None:
         start = number * PART
         n = min(PART, rows - start)
         stream = np.random.default_rng(number)
-        length = pa.array(stream.integers(1, 1000, n).astype(np.int32))
-        source = pa.DictionaryArray.from_arrays(stream.integers(0, 4, n).astype(np.int8), list(SOURCES))
-        columns: dict[str, Any] = {
-            "row": pa.array(np.arange(start, start + n)),
-            "row_id": identities(start, n),
-            "source": source.cast(pa.string()),
-            "messages": pa.array([[]] * n, PREPARED.field("messages").type),
-            "input_ids": pa.nulls(n, PREPARED.field("input_ids").type),
-            "labels": pa.nulls(n, PREPARED.field("labels").type),
-            "n_tokens": length,
-            "n_response_tokens": length,
-            "valid": pa.array(np.ones(n, bool)),
-            "reason": pa.nulls(n, pa.string()),
-            "note": pa.nulls(n, pa.string()),
-        }
-        writer.write(number, pa.table(columns))
+        writer.write(number, prepared_part(start, n, stream))
     writer.finish(n_parts, {"valid": rows})
 
 

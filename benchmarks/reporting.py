@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from looking import PART, SOURCES, timed
+from looking import PART, prepared_part, timed
 from surroundings import publish, surroundings
 from tables import identities, write_tables
 
@@ -48,26 +48,12 @@ def write_pool(folder: Path, rows: int) -> None:
     for number, start in enumerate(range(0, rows, size)):
         n = min(size, rows - start)
         stream = np.random.default_rng(number)
-        length = pa.array(stream.integers(1, 1000, n).astype(np.int32))
         said = zip(texts(stream, n, 15), texts(stream, n, 55), strict=True)
         messages = [
             [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             for question, answer in said
         ]
-        columns: dict[str, Any] = {
-            "row": pa.array(np.arange(start, start + n)),
-            "row_id": identities(start, n),
-            "source": pa.array(np.array(SOURCES)[stream.integers(0, 4, n)]),
-            "messages": pa.array(messages, PREPARED.field("messages").type),
-            "input_ids": pa.nulls(n, PREPARED.field("input_ids").type),
-            "labels": pa.nulls(n, PREPARED.field("labels").type),
-            "n_tokens": length,
-            "n_response_tokens": length,
-            "valid": pa.array(np.ones(n, bool)),
-            "reason": pa.nulls(n, pa.string()),
-            "note": pa.nulls(n, pa.string()),
-        }
-        writer.write(number, pa.table(columns))
+        writer.write(number, prepared_part(start, n, stream, messages))
     writer.finish(-(-rows // size), {"valid": rows})
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from looking import SOURCES
+from looking import prepared_part
 from surroundings import publish, surroundings
 from tables import identities
 
@@ -55,21 +55,7 @@ def write_pool(run: RunFolder, rows: int) -> None:
             for role, text in zip(("user", "assistant"), turns, strict=True)
         ]
         messages = pa.ListArray.from_arrays(np.arange(0, 2 * n + 1, 2, np.int32), pa.array(flat, MESSAGE))
-        length = pa.array(draw.integers(1, 1000, n).astype(np.int32))
-        columns: dict[str, Any] = {
-            "row": pa.array(np.arange(start, start + n)),
-            "row_id": identities(start, n),
-            "source": pa.array(np.array(SOURCES)[draw.integers(0, len(SOURCES), n)]),
-            "messages": messages,
-            "input_ids": pa.nulls(n, PREPARED.field("input_ids").type),
-            "labels": pa.nulls(n, PREPARED.field("labels").type),
-            "n_tokens": length,
-            "n_response_tokens": length,
-            "valid": pa.array(np.ones(n, bool)),
-            "reason": pa.nulls(n, pa.string()),
-            "note": pa.nulls(n, pa.string()),
-        }
-        writer.write(number, pa.table(columns))
+        writer.write(number, prepared_part(start, n, draw, messages))
     writer.finish(number + 1, {"valid": rows})
 
 

@@ -28,3 +28,20 @@ def run_folders(arguments: Sequence[str]) -> list[Path]:
         )
     runs_dir = Path(load_config(None, settings).config.runs_dir)
     return [Path(name) if (Path(name) / "run.yaml").is_file() else runs_dir / name for name in names]
+
+
+def run_folder(arguments: Sequence[str], what: str, fix: str) -> Path:
+    """Return the folder of the one run that is named.
+
+    Args:
+        arguments: the words of the command.
+        what: it makes of a run, as in "A report".
+        fix: how to name one.
+
+    Raises:
+        UserError: none or several are named, or another setting than runs_dir is given.
+    """
+    folders = run_folders(arguments)
+    if len(folders) != 1:
+        raise UserError(f"{len(folders)} runs were named.", f"{what} is of one run.", fix)
+    return folders[0]

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dataflex_pipeline.errors import UserError
-
 from .completion import complete_run
-from .folders import run_folders
+from .folders import run_folder
 from .options import EXAMPLES, OverwriteOption, RunOption
 from .words import split_subjects, with_run
 
@@ -43,17 +41,11 @@ def report(
     from dataflex_pipeline.terminal import console
 
     words = with_run(arguments or [], run)
-    folders = run_folders(words)
-    if len(folders) != 1:
-        raise UserError(
-            f"{len(folders)} runs were named.",
-            "A report is of one run.",
-            "Name one: `dataflex report quickstart-loss`. `dataflex compare` puts several side by side.",
-        )
-    record = RunRecord.read(folders[0], trained=False)
+    fix = "Name one: `dataflex report quickstart-loss`. `dataflex compare` puts several side by side."
+    record = RunRecord.read(run_folder(words, "A report", fix), trained=False)
     other = None
     if against is not None:
-        other = RunRecord.read(run_folders([against, *split_subjects(words)[1]])[0])
+        other = RunRecord.read(run_folder([against, *split_subjects(words)[1]], "--against", "Name one."))
     where = write_report(record, output, against=other, overwrite=overwrite)
     console.line(
         f"Report of {record.name}: {where} ({where.stat().st_size / 1024:.0f} KB). Open it in a browser."

@@ -6,10 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dataflex_pipeline.errors import UserError
-
 from .completion import complete_run
-from .folders import run_folders
+from .folders import run_folder
 from .options import EXAMPLES, RunOption
 from .words import with_run
 
@@ -38,20 +36,15 @@ def view(
     from dataflex_pipeline.terminal import console
     from dataflex_pipeline.terminal.progress import progress
 
-    folders = run_folders(with_run(arguments or [], run))
-    if len(folders) != 1:
-        raise UserError(
-            f"{len(folders)} runs were named.",
-            "A view is of one run.",
-            "Name one: `dataflex view quickstart-loss`.",
-        )
+    fix = "Name one: `dataflex view quickstart-loss`."
+    folder = run_folder(with_run(arguments or [], run), "A view", fix)
     front_end()
 
     def ready(address: str, taken: int) -> None:
         if taken != port and port:
             console.line(f"Port {port} is not free: {taken} is taken instead.", style="yellow")
-        console.line(f"{joined.n_rows:,} rows of {folders[0].name}: {address}")
+        console.line(f"{joined.n_rows:,} rows of {folder.name}: {address}")
         console.line("Open it in a browser of this machine. Ctrl-C ends it.")
 
-    with joined_table(RunFolder(folders[0]), progress()) as joined:
-        serve(joined, folders[0].name, port, ready)
+    with joined_table(RunFolder(folder), progress()) as joined:
+        serve(joined, folder.name, port, ready)

@@ -22,10 +22,10 @@ from dataflex_pipeline.evaluation.harness import find_tasks, run_tasks
 from dataflex_pipeline.features.plan import FeaturePlan, plan_feature
 from dataflex_pipeline.pipeline.base_model import base_fingerprint
 from dataflex_pipeline.pipeline.damage import check_checkpoint
+from dataflex_pipeline.pipeline.feature_tables import feature_input, feature_table
 from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
 from dataflex_pipeline.pipeline.output import note
 from dataflex_pipeline.pipeline.prepare import Rows, look
-from dataflex_pipeline.pipeline.score import feature_input, feature_table
 from dataflex_pipeline.store.fingerprint import canonical, digest
 from dataflex_pipeline.store.stale import found_ingredients, is_complete
 from dataflex_pipeline.training.finished import last_round

@@ -21,11 +21,12 @@ from dataflex_pipeline import api
 from dataflex_pipeline.config.candidates import CandidateRule
 from dataflex_pipeline.config.components import ComponentEntry
 from dataflex_pipeline.errors import DataError, RunError
-from dataflex_pipeline.features.build import FeaturePlan, build_feature, method_needs, plan_feature
+from dataflex_pipeline.features.build import FeaturePlan, method_needs, plan_feature
 from dataflex_pipeline.features.candidates import Candidates, CandidateTable, Cascade
 from dataflex_pipeline.features.plan import with_rounds
 from dataflex_pipeline.pipeline.base_model import is_given
-from dataflex_pipeline.pipeline.checkpoints import checkpoint_of, checkpoints_before
+from dataflex_pipeline.pipeline.checkpoints import checkpoints_before
+from dataflex_pipeline.pipeline.feature_tables import feature_input, feature_tables, rows_per_part
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Output, note
 from dataflex_pipeline.pipeline.prepare import open_split
@@ -39,7 +40,7 @@ from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.ranks import column_values, count, quantiles
 from dataflex_pipeline.store.stale import found_ingredients, is_current
 from dataflex_pipeline.store.tables import TableFile, table_writer, zip_blocks
-from dataflex_pipeline.training.marker import read_marker, verify_checkpoint
+from dataflex_pipeline.training.marker import read_marker
 
 BLOCK_BYTES = 1 << 25
 """Bytes of one feature per block, at most about."""
@@ -239,18 +240,6 @@ def _learning_rate(run: OpenRun, number: int) -> float:
     return float((marker.result or {}).get("mean_learning_rate", 0.0)) if marker is not None else 0.0
 
 
-def feature_input(run: OpenRun, need: api.Need) -> api.FeatureInput:
-    """Return the rows and the checkpoint that a need speaks of."""
-    table = open_split(run, need.split)
-    checkpoint, fingerprint = checkpoint_of(run, need)
-    return api.FeatureInput(table, table.fingerprint, checkpoint, fingerprint)
-
-
-def rows_per_part(run: OpenRun, entry: ComponentEntry) -> int | Literal["auto"]:
-    """Return the unit of resume: the method's ``save_interval`` or the configuration's ``rows_per_part``."""
-    return entry.save_interval or run.given.rows_per_part
-
-
 def _implementation(entry: ComponentEntry) -> str:
     if entry.file is not None:
         return f"file {file_digest(Path(entry.file))}"
@@ -337,42 +326,6 @@ def _feature_ingredients(run: OpenRun, scoring: Scoring, fingerprint: str) -> Ma
         if found is not None and digest(found) == fingerprint:
             return found
     return None
-
-
-def feature_table(run: OpenRun, plan: FeaturePlan) -> PartedTable:
-    """Return a feature table of the run; missing parts are computed."""
-    return build_feature(
-        run.features,
-        plan,
-        run.progress,
-        overwrite=run.overwrite,
-        verify=verify_checkpoint,
-        shared=run.given.features_dir is not None,
-    ).table
-
-
-def feature_tables(run: OpenRun, scoring: Scoring) -> dict[str, PartedTable]:
-    """Return the feature tables that the method needs, by its own names; missing parts are computed.
-
-    Raises:
-        UserError: those of the target show that the pool's would be computed for nothing.
-    """
-    target = check_target_tables(run, scoring)
-    return {key: target.get(key) or feature_table(run, plan) for key, plan in scoring.needs.items()}
-
-
-def check_target_tables(run: OpenRun, scoring: Scoring) -> dict[str, PartedTable]:
-    """Return the target's feature tables that the method has looked at before the pool's are computed.
-
-    None of a method that does not look at them: what its features need of a checkpoint is checked as each is
-    opened, the pool's first.
-    """
-    if type(scoring.method).check_target is api.Method.check_target:
-        return {}
-    plans = {key: plan for key, plan in scoring.needs.items() if plan.need.split != "pool"}
-    tables = {key: feature_table(run, plan) for key, plan in plans.items()}
-    scoring.method.check_target(tables)
-    return tables
 
 
 def _write_scores(run: OpenRun, scoring: Scoring) -> None:

@@ -15,8 +15,9 @@ from typing import cast
 
 from dataflex_pipeline.features.influence import DOTS, Influence
 from dataflex_pipeline.features.plan import FeaturePlan, plan_feature
+from dataflex_pipeline.pipeline.feature_tables import check_target_tables, feature_input, feature_table
 from dataflex_pipeline.pipeline.open_run import OpenRun
-from dataflex_pipeline.pipeline.score import Scoring, check_target_tables, feature_input, feature_table
+from dataflex_pipeline.pipeline.score import Scoring
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartedTable, PartsWriter
 

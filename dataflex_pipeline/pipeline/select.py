@@ -18,13 +18,13 @@ from dataflex_pipeline.errors import CorruptError, RunError, StaleError, UserErr
 from dataflex_pipeline.features.plan import FeaturePlan
 from dataflex_pipeline.pipeline.damage import check_tables
 from dataflex_pipeline.pipeline.drawing import as_ingredients, round_settings
+from dataflex_pipeline.pipeline.feature_tables import feature_tables
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Outcome, Output, note
 from dataflex_pipeline.pipeline.score import (
     Scores,
     Scoring,
     block_rows,
-    feature_tables,
     pool_blocks,
     ranking_plan,
 )

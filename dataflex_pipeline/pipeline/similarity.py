@@ -21,8 +21,9 @@ from dataflex_pipeline.errors import ConfigError, did_you_mean
 from dataflex_pipeline.features.embedding_params import EmbeddingParams
 from dataflex_pipeline.features.plan import FeaturePlan, plan_feature, with_rounds
 from dataflex_pipeline.neighbours.apart import Apart
+from dataflex_pipeline.pipeline.feature_tables import feature_input, feature_table, rows_per_part
 from dataflex_pipeline.pipeline.open_run import OpenRun
-from dataflex_pipeline.pipeline.score import Scoring, feature_input, feature_table, rows_per_part
+from dataflex_pipeline.pipeline.score import Scoring
 from dataflex_pipeline.sampling.rows import ScoreTable, gather, gather_row_ids
 from dataflex_pipeline.schemas import PASSED_OVER
 from dataflex_pipeline.store.parts import PartedTable
