@@ -298,6 +298,11 @@ class SentPlan(BaseModel):
         return plan_feature(own, config, lambda need: given[_key(need)], self.rows_per_part, cascade)
 
 
+def seen(table: PartedTable, plan: FeaturePlan) -> PartedTable:
+    """Return a table of every row as its plan reads it."""
+    return table if plan.through is None else CandidateTable(table, plan.through)
+
+
 def opened(folder: Path) -> PartedTable:
     """Open a table that rank 0 has opened and checked, as soon as it is visible here."""
     launch.await_file(folder / MANIFEST)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from dataflex_pipeline import api
 from dataflex_pipeline.config.components import ComponentEntry
-from dataflex_pipeline.features.build import FeaturePlan, build_feature
+from dataflex_pipeline.features.build import build_feature
+from dataflex_pipeline.features.plan import FeaturePlan
 from dataflex_pipeline.pipeline.checkpoints import checkpoint_of
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.prepare import open_split

@@ -21,9 +21,8 @@ from dataflex_pipeline import api
 from dataflex_pipeline.config.candidates import CandidateRule
 from dataflex_pipeline.config.components import ComponentEntry
 from dataflex_pipeline.errors import DataError, RunError
-from dataflex_pipeline.features.build import FeaturePlan, method_needs, plan_feature
 from dataflex_pipeline.features.candidates import Candidates, CandidateTable, Cascade
-from dataflex_pipeline.features.plan import with_rounds
+from dataflex_pipeline.features.plan import FeaturePlan, method_needs, plan_feature, with_rounds
 from dataflex_pipeline.pipeline.base_model import is_given
 from dataflex_pipeline.pipeline.checkpoints import checkpoints_before
 from dataflex_pipeline.pipeline.feature_tables import feature_input, feature_tables, rows_per_part

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from dataflex_pipeline.api import Feature, FeatureInput, Need, Silent
 from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.features.build import FeaturePlan, build_feature, make_feature, plan_feature
+from dataflex_pipeline.features.build import build_feature
+from dataflex_pipeline.features.plan import FeaturePlan, make_feature, plan_feature
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import MANIFEST, PartedTable
 from dataflex_pipeline.testing.tables import prepared_rows, written

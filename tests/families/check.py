@@ -15,7 +15,8 @@ from tiny_training import GLOBAL_BATCH, log_of, make_config, make_index, make_pl
 
 from dataflex_pipeline import api
 from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.features.build import build_feature, plan_feature
+from dataflex_pipeline.features.build import build_feature
+from dataflex_pipeline.features.plan import plan_feature
 from dataflex_pipeline.gradients.projection import make_projection
 from dataflex_pipeline.methods import build_method, method_class
 from dataflex_pipeline.models.adapters import wrap_for_training

@@ -14,7 +14,7 @@ from sampling_tables import MemoryTable, identities
 
 from dataflex_pipeline import api
 from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.features.build import make_feature
+from dataflex_pipeline.features.plan import make_feature
 from dataflex_pipeline.methods import build_method, method_class, shipped_methods
 from dataflex_pipeline.pipeline.scored_block import score_block
 from dataflex_pipeline.schemas import LOSSES, SCORES

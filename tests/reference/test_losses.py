@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from dataflex_pipeline.api import FeatureInput, Need, Silent
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError, DataError, UserError
-from dataflex_pipeline.features.build import build_feature, make_feature, plan_feature
+from dataflex_pipeline.features.build import build_feature
 from dataflex_pipeline.features.losses import loss_table, mean_losses
+from dataflex_pipeline.features.plan import make_feature, plan_feature
 from dataflex_pipeline.models.batches import Sequences, length_batches, padded
 from dataflex_pipeline.models.token_losses import token_losses
 from dataflex_pipeline.schemas import PREPARED

@@ -8,7 +8,7 @@ from gradient_models import Collect, llama, lora, pad, random_rows, reference
 from tiny_training import make_config, make_model
 
 from dataflex_pipeline.api import Need
-from dataflex_pipeline.features.build import make_feature
+from dataflex_pipeline.features.plan import make_feature
 from dataflex_pipeline.gradients import capture as capture_module
 from dataflex_pipeline.gradients.capture import GradientCapture
 from dataflex_pipeline.models import adapters, base

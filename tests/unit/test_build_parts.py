@@ -11,7 +11,8 @@ import pytest
 
 from dataflex_pipeline.api import Feature, FeatureInput, Need, Silent
 from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.features.build import build_feature, plan_feature
+from dataflex_pipeline.features.build import build_feature
+from dataflex_pipeline.features.plan import plan_feature
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 from dataflex_pipeline.store import parts
 from dataflex_pipeline.store.agreed import BATCH_TOKENS, agree

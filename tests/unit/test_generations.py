@@ -16,8 +16,10 @@ from dataflex_pipeline import api, launch
 from dataflex_pipeline.data.chat import ChatFormat
 from dataflex_pipeline.data.conversation import Conversation, Message
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.features.build import Room, build_feature, plan_feature
+from dataflex_pipeline.features.build import build_feature
+from dataflex_pipeline.features.compute import Room
 from dataflex_pipeline.features.generations import CUT_OFF, Generations, row_prompt, sample_seed
+from dataflex_pipeline.features.plan import plan_feature
 from dataflex_pipeline.generate import Completion, Prompt
 from dataflex_pipeline.generate.generators import check_generator, choose_generator
 from dataflex_pipeline.generate.settings import (
@@ -532,7 +534,7 @@ class TestSeveralGpus:
 
     def test_the_others_free_their_memory_and_load_nothing(self, monkeypatch):
         freed = []
-        monkeypatch.setattr("dataflex_pipeline.features.build.free_memory", lambda: freed.append(True))
+        monkeypatch.setattr("dataflex_pipeline.features.compute.free_memory", lambda: freed.append(True))
         Room().do(None)
         assert freed == [True]
 

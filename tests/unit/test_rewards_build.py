@@ -9,7 +9,8 @@ from reward_tables import Listener
 from tiny_training import make_config
 
 from dataflex_pipeline.api import FeatureInput, Need
-from dataflex_pipeline.features.build import build_feature, plan_feature
+from dataflex_pipeline.features.build import build_feature
+from dataflex_pipeline.features.plan import plan_feature
 from dataflex_pipeline.store.parts import PartedTable
 
 GENERATIONS = {"generator": "transformers", "mc_samples": 3, "max_new_tokens": 4, "seed": 5}
