@@ -18,8 +18,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from dataflex_pipeline.reports.page.report import write_report
 from dataflex_pipeline.reports.records import RunRecord
-from dataflex_pipeline.reports.report import write_report
 
 PICTURE = Path(__file__).parent / "images" / "report.png"
 WIDTH, HEIGHT = 1160, 860

@@ -36,8 +36,8 @@ def report(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write a run as one HTML page to explore: what was selected, scores, single rows, losses, warnings."""
+    from dataflex_pipeline.reports.page.report import write_report
     from dataflex_pipeline.reports.records import RunRecord
-    from dataflex_pipeline.reports.report import write_report
     from dataflex_pipeline.terminal import console
 
     words = with_run(arguments or [], run)

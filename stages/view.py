@@ -31,7 +31,7 @@ def view(
 ) -> None:
     """Show all rows of a run in the browser: texts, scores, selections, map. Only for this machine."""
     from dataflex_pipeline.reports.joined import joined_table
-    from dataflex_pipeline.reports.viewer import front_end, serve
+    from dataflex_pipeline.reports.viewer.serve import front_end, serve
     from dataflex_pipeline.store.run import RunFolder
     from dataflex_pipeline.terminal import console
     from dataflex_pipeline.terminal.progress import progress

@@ -12,7 +12,7 @@ import pytest
 from cli_runs import STEPS, copied, dataflex, done
 
 from dataflex_pipeline.evaluation.figures import Figure, write_figures
-from dataflex_pipeline.reports.findings import findings
+from dataflex_pipeline.reports.page.findings import findings
 from dataflex_pipeline.reports.records import RunRecord
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -95,7 +95,7 @@ def test_it_listens_on_this_machine_alone_and_ends_well(run):
 
 
 def test_a_missing_tool_and_a_wrong_name_are_said(run, monkeypatch):
-    from dataflex_pipeline.reports import viewer
+    from dataflex_pipeline.reports.viewer import serve as viewer
 
     monkeypatch.setattr(viewer, "find_spec", lambda name: None)
     ran = dataflex("view", run.folder)

@@ -6,14 +6,14 @@ import random
 import numpy as np
 import pytest
 
-from dataflex_pipeline.reports.browsed import LISTS, Browsed
-from dataflex_pipeline.reports.findings import Rows
-from dataflex_pipeline.reports.headline import percent
-from dataflex_pipeline.reports.listed_rows import listed_rows
-from dataflex_pipeline.reports.nearest import Nearest
-from dataflex_pipeline.reports.page import embedded
-from dataflex_pipeline.reports.pictures import thinned
-from dataflex_pipeline.reports.turns import Turn, turns_of
+from dataflex_pipeline.reports.page.browsed import LISTS, Browsed
+from dataflex_pipeline.reports.page.findings import Rows
+from dataflex_pipeline.reports.page.headline import percent
+from dataflex_pipeline.reports.page.listed_rows import listed_rows
+from dataflex_pipeline.reports.page.nearest import Nearest
+from dataflex_pipeline.reports.page.pictures import thinned
+from dataflex_pipeline.reports.page.render import embedded
+from dataflex_pipeline.reports.page.turns import Turn, turns_of
 
 END = 0
 """The token that ends an answer; the others are characters."""

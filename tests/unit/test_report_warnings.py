@@ -1,7 +1,7 @@
 """Rows that cannot be used, in a report: one line per reason, however many tables have them."""
 
 from dataflex_pipeline.data.rows import reasons_text, rows_said
-from dataflex_pipeline.reports.cautions import not_usable
+from dataflex_pipeline.reports.page.cautions import not_usable
 
 
 def reason(text, *first, rows=None):

@@ -11,9 +11,9 @@ from made_run import add_scores, add_selection, make_run
 
 from dataflex_pipeline.api import Silent
 from dataflex_pipeline.errors import UserError
-from dataflex_pipeline.reports import viewer
 from dataflex_pipeline.reports.joined import joined_table
-from dataflex_pipeline.reports.viewer_page import SEARCHED, properties
+from dataflex_pipeline.reports.viewer import serve as viewer
+from dataflex_pipeline.reports.viewer.page import SEARCHED, properties
 
 HOSTILE = "</script><script>alert(1)</script>\x1b[31m\u202e<!--"
 HERE = {"host": "127.0.0.1:5055"}

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from dataflex_pipeline.reports import charts
-from dataflex_pipeline.reports.browsed import Browsed
 from dataflex_pipeline.reports.catalogue import RunTable
 from dataflex_pipeline.reports.charts import POOL, REST, SELECTED, TARGET, TRAINING
 from dataflex_pipeline.reports.likeness import is_constant
+from dataflex_pipeline.reports.page.browsed import Browsed
 from dataflex_pipeline.reports.query import Queries, quoted
 from dataflex_pipeline.reports.records import RunRecord
 from dataflex_pipeline.reports.shares import Shares, round_name

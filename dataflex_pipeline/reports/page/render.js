@@ -1,4 +1,4 @@
-// The rows of the report's page: searched, sorted, filtered, opened. Charts are in page_charts.js, which runs after it.
+// The rows of the report's page: searched, sorted, filtered, opened. Charts are in charts.js, which runs after it.
 // Whatever comes from the data is written with textContent; nothing is fetched.
 "use strict";
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dataflex_pipeline.reports.findings import findings
-from dataflex_pipeline.reports.page import page
+from dataflex_pipeline.reports.page.findings import findings
+from dataflex_pipeline.reports.page.render import page
 from dataflex_pipeline.reports.records import RunRecord
 from dataflex_pipeline.store.atomic import set_aside, write_text
 from dataflex_pipeline.store.chosen_files import check_folder, check_free

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from dataflex_pipeline.reports.viewer_colours import Colours
-from dataflex_pipeline.reports.viewer_page import TABLE
+from dataflex_pipeline.reports.viewer.colours import Colours
+from dataflex_pipeline.reports.viewer.page import TABLE
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

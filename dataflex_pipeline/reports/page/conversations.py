@@ -7,7 +7,7 @@ from typing import Any
 
 from dataflex_pipeline.pipeline.decoding import Decode, decoder
 from dataflex_pipeline.pipeline.run import Run
-from dataflex_pipeline.reports.turns import Turn, turns_of
+from dataflex_pipeline.reports.page.turns import Turn, turns_of
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.run import RunFolder
 

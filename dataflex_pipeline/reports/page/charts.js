@@ -1,5 +1,5 @@
 // The charts of the report's page, and what they do when they are pointed at, clicked, dragged over, or reached by keys.
-// It runs behind page.js, whose rows a chart lists or opens.
+// It runs behind render.js, whose rows a chart lists or opens.
 "use strict";
 
 const specs = read("specs");

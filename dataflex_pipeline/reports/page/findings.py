@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dataflex_pipeline.reports import pictures
-from dataflex_pipeline.reports.browsed import Browsed, browsed
 from dataflex_pipeline.reports.catalogue import RunTable, tables_of
-from dataflex_pipeline.reports.cautions import cautions
-from dataflex_pipeline.reports.conversations import Conversations
-from dataflex_pipeline.reports.headline import check_comparable, headline, what_changed
 from dataflex_pipeline.reports.likeness import alike
 from dataflex_pipeline.reports.look import Wanted, look, shared_rows
-from dataflex_pipeline.reports.nearest import Nearest, nearest
 from dataflex_pipeline.reports.numbers import spread
+from dataflex_pipeline.reports.page import pictures
+from dataflex_pipeline.reports.page.browsed import Browsed, browsed
+from dataflex_pipeline.reports.page.cautions import cautions
+from dataflex_pipeline.reports.page.conversations import Conversations
+from dataflex_pipeline.reports.page.headline import check_comparable, headline, what_changed
+from dataflex_pipeline.reports.page.nearest import Nearest, nearest
 from dataflex_pipeline.reports.query import Queries, open_queries
 from dataflex_pipeline.reports.records import PER_ROUND, RunRecord
 from dataflex_pipeline.reports.shares import Shares, round_name, shares, target_values

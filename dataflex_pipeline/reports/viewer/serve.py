@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.reports.joined import Joined
 from dataflex_pipeline.reports.query import literal
-from dataflex_pipeline.reports.viewer_app import make_app
-from dataflex_pipeline.reports.viewer_colours import ROWS
-from dataflex_pipeline.reports.viewer_page import properties
+from dataflex_pipeline.reports.viewer.app import make_app
+from dataflex_pipeline.reports.viewer.colours import ROWS
+from dataflex_pipeline.reports.viewer.page import properties
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

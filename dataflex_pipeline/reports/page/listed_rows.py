@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dataflex_pipeline.reports.browsed import LISTS, Browsed, own_columns, plain_number
-from dataflex_pipeline.reports.findings import Rows
-from dataflex_pipeline.reports.pictures import table_name
+from dataflex_pipeline.reports.page.browsed import LISTS, Browsed, own_columns, plain_number
+from dataflex_pipeline.reports.page.findings import Rows
+from dataflex_pipeline.reports.page.pictures import table_name
 from dataflex_pipeline.reports.shares import ORIGINAL, round_name
 
 LEAST = 200

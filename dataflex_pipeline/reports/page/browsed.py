@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from dataflex_pipeline.reports.catalogue import RunTable
+from dataflex_pipeline.reports.page.turns import Turn
 from dataflex_pipeline.reports.query import Queries, quoted
 from dataflex_pipeline.reports.shares import ORIGINAL
-from dataflex_pipeline.reports.turns import Turn
 from dataflex_pipeline.schemas import SCORES
 
 ROWS = 2000

@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from dataflex_pipeline.reports.findings import Drawn
 from dataflex_pipeline.reports.likeness import TOP, is_constant
-from dataflex_pipeline.reports.listed_rows import listed_rows
+from dataflex_pipeline.reports.page.findings import Drawn
+from dataflex_pipeline.reports.page.listed_rows import listed_rows
 from dataflex_pipeline.store.unseen import visible
 
 HERE = Path(__file__).parent
@@ -42,13 +42,13 @@ def page(found: dict[str, Any]) -> str:
     )
     environment.filters |= {"number": _number, "seconds": _seconds, "percent": _percent}
     environment.tests["constant"] = is_constant
-    own = [(HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page_charts.js")]
+    own = [(HERE / name).read_text(encoding="utf-8") for name in ("render.js", "charts.js")]
     scripts = [library(), *own]
-    template = environment.get_template("page.html.jinja")
+    template = environment.get_template("render.html.jinja")
     rest = dict(
         found,
         scripts=scripts,
-        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        style=(HERE / "render.css").read_text(encoding="utf-8"),
         policy=policy(scripts),
         charts=[_chart(number, each) for number, each in enumerate(found["charts"])],
         specs=embedded({f"chart-{number}": each.spec for number, each in enumerate(found["charts"])}),

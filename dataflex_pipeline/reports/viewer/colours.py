@@ -11,7 +11,7 @@ import re
 import threading
 from typing import TYPE_CHECKING
 
-from dataflex_pipeline.reports.viewer_page import TABLE
+from dataflex_pipeline.reports.viewer.page import TABLE
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
