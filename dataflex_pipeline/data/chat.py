@@ -22,7 +22,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from dataflex_pipeline.api import Progress
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError
 from dataflex_pipeline.data.marks import NOTHING_TRAINED, not_used
 from dataflex_pipeline.data.piece_tokens import PieceTokenizer, puts_bos
+from dataflex_pipeline.data.template_day import DAY, VARIABLES, asks_for_the_day, with_day
 from dataflex_pipeline.data.template_trial import TOOL, check_length, check_template, error_shown
 from dataflex_pipeline.data.template_turns import Reads, as_dicts, reordered, with_tools_text
 from dataflex_pipeline.data.templates import TEMPLATES, NamedTemplate, named_template, own_template
@@ -45,9 +45,6 @@ from dataflex_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TODAY = datetime(2024, 7, 26, tzinfo=UTC)
-"""The date that templates get when they ask for today's: rows must not depend on the day they are made."""
 
 QUESTION, _ANSWER = "Zwq?", "Xkj"
 """Texts that no template writes by itself."""
@@ -180,9 +177,9 @@ class ChatFormat:
         lines += self._header_notice()
         if self._lacks_bos():
             lines.append(rows_lack(self.tokenizer.bos_token))
-        if re.search(r"strftime_now|date_string", self._text):
+        if asks_for_the_day(self._text):
             lines.append(
-                f"the chat template writes today's date; {TODAY:%d %b %Y} stands in, so that rows made on "
+                f"the chat template writes today's date; {DAY:%d %b %Y} stands in, so that rows made on "
                 "different days are the same"
             )
         return lines
@@ -279,15 +276,14 @@ class ChatFormat:
         native = bool(tools) and reads.tools
         if tools and not native:
             messages = with_tools_text(messages, tools, self.named.system if self.named else "")
-        date: dict[str, Any] = {"date_string": TODAY.strftime("%d %b %Y"), "strftime_now": TODAY.strftime}
         try:
             text = self.tokenizer.apply_chat_template(
                 as_dicts(messages, reads),
                 tools=list(tools) if native else None,
-                chat_template=reads.text,
+                chat_template=with_day(reads.text),
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
-                **date | dict(variables or {}),
+                **VARIABLES | dict(variables or {}),
             )
         except Exception as error:  # a template is a program: it may divide by zero, recurse, look up nothing
             raise RowError(f"the chat template refuses the row: {error_shown(error)}") from error

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dataflex_pipeline.data.chat import ChatFormat, Piece
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError, check_conversation
+from dataflex_pipeline.data.template_day import DAY
 from dataflex_pipeline.data.templates import TEMPLATES, named_template
 from dataflex_pipeline.errors import ConfigError
 
@@ -494,6 +495,30 @@ def test_today_in_a_template_is_one_fixed_day(tmp_path):
     )
     assert chat.render(conversation((USER, "a")).messages) == "26 Jul 202426 Jul 2024|a"
     assert any("26 Jul 2024" in line for line in chat.notices())
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "%Y-%m-%d",
+        "%d %B %Y",
+        "%A, %-d. %b %y",
+        "%H:%M:%S %Z",
+        "100%% on %%d %d",
+        "%j/%U/%-m/%-H",
+        "%F %T %e",
+        "%",
+    ],
+)
+def test_every_form_of_the_day_is_written_as_python_writes_it(tmp_path, form):
+    """In a loop, through a variable and by its keyword, as templates of model families do."""
+    text = (
+        "\n  {% if strftime_now is defined %}\n  {% set day = strftime_now(format=form) %}{% endif %}\n"
+        "{% for m in messages %}{{ m.content }}{{ day }}|{{ strftime_now(form) }}{% endfor %}"
+    )
+    written = DAY.strftime(form)
+    shown = own_template(tmp_path, text).render([Message("user", "a")], variables={"form": form})
+    assert shown == f"\na{written}|{written}"
 
 
 def test_own_template_that_knows_tools_gets_them(tmp_path):
