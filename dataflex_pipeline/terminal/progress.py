@@ -39,6 +39,12 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def pace(count: int, seconds: float, unit: str = "") -> str:
+    """Return a rate as people say it: 53.2/s (or 53.2 rows/s); below 1/s the time of one: 12.9 s each."""
+    rate = count / max(seconds, 1e-9)
+    return f"{1 / rate:,.1f} s each" if 0 < rate < 1 else f"{rate:,.1f}{unit and ' '}{unit}/s"
+
+
 class _Times(ProgressColumn):
     """Time spent and time left; only the first where there is nothing left or nothing known."""
 
@@ -80,8 +86,8 @@ class BarProgress:
         if self._bar is None:
             return
         self._counted += n
-        rate = self._counted / max(time.monotonic() - self._began, 1e-9)
-        self._bar.update(self._task, advance=n, rate=f"{rate:,.1f} {self._unit}/s")
+        rate = pace(self._counted, time.monotonic() - self._began, self._unit)
+        self._bar.update(self._task, advance=n, rate=rate)
 
     def finish(self) -> None:
         """Leave the finished bar on the screen."""
@@ -129,24 +135,23 @@ class PlainProgress:
             self._status()
 
     def _status(self) -> None:
-        rate = self._counted / max(time.monotonic() - self._began, 1e-9)
+        seconds = time.monotonic() - self._began
+        rate = pace(self._counted, seconds)
         if self._total is None:
-            console.line(f"  {self._what}: {self._done:,} {self._unit}, {rate:,.1f}/s")
+            console.line(f"  {self._what}: {self._done:,} {self._unit}, {rate}")
             return
-        left = (self._total - self._done) / rate if rate else 0.0
+        left = (self._total - self._done) * seconds / max(self._counted, 1)
         there = f"{self._done:,} of {self._total:,} {self._unit}"
-        console.line(f"  {self._what}: {there}, {rate:,.1f}/s, {clock(left)} left")
+        console.line(f"  {self._what}: {there}, {rate}, {clock(left)} left")
 
     def finish(self) -> None:
         """Say how it went."""
         if self._running:
             self._running = False
             seconds = time.monotonic() - self._began
-            rate = self._counted / max(seconds, 1e-9)
             of = "" if self._total is None or self._done >= self._total else f" of {self._total:,}"
-            console.line(
-                f"  {self._what}: {self._done:,}{of} {self._unit} in {seconds:.1f} s ({rate:,.1f}/s)"
-            )
+            took = f"{seconds:.1f} s ({pace(self._counted, seconds)})"
+            console.line(f"  {self._what}: {self._done:,}{of} {self._unit} in {took}")
 
     def say(self, line_text: str) -> None:
         """Print a line."""

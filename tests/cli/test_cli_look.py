@@ -98,6 +98,15 @@ def test_plain_lines_say_how_much_was_there_and_what_is_left(monkeypatch, capsys
     ]
 
 
+def test_a_slow_pace_is_the_time_of_one():
+    from dataflex_pipeline.terminal.progress import pace
+
+    assert [pace(*given) for given in ((4, 2.0), (2, 2.0), (3, 37.5), (0, 5.0))] == [
+        *("2.0/s", "1.0/s", "12.5 s each", "0.0/s")
+    ]
+    assert pace(5000, 2.0, "rows") == "2,500.0 rows/s"
+
+
 def test_a_reader_that_has_seen_enough_is_no_failure_of_ours(folder, here):
     """As in ``dataflex inspect base | head``: the shell's own number for it, and no word on stderr."""
     command = [sys.executable, "-m", "dataflex_pipeline", "inspect", "base", "--csv", "--sql", MANY]
