@@ -72,6 +72,9 @@ CONFIGURATIONS = {
     ),
     "docs/scaling.md": ("my-run.yaml", None, ()),
 }
+TRANSLATED = "README.zh-CN.md"
+"""Has the commands of README.md, which are run there, in its order; and those of its own."""
+OF_THE_TRANSLATION = ("dataflex round --config less_or_loss.yaml",)
 COMPARED = ("random-seed1", "random-seed2", "less-seed1", "less-seed2")
 SHORT = (
     "warmup_step=2",
@@ -204,7 +207,14 @@ def launched(words: list[str]) -> tuple[str, ...]:
 )
 def test_the_commands_of_a_page_work_in_their_order(page, tiny_demo, begun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Reader(page, tiny_demo, begun).follow(FOUND[page])
+    known = FOUND["README.md"] if page == TRANSLATED else []
+    Reader(page, tiny_demo, begun).follow([item for item in FOUND[page] if item not in known])
+
+
+def test_the_translation_has_the_commands_of_the_readme():
+    commands = [item.text for item in FOUND["README.md"] if item.kind == "command"]
+    translated = [item.text for item in FOUND[TRANSLATED] if item.kind == "command"]
+    assert [text for text in translated if text not in OF_THE_TRANSLATION] == commands
 
 
 def test_what_is_not_run_is_in_the_pages_and_make_knows_it():
