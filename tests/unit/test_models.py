@@ -150,15 +150,18 @@ def soft_capped(tmp_path_factory):
 
 def test_a_soft_cap_of_attention_scores_is_kept(soft_capped, model):
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, Gemma2ForCausalLM
 
+    # transformers 5.24 refuses sdpa for this family itself.
+    kernels = ("eager", "sdpa") if Gemma2ForCausalLM._supports_sdpa else ("eager",)
     ids = torch.arange(3, 30)[None]
     with torch.no_grad():
         plain = {
             kernel: AutoModelForCausalLM.from_pretrained(soft_capped, attn_implementation=kernel)(ids).logits
-            for kernel in ("eager", "sdpa")
+            for kernel in kernels
         }
-        assert (plain["eager"] - plain["sdpa"]).abs().max() > 0.1  # sdpa is another model
+        if "sdpa" in plain:
+            assert (plain["eager"] - plain["sdpa"]).abs().max() > 0.1  # sdpa is another model
         found = load_base(make_config(soft_capped), "cpu")(ids).logits
     assert torch.equal(found, plain["eager"])
     assert attention_kernel(make_config(soft_capped)) == "eager"
