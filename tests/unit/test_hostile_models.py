@@ -1,6 +1,7 @@
 """Chat templates that never end or write gigabytes, and model files that hold nonsense: one error each."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -10,6 +11,8 @@ from dataflex_pipeline.config.load import load_config
 from dataflex_pipeline.data import template_trial
 from dataflex_pipeline.data.chat import ChatFormat
 from dataflex_pipeline.errors import ConfigError, DataError, UserError
+from dataflex_pipeline.models import adapter_values
+from dataflex_pipeline.models.adapter_values import endless_pattern
 from dataflex_pipeline.models.attached import read_configuration
 from dataflex_pipeline.models.quantized import own_method
 from dataflex_pipeline.models.source import check_model_folder, explained
@@ -134,6 +137,41 @@ def test_an_adapter_configuration_that_is_none(tmp_path, content):
     (tmp_path / "adapter_config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"adapter_config\.json|of the kind 5"):
         read_configuration(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("r", -1),
+        ("r", "8"),
+        ("r", True),
+        ("r", 10**13),
+        ("lora_alpha", "x"),
+        ("lora_alpha", math.inf),
+        ("lora_alpha", 10**400),
+        ("lora_dropout", -1),
+        ("target_modules", "("),
+        ("target_modules", [5]),
+        ("rank_pattern", {"q_proj": 0}),
+        ("rank_pattern", {"(": 8}),
+        ("alpha_pattern", []),
+        ("layers_to_transform", "a"),
+        ("bias", "some"),
+    ],
+)
+def test_a_value_of_an_adapter_configuration_that_cannot_be(tmp_path, key, value):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", key: value}))
+    with pytest.raises(UserError, match=f"cannot be used: {key} (is|has)") as caught:
+        read_configuration(tmp_path)
+    assert len(caught.value.what) < 400
+
+
+def test_a_pattern_of_an_adapter_that_never_ends(monkeypatch):
+    monkeypatch.setattr(adapter_values, "SECONDS", 1)
+    names = [f"model.layers.{number}.self_attn.q_proj" for number in range(8)]
+    usual = {"target_modules": r".*layers\.\d+\..*q_proj", "rank_pattern": {"q_proj": 8, "layers.3.*": 4}}
+    assert endless_pattern(usual, names) is None
+    assert endless_pattern({"target_modules": "(.*)*(.*)*(.*)*x"}, names) == "target_modules"
 
 
 @pytest.mark.parametrize("error", [AttributeError("x"), TypeError(), IndexError("y"), ZeroDivisionError("z")])
