@@ -11,7 +11,6 @@ from pathlib import Path
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.store.run import RunFolder
 
-
 LONGEST_NAME = 200
 """Bytes of a file's name: systems take 255, and while it is written it has a longer one."""
 

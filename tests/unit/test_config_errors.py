@@ -90,7 +90,6 @@ def test_a_dotted_key_in_a_file(write):
         ("source_quotas: 3", "source_quotas: 3 (", "a mapping of names to numbers.", "such a value"),
         ("source_quotas: {a: x}", 'source_quotas.a: "x" (', "a mapping of names to numbers.", "such a value"),
         ("candidates: {method: x, fraction: [1]}", "candidates.fraction: [1] (", "text and numbers", "such"),
-        ("source_quotas: {1: 0.5}", "source_quotas.1: 1 (", "a mapping of names to numbers.", "such a value"),
         ("data_columns: {a: 1}", "data_columns.a: 1 (", "a mapping of names to text.", "such a value"),
         ("methods: {loss: 3}", "methods.loss: 3 (", "a mapping of names to mappings.", "such a value"),
         ("seed: -1", "seed: -1 (", "of at least 0 and of at most 4294967295.", "such a value"),

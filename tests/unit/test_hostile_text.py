@@ -107,6 +107,15 @@ def test_no_control_character_is_printed(hostile, capsys, monkeypatch):
     assert "y\\tz\\nw" in text
 
 
+def test_an_error_shows_the_beginning_of_what_is_long(capsys, monkeypatch):
+    monkeypatch.setattr(console, "err", console._console(stderr=True))
+    console.fail(UserError("a" * 5000, "b " * 9000, "See /a/folder/of/theirs."))
+    text = capsys.readouterr().err
+    assert "a" * 300 + "..." in text
+    assert len(text) < 5000
+    assert "/a/folder/of/theirs." in text
+
+
 def test_what_json_shows_is_still_the_same_value():
     value = {"a\u202e": "b\x9b\x1b"}
     assert json.loads(console.visible(json.dumps(value, ensure_ascii=False))) == value
