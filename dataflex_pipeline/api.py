@@ -21,9 +21,10 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic_core import to_jsonable_python
 
+from dataflex_pipeline.config.keys import LARGEST
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.own_code import in_one_line, load_source
 from dataflex_pipeline.reporting import Progress as Progress
@@ -47,6 +48,13 @@ class Params(BaseModel):
     """Parameters of a method or feature; a subclass declares them as fields with defaults and meaning."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", check_fields=False)
+    @classmethod
+    def _of_32_bits(cls, value: Any) -> Any:
+        if type(value) is int and abs(value) > LARGEST:
+            raise ValueError(f"Input should be at most {LARGEST}")
+        return value
 
     def part(self, kind: type[Params]) -> dict[str, Any]:
         """Return the values of the parameters that ``kind``, a base shared with others, declares."""

@@ -1,7 +1,7 @@
-"""Work of unknown length, tried in a process of its own within limits of time and memory.
+"""Work of unknown length, tried in a process of its own within limits, or ended by a timer in this one.
 
-What comes with a model may hold programs: chat templates, patterns. Nothing inside of a process can end one
-that never ends; the system can end another process.
+What comes with a model may hold programs: chat templates, patterns. Nothing inside of a process can end all
+that never ends; the system can end another process. A loop in Python can be ended by a timer here too.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 import select
 import signal
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 _WAIT = 300
 """Seconds on the clock after which it is given up in any case."""
@@ -69,3 +73,62 @@ def _limit(seconds: int, room: int) -> None:
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         limit = now + room if most == resource.RLIM_INFINITY else min(now + room, most)
         resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+
+
+class TookTooLongError(Exception):
+    """Work that was ended."""
+
+
+class _Watch:
+    """The work that goes on in this process, counted in ticks of a timer that stops when there is none."""
+
+    def __init__(self) -> None:
+        self.armed = self.works = False
+        self.ticks, self.most = 0, 0
+        self._before: Any = None
+
+    def begin(self, seconds: int) -> None:
+        self.ticks, self.most, self.works = 0, seconds, True
+        if not self.armed:
+            self._before = signal.signal(signal.SIGVTALRM, self._tick)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 1, 1)
+            self.armed = True
+
+    def _tick(self, number: int, frame: FrameType | None) -> None:
+        self.ticks += 1
+        if not self.works:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, self._before or signal.SIG_DFL)
+            self.armed = False
+        elif self.ticks > self.most:
+            raise TookTooLongError("it takes longer than any row can need")
+
+    def after_fork(self) -> None:
+        self.armed = self.works = False  # timers are not inherited
+
+
+_WATCH = _Watch()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_WATCH.after_fork)
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """End a loop in Python that takes longer, in the main thread of a system that has such timers.
+
+    One timer a second serves all work, which may be too short to start one each: it costs a microsecond.
+
+    Args:
+        seconds: of this process on a processor, so that a busy machine ends nothing; up to one more.
+
+    Raises:
+        TookTooLongError: it took longer.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _WATCH.begin(seconds)
+    try:
+        yield
+    finally:
+        _WATCH.works = False

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from unittest import mock
 
 import pytest
 from data_fixtures import SPECIAL, alpaca_rows, byte_tokenizer, rows_of
@@ -74,6 +75,13 @@ def test_a_row_that_a_template_writes_too_much_of_is_not_valid(tmp_path, monkeyp
     assert "writes 3," in rows[1]["reason"]
 
 
+def test_a_row_that_a_template_never_ends_on_is_not_valid(tmp_path, quick):
+    template = TURNS + "{% if 'question 1' in messages[0].content %}" + LOOPS + "{% endif %}"
+    _, rows, _ = rows_of(tmp_path, alpaca_rows(3), template=template)
+    assert [row["valid"] for row in rows] == [True, False, True]
+    assert "it takes longer" in rows[1]["reason"]
+
+
 @pytest.mark.parametrize("template", [[1, 2], 7, {"default": 5}, [{"name": "rag", "template": TURNS}]])
 def test_a_template_that_is_no_text(tmp_path, template):
     byte_tokenizer(tmp_path)
@@ -110,6 +118,7 @@ def configured(folder, content) -> None:
         {"vocab_size": 10**13},
         {"text_config": {"hidden_size": 0}},
         {"text_config": [1]},
+        {"return_dict": False},
     ],
 )
 def test_a_configuration_whose_sizes_are_none(tmp_path, content):
@@ -178,3 +187,17 @@ def test_a_pattern_of_an_adapter_that_never_ends(monkeypatch):
 def test_whatever_the_libraries_raise_on_a_model_is_told(error):
     with pytest.raises(UserError, match="could not be loaded"), explained("m", "weights"):
         raise error
+
+
+def test_a_tokenizer_that_fails_when_it_is_asked(tmp_path):
+    tokenizer = byte_tokenizer(tmp_path, TURNS)
+
+    def fails(*_: object, **__: object) -> None:
+        raise Exception("Missing [UNK] token from the vocabulary")
+
+    with (
+        mock.patch.object(type(tokenizer), "__call__", fails),
+        pytest.raises(ConfigError, match="tokenizer cannot be used") as caught,
+    ):
+        ChatFormat(tokenizer, None)
+    assert "Missing [UNK]" in caught.value.why
