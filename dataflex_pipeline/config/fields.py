@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from dataflex_pipeline.config.candidates import CandidateRule, candidate_rule
-from dataflex_pipeline.config.keys import CountOrAuto, Role, key
+from dataflex_pipeline.config.keys import MOST_WORKERS, CountOrAuto, Role, key
 
 DEMO = "demo"
 """In place of the name of a model or data set: those that are embedded."""
@@ -119,10 +119,15 @@ class Config(BaseModel):
         None, "column of the target set that names each row's group; by default its data set", "run", "data"
     )
     preprocessing_num_workers: int | None = key(
-        None, "processes that tokenize; by default one per core, at most 8", "runtime", "data", ge=1
+        None,
+        "processes that tokenize; by default one per core, at most 8",
+        "runtime",
+        "data",
+        ge=1,
+        le=MOST_WORKERS,
     )
     dataloader_num_workers: int = key(
-        0, "worker processes of the training data loader", "runtime", "data", ge=0
+        0, "worker processes of the training data loader", "runtime", "data", ge=0, le=MOST_WORKERS
     )
 
     # rounds
