@@ -52,7 +52,8 @@ def _is_upper(limit: Any) -> bool:
 class Params(BaseModel):
     """Parameters of a method or feature; a subclass declares them as fields with defaults and meaning.
 
-    A whole number with a lower limit is at most LARGEST, unless an upper limit is declared too.
+    A whole number with a lower limit is at most LARGEST, unless an upper limit is declared too; seeds, which
+    are derived, have 64 bits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,7 +61,8 @@ class Params(BaseModel):
     @field_validator("*", check_fields=False)
     @classmethod
     def _of_32_bits(cls, value: Any, info: ValidationInfo) -> Any:
-        limits = cls.model_fields[info.field_name or ""].metadata
+        name = info.field_name or ""
+        limits = () if "seed" in name else cls.model_fields[name].metadata
         counts = any(isinstance(each, Ge | Gt) for each in limits)
         if type(value) is int and value > LARGEST and counts and not any(map(_is_upper, limits)):
             raise ValueError(f"Input should be at most {LARGEST}")

@@ -6,6 +6,7 @@ that never ends; the system can end another process. A loop in Python can be end
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import signal
@@ -97,17 +98,23 @@ class _Watch:
     def _tick(self, number: int, frame: FrameType | None) -> None:
         self.ticks += 1
         if not self.works:
+            self.stop()
+        elif self.ticks > self.most:
+            raise TookTooLongError("it takes longer than any row can need")
+
+    def stop(self) -> None:
+        """Stop the timer; left alone it would end a process that has put its signals back already."""
+        if self.armed:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             signal.signal(signal.SIGVTALRM, self._before or signal.SIG_DFL)
             self.armed = False
-        elif self.ticks > self.most:
-            raise TookTooLongError("it takes longer than any row can need")
 
     def after_fork(self) -> None:
         self.armed = self.works = False  # timers are not inherited
 
 
 _WATCH = _Watch()
+atexit.register(_WATCH.stop)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_WATCH.after_fork)
 

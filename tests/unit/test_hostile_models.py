@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
@@ -201,3 +203,18 @@ def test_a_tokenizer_that_fails_when_it_is_asked(tmp_path):
     ):
         ChatFormat(tokenizer, None)
     assert "Missing [UNK]" in caught.value.why
+
+
+def test_the_timer_of_rows_never_ends_a_process_that_is_leaving():
+    code = (
+        "import atexit, time\n"
+        "def busy():\n"
+        "    end = time.process_time() + 1.5\n"
+        "    while time.process_time() < end: pass\n"
+        "class Late:\n"
+        "    def __del__(self, busy=busy): busy()\n"
+        "late = Late()\n"
+        "from dataflex_pipeline.limited import within\n"
+        "with within(5): pass\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
