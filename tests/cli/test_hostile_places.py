@@ -151,3 +151,8 @@ def test_a_pick_finds_such_a_place_before_it_begins(tiny_demo, here):
     settings = ("fraction=0.5", *small(tiny_demo))
     assert "Nothing can be made there" in refused(here, "pick", "random", *settings, "--to", "/proc/x.jsonl")
     assert not list(here.iterdir())
+
+
+def test_a_run_that_only_picks_is_no_run_to_compare(tiny_demo, here):
+    done("pick", "random", *small(tiny_demo)[:3], "fraction=0.5", "--run", "only")
+    assert "dataflex report only" in refused(here, "compare", "only", "only")
