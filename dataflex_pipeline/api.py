@@ -21,9 +21,11 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import to_jsonable_python
 
+from dataflex_pipeline.config.keys import LARGEST
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.own_code import in_one_line, load_source
 from dataflex_pipeline.reporting import Progress as Progress
@@ -43,10 +45,28 @@ class BlockTable(Protocol):
         """Yield record batches of at most ``max_rows`` rows, in row order."""
 
 
+def _is_upper(limit: Any) -> bool:
+    return isinstance(limit, Le | Lt)
+
+
 class Params(BaseModel):
-    """Parameters of a method or feature; a subclass declares them as fields with defaults and meaning."""
+    """Parameters of a method or feature; a subclass declares them as fields with defaults and meaning.
+
+    A whole number with a lower limit is at most LARGEST, unless an upper limit is declared too; seeds, which
+    are derived, have 64 bits.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", check_fields=False)
+    @classmethod
+    def _of_32_bits(cls, value: Any, info: ValidationInfo) -> Any:
+        name = info.field_name or ""
+        limits = () if "seed" in name else cls.model_fields[name].metadata
+        counts = any(isinstance(each, Ge | Gt) for each in limits)
+        if type(value) is int and value > LARGEST and counts and not any(map(_is_upper, limits)):
+            raise ValueError(f"Input should be at most {LARGEST}")
+        return value
 
     def part(self, kind: type[Params]) -> dict[str, Any]:
         """Return the values of the parameters that ``kind``, a base shared with others, declares."""

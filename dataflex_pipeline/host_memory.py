@@ -14,7 +14,6 @@ The processes of a launch on one machine share the first two.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import sys
 from collections.abc import Iterator, MutableMapping
@@ -73,6 +72,8 @@ def grow_segments(environment: MutableMapping[str, str] = os.environ) -> None:
 def give_back() -> None:
     """Return freed memory to the system; the C library keeps it for later, gigabytes after a training."""
     if sys.platform.startswith("linux"):
+        import ctypes  # errors of memory come by this module, and may leave no room for it
+
         with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
             ctypes.CDLL(None).malloc_trim(0)
 

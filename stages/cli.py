@@ -75,5 +75,6 @@ def main() -> None:
     elif code == 0:
         from . import several
 
+        interrupts.not_kept_from()
         code = several.run(run)
     sys.exit(code)

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from dataflex_pipeline.start import ends_at_once
+
 ORDERLY = 2.0
 """Seconds that the first one has to itself: locks are let go, a line is printed."""
 _CODE = 130
@@ -27,13 +29,20 @@ def watched(command: Callable[[], int]) -> int:
 
     A process that the shell keeps from interrupts stays so.
     """
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ours = not_kept_from()
     if ours:
         signal.signal(signal.SIGINT, _interrupt)
     code = command()
     if ours:
         signal.signal(signal.SIGINT, _end)
     return code
+
+
+def not_kept_from() -> bool:
+    """Whether this process gets interrupts; from here on the first one raises KeyboardInterrupt."""
+    if signal.getsignal(signal.SIGINT) is ends_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

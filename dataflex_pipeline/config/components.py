@@ -237,8 +237,13 @@ def _checked_entry(name: str, spot: _Spot) -> dict[str, Any]:
     if not isinstance(entry.get("params") or {}, dict):
         raise _bad_entry(name, spot.place("params"), "params is a mapping of parameters to values.")
     for key in ("name", "file", "module"):
-        if entry.get(key) is not None and not isinstance(entry[key], str):
-            raise _bad_entry(name, spot.place(key), f"{key} is text.")
+        value = entry.get(key)
+        if value is not None and not (isinstance(value, str) and value.strip() and "\0" not in value):
+            raise _bad_entry(name, spot.place(key), f"{key} is text, and not empty.")
+    if entry.get("module") and not all(map(str.isidentifier, entry["module"].split("."))):
+        raise _bad_entry(
+            name, spot.place("module"), "module is a name as in Python's import: package.module."
+        )
     if entry.get("file") and entry.get("module"):
         raise _bad_entry(name, spot.place(), "file and module both say where the method is; give one.")
     return entry

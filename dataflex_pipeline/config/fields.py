@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from dataflex_pipeline.config.candidates import CandidateRule, candidate_rule
-from dataflex_pipeline.config.keys import CountOrAuto, Role, key
+from dataflex_pipeline.config.keys import MOST_WORKERS, CountOrAuto, Role, key
 
 DEMO = "demo"
 """In place of the name of a model or data set: those that are embedded."""
@@ -119,10 +119,15 @@ class Config(BaseModel):
         None, "column of the target set that names each row's group; by default its data set", "run", "data"
     )
     preprocessing_num_workers: int | None = key(
-        None, "processes that tokenize; by default one per core, at most 8", "runtime", "data", ge=1
+        None,
+        "processes that tokenize; by default one per core, at most 8",
+        "runtime",
+        "data",
+        ge=1,
+        le=MOST_WORKERS,
     )
     dataloader_num_workers: int = key(
-        0, "worker processes of the training data loader", "runtime", "data", ge=0
+        0, "worker processes of the training data loader", "runtime", "data", ge=0, le=MOST_WORKERS
     )
 
     # rounds
@@ -150,6 +155,7 @@ class Config(BaseModel):
         "run",
         "rounds",
         gt=0.0,
+        le=1_000_000.0,
     )
     component_name: str = key(
         "loss", "the method that scores the pool: dataflex methods lists them", "selection", "rounds"
@@ -247,17 +253,17 @@ class Config(BaseModel):
     # training
     per_device_train_batch_size: int = key(8, "rows per process and forward pass", "run", "training", ge=1)
     gradient_accumulation_steps: int = key(1, "forward passes per optimizer step", "run", "training", ge=1)
-    learning_rate: float = key(1e-4, "peak learning rate", "run", "training", gt=0.0)
+    learning_rate: float = key(1e-4, "peak learning rate", "run", "training", gt=0.0, le=100.0)
     lr_scheduler_type: str = key(
         "cosine", "learning-rate schedule over the horizon: cosine, linear, constant, ...", "run", "training"
     )
     warmup_ratio: float = key(
         0.0, "share of the horizon over which the learning rate rises", "run", "training", ge=0.0, le=1.0
     )
-    weight_decay: float = key(0.0, "AdamW weight decay", "run", "training", ge=0.0)
+    weight_decay: float = key(0.0, "AdamW weight decay", "run", "training", ge=0.0, le=100.0)
     adam_beta1: float = key(0.9, "AdamW beta1", "run", "training", ge=0.0, lt=1.0)
     adam_beta2: float = key(0.999, "AdamW beta2", "run", "training", ge=0.0, lt=1.0)
-    adam_epsilon: float = key(1e-8, "AdamW epsilon", "run", "training", gt=0.0)
+    adam_epsilon: float = key(1e-8, "AdamW epsilon", "run", "training", ge=1e-37)
     max_grad_norm: float = key(1.0, "gradient clipping; 0: off", "run", "training", ge=0.0)
     router_aux_loss_coef: float | None = key(
         None,

@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field
 Role = Literal["run", "selection", "runtime"]
 LARGEST = 2**31 - 1
 """Whole numbers of a configuration are at most this large: 32 bits, as the libraries below hold them."""
+MOST_WORKERS = 1024
+"""Processes beside each other that are started without asking whether that was meant."""
 
 
 def _count_or_auto(value: Any) -> int | Literal["auto"]:

@@ -12,6 +12,8 @@ from dataflex_pipeline.config.yaml_files import Layer, parse_value
 from dataflex_pipeline.errors import ConfigError
 
 COMMAND_LINE = "command line"
+SHOWN = 80
+"""Characters of a value that a message about it shows, as in `values.show`."""
 
 
 def override_layers(overrides: Sequence[str]) -> tuple[list[Layer], list[str]]:
@@ -73,7 +75,8 @@ def _value(path: tuple[str, ...], text: str) -> Any:
     if _takes_text(path) and not quoted:
         return None if stripped in ("", "~", "null") else text
     shown = HIDDEN if is_secret_name(path[-1]) else redacted_source(text)
-    return parse_value(text, f"{'.'.join(path)}={shown} on the command line")
+    cut = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
+    return parse_value(text, f"{'.'.join(path)}={cut} on the command line")
 
 
 def _takes_text(path: tuple[str, ...]) -> bool:

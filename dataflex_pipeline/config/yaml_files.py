@@ -1,7 +1,8 @@
 """Reading and writing YAML: numbers as people write them, no duplicate keys, the line of every key.
 
-Three things differ from PyYAML's ``safe_load``: ``1e-4`` is a number (YAML 1.2), dates and clock times
-(``1:30`` would be 90) stay text, and a key given twice is an error instead of the last one winning.
+Four things differ from PyYAML's ``safe_load``: ``1e-4`` is a number (YAML 1.2), dates and clock times
+(``1:30`` would be 90) stay text, keys are text as they are written (``null``, ``true``, ``1.0``), and a key
+given twice is an error instead of the last one winning.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ _RESOLVERS: tuple[tuple[str, re.Pattern[str], list[str]], ...] = (
     ("null", _NULL, ["~", "n", "N", ""]),
     ("merge", re.compile(r"^<<$"), ["<"]),
 )
+
+
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
@@ -179,8 +183,9 @@ def _construct(node: yaml.Node, label: str) -> Any:
     except RecursionError as error:
         raise _too_deep(label) from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:  # a tag such as !!int on other text
+        found = str(error).partition(":")[0] if "integer string conversion" in str(error) else str(error)
         raise ConfigError(
-            f"{label} holds a value that does not fit its type: {error}.",
+            f"{label} holds a value that does not fit its type: {found[:200]}.",
             "A value with a tag (such as !!int), or a number of thousands of digits, cannot be read so.",
             "Write plain values.",
         ) from error
@@ -239,7 +244,10 @@ def _walk(
     active: set[int],
     done: set[int],
 ) -> None:
-    """Note the line of every key; refuse a key that is given twice and a value that holds itself."""
+    """Note the line of every key; refuse a key that is given twice and a value that holds itself.
+
+    Keys are text from here on.
+    """
     if id(node) in active:
         line = node.start_mark.line + 1
         raise ConfigError(
@@ -251,6 +259,8 @@ def _walk(
     if isinstance(node, yaml.MappingNode):
         _check_duplicates(node, path, lines, label)
         for name, value in node.value:
+            if isinstance(name, yaml.ScalarNode) and name.tag != _MERGE:
+                name.tag = "tag:yaml.org,2002:str"
             _walk(value, (*path, str(name.value)), lines, label, active, done)
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
@@ -265,7 +275,7 @@ def _check_duplicates(
     seen: dict[str, int] = {}
     for name, _ in node.value:
         text, line = str(name.value), name.start_mark.line + 1
-        if text in seen and name.tag != "tag:yaml.org,2002:merge":
+        if text in seen and name.tag != _MERGE:
             full = ".".join((*path, text))
             raise ConfigError(
                 f"{label}, line {line}: {full} is given twice, first in line {seen[text]}.",

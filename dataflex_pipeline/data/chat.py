@@ -26,6 +26,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline.api import Progress
+from dataflex_pipeline.data import template_trial
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError
 from dataflex_pipeline.data.marks import NOTHING_TRAINED, not_used
 from dataflex_pipeline.data.piece_tokens import PieceTokenizer, puts_bos
@@ -42,6 +43,7 @@ from dataflex_pipeline.data.written import (
     notes_on_tools,
 )
 from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.limited import within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -277,14 +279,15 @@ class ChatFormat:
         if tools and not native:
             messages = with_tools_text(messages, tools, self.named.system if self.named else "")
         try:
-            text = self.tokenizer.apply_chat_template(
-                as_dicts(messages, reads),
-                tools=list(tools) if native else None,
-                chat_template=with_day(reads.text),
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                **VARIABLES | dict(variables or {}),
-            )
+            with within(template_trial.SECONDS):
+                text = self.tokenizer.apply_chat_template(
+                    as_dicts(messages, reads),
+                    tools=list(tools) if native else None,
+                    chat_template=with_day(reads.text),
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
+                    **VARIABLES | dict(variables or {}),
+                )
         except Exception as error:  # a template is a program: it may divide by zero, recurse, look up nothing
             raise RowError(f"the chat template refuses the row: {error_shown(error)}") from error
         check_length(str(text), messages)

@@ -5,8 +5,10 @@ A damaged file, or one that ends too early, is an error and never a short read.
 
 from __future__ import annotations
 
+import datetime
 import io
 import lzma
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -58,16 +60,24 @@ def not_an_object(path: Path, where: str, value: object) -> DataError:
     )
 
 
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (bool, "true or false"),
+    (str, "text"),
+    ((int, float, Decimal), "a number"),
+    (list, "a list"),
+    (dict, "an object"),
+    (bytes, "a binary value"),
+    (datetime.date, "a date"),
+    (datetime.time, "a time of day"),
+    (datetime.timedelta, "a duration"),
+)
+
+
 def kind_name(value: object) -> str:
-    """Return what a plain value is, in words: 'text', 'a number', 'null', 'a list', 'an object' ..."""
+    """Return what a value is, in words: 'text', 'a number', 'null', 'a list', 'an object' ..."""
     if value is None:
         return "null"
-    for kind, name in ((bool, "true or false"), (str, "text"), (int, "a number"), (float, "a number")):
-        if isinstance(value, kind):
-            return name
-    if isinstance(value, list):
-        return "a list"
-    return "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
+    return next((name for kind, name in _KINDS if isinstance(value, kind)), f"a {type(value).__name__}")
 
 
 def skip_bom(stream: io.BufferedReader, path: Path) -> int:

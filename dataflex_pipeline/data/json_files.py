@@ -21,6 +21,7 @@ from dataflex_pipeline.data.compressed import (
     open_data,
     skip_bom,
 )
+from dataflex_pipeline.data.half_pairs import HalfPairs, put_back
 from dataflex_pipeline.data.json_bounds import (
     LARGEST_ROW,
     BoundsError,
@@ -96,17 +97,19 @@ class _Bounded:
     """The bytes of an array's file, looked through before the parser gets them."""
 
     def __init__(self, stream: io.BufferedReader) -> None:
-        self._stream, self._bounds = stream, JsonBounds(outside=1)
+        self._stream, self._bounds, self.halves = stream, JsonBounds(outside=1), HalfPairs()
 
     def read(self, size: int) -> bytes:
-        """Return at most so many bytes.
+        """Return the text of about so many bytes.
 
         Raises:
             BoundsError: a row is beyond a bound.
         """
-        block = self._stream.read(size)
-        self._bounds.see(block)
-        return block
+        while block := self._stream.read(size):
+            self._bounds.see(block)
+            if text := self.halves.marked(block):
+                return text
+        return self.halves.marked(b"")
 
 
 class _NumberTooLongError(Exception):
@@ -165,7 +168,7 @@ def _items(path: Path, *, any_number: bool = False) -> Iterator[Row]:
                 raise key_twice(path, "", _TWICE[0])
             if not isinstance(value, dict):
                 raise not_an_object(path, f"item {number}", value)
-            yield value
+            yield put_back(value) if bounded.halves.found else value
 
 
 def _array_error(path: Path, error: Exception) -> DataError:

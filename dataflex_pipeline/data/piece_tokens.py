@@ -12,8 +12,10 @@ added token before or after it, whose id is then taken off again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.schemas import IGNORED
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ class PieceTokenizer:
 
     def ids(self, text: str) -> list[int]:
         """Return a text's token ids, special tokens only where the text spells them."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        with _asked():
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode(self, rows: Sequence[Sequence[tuple[str, bool]]]) -> list[tuple[list[int], list[int]]]:
         """Tokenise rows, all in one call where their pieces do not depend on each other.
@@ -107,7 +110,8 @@ class PieceTokenizer:
     def _batch(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
+        with _asked():
+            encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
         return [list(ids) for ids in encoded["input_ids"]]
 
     def _bound(self, texts: Sequence[str], place: int) -> list[int] | None:
@@ -164,7 +168,24 @@ class PieceTokenizer:
 def puts_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a tokenizer by itself begins every text with the beginning-of-sequence token."""
     bos = tokenizer.bos_token_id
-    return bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
+    with _asked():
+        return bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
+
+
+@contextmanager
+def _asked() -> Iterator[None]:
+    """Turn what a tokenizer raises on a text into an error in words: nothing is wrong with the text."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # its files may hold anything, and its library raises bare Exceptions
+        found = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ConfigError(
+            "The model's tokenizer cannot be used.",
+            f"It was loaded, and asked for the tokens of a text it fails: {found[:300]}.",
+            "Copy the tokenizer's files again from where the model comes from.",
+        ) from error
 
 
 def _bare_before(texts: Sequence[str], place: int) -> str:

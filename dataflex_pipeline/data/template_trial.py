@@ -7,15 +7,11 @@ before a template is used it is run once where the system ends it.
 
 from __future__ import annotations
 
-import os
-import select
-import signal
-import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from dataflex_pipeline.data.conversation import Message, RowError
 from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.limited import tried
 
 SECONDS = 5
 """Time on a processor that all conversations of the trial may take; a usual template takes milliseconds."""
@@ -23,8 +19,6 @@ ROOM = 1 << 30
 """Bytes of memory beside those that the process has already."""
 LONGEST_TEXT = 1 << 24
 """Characters that a template may write beside eight times those of the turns."""
-_WAIT = 300
-"""Seconds on the clock after which it is given up in any case."""
 _CALL = {"name": "look", "arguments": {"place": "here"}}
 TOOL = {
     "type": "function",
@@ -65,53 +59,8 @@ def check_length(text: str, turns: Sequence[Message]) -> None:
 
 def _outcome(render: Render) -> str:
     """Return what a template did: "" where it kept within the limits, else a sentence about it."""
-    if not hasattr(os, "fork"):
-        return ""
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking among threads: the child starts none
-        child = os.fork()
-    if child == 0:
-        try:
-            _limit()
-            os.write(writing, _run(render).encode())
-        finally:  # nothing of the program goes on in the child
-            os._exit(0)
-    os.close(writing)
-    try:
-        said = _heard(reading)
-        if said is None:
-            os.kill(child, signal.SIGKILL)
-    finally:
-        os.close(reading)
-    _, status = os.waitpid(child, 0)
-    if said is None or os.WIFSIGNALED(status):
-        return f"It did not end within {SECONDS} seconds of computing."
-    return said
-
-
-def _heard(reading: int) -> str | None:
-    """Return all that the child says until it ends; None if it takes too long."""
-    said = b""
-    while select.select([reading], [], [], _WAIT)[0]:
-        block = os.read(reading, 4096)
-        if not block:
-            return said.decode()
-        said += block
-    return None
-
-
-def _limit() -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pages = Path("/proc/self/statm")
-    if pages.is_file():
-        now = int(pages.read_text().split()[0]) * resource.getpagesize()
-        _, most = resource.getrlimit(resource.RLIMIT_AS)
-        limit = now + ROOM if most == resource.RLIM_INFINITY else min(now + ROOM, most)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+    said = tried(lambda: _run(render), SECONDS, ROOM)
+    return f"It did not end within {SECONDS} seconds of computing." if said is None else said
 
 
 def _run(render: Render) -> str:

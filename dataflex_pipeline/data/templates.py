@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from dataflex_pipeline.data.compressed import kind_name
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
         text = None
         found = str(error).strip().splitlines()[0]
     else:
-        found = f"It is {type(text).__name__}, not text."
+        found = f"It is {kind_name(text)}, not text."
     if isinstance(text, str):
         return text
     raise ConfigError(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dataflex_pipeline.data.folders import INFO_FILE
-from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.export.selected import Choice
 from dataflex_pipeline.export.subset import Written, write_info, write_subset
@@ -70,14 +69,7 @@ def write_lines(
 def _scratch(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside the file; the next call removes what a killed one left."""
     shutil.rmtree(folder, ignore_errors=True)
-    try:
-        folder.mkdir()
-    except OSError as error:
-        raise UserError(
-            f"Rows were to be written to {folder.parent}.",
-            f"Nothing can be made there: {error.strerror}.",
-            "Name a file in a folder that you may write to.",
-        ) from error
+    folder.mkdir()
     try:
         yield folder
     finally:

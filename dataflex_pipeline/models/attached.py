@@ -22,7 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.errors import DataflexError, UserError
+from dataflex_pipeline.models.adapter_values import SECONDS, endless_pattern, wrong_value
 from dataflex_pipeline.models.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dataflex_pipeline.models.source import explained
 from dataflex_pipeline.models.targets import Targets, is_linear, matching
@@ -111,11 +112,18 @@ def read_adapter(base: PreTrainedModel, folder: Path, say: Say, to_merge: bool =
     from peft import LoraConfig, get_peft_model
     from safetensors import safe_open
 
-    read_configuration(folder, to_merge)
-    with explained(str(folder), "adapter"), safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+    configuration = read_configuration(folder, to_merge)
+    pattern = endless_pattern(configuration, [name for name, _ in base.named_modules()])
+    if pattern is not None:
+        raise _unusable(
+            folder,
+            f"the pattern of {pattern} takes more than {SECONDS} seconds to compare with the names of layers",
+            "It would be compared each time that the adapter is loaded, and may never end.",
+        )
+    with _read_by_peft(folder), safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     as_named = all(_on_a_layer(base, name) for name in shapes)
-    with explained(str(folder), "adapter"), _said(say):
+    with _read_by_peft(folder), _said(say):
         config = LoraConfig.from_pretrained(str(folder))
         written = _lists(config)
         config.inference_mode = False
@@ -156,6 +164,9 @@ def read_configuration(folder: Path, to_merge: bool = False) -> dict[str, Any]:
             f"it is of the kind {kind}" if kind else f"its {ADAPTER_CONFIG} names no peft_type",
             "Only LoRA adapters are trained and scored here; another kind would need its own gradients.",
         )
+    wrong = wrong_value(found)
+    if wrong is not None:
+        raise _unusable(folder, f"{wrong} in its {ADAPTER_CONFIG}", "It was cut off or edited.")
     known = ABOUT | KNOWN | (MERGED_TOO if to_merge else frozenset())
     if found.get("lora_alpha") == 0:
         raise _unusable(
@@ -173,6 +184,21 @@ def read_configuration(folder: Path, to_merge: bool = False) -> dict[str, Any]:
             "training and export here do not follow.",
         )
     return dict(found)
+
+
+@contextmanager
+def _read_by_peft(folder: Path) -> Iterator[None]:
+    """Turn what peft raises on the files of an adapter into one error that says what to do."""
+    try:
+        yield
+    except DataflexError:
+        raise
+    except Exception as error:  # files may hold anything, and break a library in any way
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        found = lines[0].rstrip(".") if lines else type(error).__name__
+        raise _unusable(
+            folder, found, "Its files were cut off or edited, or are of another model."
+        ) from error
 
 
 def _is_set(key: str, value: Any) -> bool:

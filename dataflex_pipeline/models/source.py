@@ -34,8 +34,8 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 """What the weights of a hub model are called, whole or in several files."""
 CODE = ("*.py",)
 """What runs with ``trust_remote_code: true``, and only then counts."""
-LAYERS = 10_000
-"""Layers that a model may have: more take hours to be made before their weights turn out not to be there."""
+LAYERS = 1_000
+"""Layers that a model may have: more take minutes to make before their weights turn out not to be there."""
 SIZES = {"num_hidden_layers": LAYERS} | dict.fromkeys(
     (
         "hidden_size",
@@ -145,6 +145,8 @@ def model_configuration(folder: Path, key: str = MODEL_KEY) -> dict[str, Any]:
         most = SIZES.get(name)
         if most and value is not None and (type(value) is not int or not 0 < value <= most):
             raise _unusable_configuration(path, f"its {name} is {json.dumps(value)[:40]}", key)
+    if content.get("return_dict") is False:
+        raise _unusable_configuration(path, "its return_dict is false, so what it returns has no names", key)
     return content
 
 

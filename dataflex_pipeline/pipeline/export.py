@@ -31,7 +31,7 @@ from dataflex_pipeline.pipeline.output import Outcome
 from dataflex_pipeline.pipeline.prepare import splits_of
 from dataflex_pipeline.pipeline.select import Selection
 from dataflex_pipeline.store.atomic import read_json
-from dataflex_pipeline.store.chosen_files import check_folder, in_the_way
+from dataflex_pipeline.store.chosen_files import check_folder, check_writable, in_the_way
 from dataflex_pipeline.store.parts import PartedTable
 from dataflex_pipeline.store.run import RunFolder
 from dataflex_pipeline.store.stale import is_complete, named_changes
@@ -100,6 +100,7 @@ def export(run: OpenRun, asked: Asked) -> Exported:
     bundle = _bundle(run, asked)
     current = _is_current(bundle, run.overwrite)
     if not current:
+        check_writable(bundle.folder.parent)
         for line in () if bundle.origin is None else bundle.origin.notices:
             run.progress.say(f"  export: {line}")
         write_bundle(bundle, lambda line: run.progress.say(f"  export: {line}"), overwrite=run.overwrite)

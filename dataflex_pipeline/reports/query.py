@@ -258,7 +258,8 @@ def _labelled(table: RunTable) -> str:
     if table.kind == "selection":
         name = f"nullif({literal(table.name)}, '') as name, "
     name = "" if table.kind == "index" else name
-    return f"select {table.round} as round, {name}* from {_scan(table.files)}"  # noqa: S608
+    number = "null::integer" if table.round is None else str(table.round)
+    return f"select {number} as round, {name}* from {_scan(table.files)}"  # noqa: S608
 
 
 def _feature_line(table: RunTable) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +75,13 @@ class RunRecord:
             if marker is None or not marker.finished:
                 break
             markers[number] = marker
+        if not markers and trained and not settings["update_times"]:
+            raise RunError(
+                f"Nothing is trained in the run {folder}: update_times is 0, as `dataflex pick` sets it.",
+                "Runs are compared by the models that they train.",
+                f"See what it picked with `dataflex report {shlex.quote(folder.name)}`; train runs with "
+                "`dataflex round N`.",
+            )
         if not markers and (trained or not _is_scored(run)):
             raise RunError(
                 f"No round of the run {folder} is finished.",

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.store.run import RunFolder
 
+LONGEST_NAME = 200
+"""Bytes of a file's name: systems take 255, and while it is written it has a longer one."""
+
 
 def check_folder(file: Path) -> None:
-    """Refuse a file in a folder that is not there, or among the files that a run is made of.
+    """Refuse a file that cannot be made where it was named, or that is among the files of a run.
+
+    Its folder is not there or takes no file, its name is too long, or what is there is a folder or a device.
 
     At the top of a run's folder, beside those, a file does no harm. It holds with --overwrite too: call it
     before anything is set aside.
 
     Raises:
-        UserError: there is no such folder, or a run made it.
+        UserError: one of these is so.
     """
     if not file.absolute().parent.is_dir():
         raise UserError(
@@ -38,6 +46,42 @@ def check_folder(file: Path) -> None:
                 "What is there was made by the run, and is only read.",
                 "Name a file elsewhere, or directly in the run's folder.",
             )
+    _check_name(file)
+    check_writable(file.absolute().parent)
+
+
+def _check_name(file: Path) -> None:
+    """Refuse a name that is too long, and one that a folder, a device or a pipe has."""
+    length = len(os.fsencode(file.name))
+    if length > LONGEST_NAME:
+        raise UserError(
+            f"A file was named whose name has {length:,} bytes: {file.name[:40]}...",
+            f"A name may have {LONGEST_NAME} bytes.",
+            "Name it shorter.",
+        )
+    if file.exists() and not stat.S_ISREG(file.stat().st_mode):
+        raise UserError(
+            f"{file} was named, a folder, a device or a pipe.",
+            "A file appears whole or not at all: it is written beside its place, and then put there.",
+            "Name a new file.",
+        )
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made; of one that is not there yet, the nearest that is.
+
+    Raises:
+        UserError: the system makes none there.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    try:
+        tempfile.TemporaryFile(dir=there).close()  # it has no name where the system can, so nothing changes
+    except OSError as error:
+        raise UserError(
+            f"A file or folder was named in {there}.",
+            f"Nothing can be made there: {error.strerror}.",
+            "Name a place in a folder that you may write to.",
+        ) from error
 
 
 def check_free(file: Path, is_ours: Callable[[Path], bool]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ out = _console(stderr=False)
 err = _console(stderr=True)
 
 
+LONGEST_WORD, LONGEST_PART = 300, 4000
+"""Characters of a word, and of each part, that an error shows of what was given."""
+_LONG_WORD = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 GAP = 3
 """Columns of the terminal that rich puts around each column of a table."""
 LEAST = 8
@@ -75,8 +79,9 @@ def fail(error: DataflexError) -> None:
 
 
 def _of_error(text: str) -> str:
-    """Return a part of an error as it may be printed: settings that it repeats without their secrets."""
-    return visible(redacted_source(text))
+    """Return a part of an error as it may be printed: without secrets, cut where it is long."""
+    cut = _LONG_WORD.sub(lambda found: f"{found[0][:LONGEST_WORD]}...", visible(redacted_source(text)))
+    return cut if len(cut) <= LONGEST_PART else f"{cut[:LONGEST_PART]}..."
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], wraps: str) -> None:

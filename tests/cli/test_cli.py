@@ -319,3 +319,23 @@ def test_without_output_dir_there_is_no_second_copy(tiny_demo):
 
 def test_the_data_settings_of_the_demo_are_real(tiny_demo):
     assert all(Path(pair.partition("=")[2]).exists() for pair in data(tiny_demo))
+
+
+def test_an_interrupt_while_the_command_is_imported_is_one_line():
+    code = (
+        "import os, signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from dataflex_pipeline import start; start.begin()\n"
+        "os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (130, "interrupted; nothing was begun\n")
+
+
+def test_a_file_never_gets_the_number_of_a_closed_stream(tmp_path):
+    code = (
+        "from dataflex_pipeline import start; start.begin()\n"
+        f"file = open({str(tmp_path / 'x')!r}, 'w'); file.write(str(file.fileno()))"
+    )
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "-", sys.executable, "-c", code]
+    assert subprocess.run(closed, check=False).returncode == 0
+    assert int((tmp_path / "x").read_text()) > 2

@@ -132,3 +132,27 @@ def test_a_home_that_nobody_has():
     assert str(expanded("a/b")) == "a/b"
     with pytest.raises(UserError, match="knows of none by that name"):
         expanded("~nosuchuser/x")
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("export",), ("--to", "/proc/x")),
+        (("export",), ("--to", "/proc/x.jsonl")),
+        (("report",), ("--output", "/proc/x.html")),
+    ],
+)
+def test_a_place_where_nothing_can_be_made(tiny_demo, tmp_path, command, option):
+    folder = copied(tiny_demo, tmp_path)
+    assert "Nothing can be made there" in refused(folder, *command, folder, *option)
+
+
+def test_a_pick_finds_such_a_place_before_it_begins(tiny_demo, here):
+    settings = ("fraction=0.5", *small(tiny_demo))
+    assert "Nothing can be made there" in refused(here, "pick", "random", *settings, "--to", "/proc/x.jsonl")
+    assert not list(here.iterdir())
+
+
+def test_a_run_that_only_picks_is_no_run_to_compare(tiny_demo, here):
+    done("pick", "random", *small(tiny_demo)[:3], "fraction=0.5", "--run", "only")
+    assert "dataflex report only" in refused(here, "compare", "only", "only")

@@ -238,7 +238,7 @@ def test_a_second_report_is_the_same_page(run):
         (["nowhere"], "There is no run at"),
         ([], "0 runs were named"),
         (["{run}", "seed=3"], "The setting seed=3 was given"),
-        (["{run}", "--output", "{run}"], "exists, and holds something else"),
+        (["{run}", "--output", "{run}"], "a folder, a device or a pipe"),
         (["{run}", "--output", "{run}/run.yaml"], "a file of the run"),
         (["{run}", "--output", "{run}/run.yaml", "--overwrite"], "a file of the run"),
         (["{run}", "--output", "{run}/round-01/selection.parquet", "--overwrite"], "in a folder of the run"),

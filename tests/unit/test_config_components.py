@@ -267,7 +267,10 @@ def test_an_unknown_method():
         ("x: {nam: loss}", "'nam' is none of name, params, file, module. Did you mean 'name'?"),
         ("x: {focus: low}", "Parameters belong below params: focus."),
         ("x: {params: 3}", "params is a mapping of parameters to values."),
-        ("x: {name: 3}", "name is text."),
+        ("x: {name: 3}", "name is text, and not empty."),
+        ('x: {name: ""}', "name is text, and not empty."),
+        ('x: {module: ""}', "module is text, and not empty."),
+        ("x: {module: a..b}", "module is a name as in Python's import"),
         ("x: {file: a.py, module: b}", "give one."),
     ],
 )

@@ -3,10 +3,14 @@
 import subprocess
 import sys
 
+import pytest
 import yaml
 from config_refusal import refused
+from pydantic import Field, ValidationError
 
+from dataflex_pipeline.api import Params
 from dataflex_pipeline.config.fields import SECRETS, Config, group_of, role_of
+from dataflex_pipeline.config.keys import LARGEST
 from dataflex_pipeline.config.load import dump_config, load_config
 from dataflex_pipeline.config.redaction import without_secrets
 
@@ -71,3 +75,14 @@ assert not heavy, heavy
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert ran.returncode == 0, ran.stderr
+
+
+def test_whole_numbers_of_methods_have_32_bits_where_they_count():
+    class Mine(Params):
+        seed: int = 0
+        rows: int = Field(1, ge=1)
+        tokens: int = Field(1, ge=1, le=10**12)
+
+    assert Mine(seed=2**63, rows=LARGEST, tokens=10**12).seed == 2**63
+    with pytest.raises(ValidationError, match="at most 2147483647"):
+        Mine(rows=LARGEST + 1)

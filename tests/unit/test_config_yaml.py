@@ -7,6 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataflex_pipeline.config.overrides import override_layers
 from dataflex_pipeline.config.yaml_files import dump_yaml, parse_value, read_yaml
 from dataflex_pipeline.errors import ConfigError
 
@@ -132,3 +133,17 @@ def test_what_is_written_reads_back_here_and_with_plain_pyyaml(tmp_path_factory,
     text = dump_yaml(content)
     assert parse_value(text, "x") == (content or {})
     assert yaml.safe_load(text) == (content or {})
+
+
+def test_keys_are_text_as_they_are_written(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("null: 1\ntrue: 2\n1.0: {on: 3}\n")
+    layer = read_yaml(path)
+    assert layer.values == {"null": 1, "true": 2, "1.0": {"on": 3}}
+    assert layer.place("1.0", "on") == f"{path}, line 3"
+
+
+def test_a_long_number_on_the_command_line_is_cut_in_its_error():
+    with pytest.raises(ConfigError) as caught:
+        override_layers([f"seed={'9' * 5000}"])
+    assert len(str(caught.value)) < 600

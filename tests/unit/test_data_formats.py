@@ -160,6 +160,7 @@ REASONS = [
     ({**ALPACA, "output": ""}, "empty response"),
     ({**ALPACA, "output": 5}, "output is a number, not text"),
     ({**ALPACA, "output": ["a"]}, "output is a list, not text"),
+    ({**ALPACA, "output": b"a"}, "output is a binary value, not text"),
     ({**ALPACA, "instruction": " "}, "empty prompt"),
     ({**ALPACA, "history": [["q"]]}, "history is not a list"),
     ({"conversations": None}, "conversations is null, not a list"),

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataflex_pipeline.data import DataSettings, scan_sources
+from dataflex_pipeline.data import DataSettings, json_files, scan_sources
+from dataflex_pipeline.data.half_pairs import HalfPairs
 from dataflex_pipeline.data.json_bounds import DEEPEST, LONGEST_NUMBER, BoundsError, JsonBounds
 from dataflex_pipeline.data.readers import read_rows
 from dataflex_pipeline.data.sources import resolve_sources
@@ -239,3 +240,33 @@ def test_the_header_of_a_readme_that_stands_for_more_than_any_memory_holds(tmp_p
     )
     with pytest.raises(DataError, match="stands for more than"):
         resolve_sources(named(tmp_path, str(tmp_path)))
+
+
+HALVES = (
+    r'"\ud83d"',
+    r'"\udc00 a"',
+    r'"\ud83d\ud83d\ude00"',
+    r'"\\ud83d"',
+    r'"\\\ud83d x"',
+    r'"\ude00\ud83d"',
+    r'"\ud83d\ude00"',
+    r'"\uD83Dx\\\\"',
+)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 7, 11, 12, 13, 64, 65536])
+def test_half_a_surrogate_pair_is_the_same_in_an_array_and_in_lines(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(json_files, "_BLOCK_BYTES", block)
+    texts = [f'{{"a": {text}, {text}: [{text}], "b": 1}}' for text in HALVES]
+    (tmp_path / "a.json").write_text("[" + ", ".join(texts) + "]")
+    (tmp_path / "a.jsonl").write_text("\n".join(texts))
+    assert list(json_files.read_json(tmp_path / "a.json")) == list(
+        json_files.read_jsonl(tmp_path / "a.jsonl")
+    )
+
+
+def test_the_end_of_a_block_is_never_inside_a_run_of_backslashes():
+    halves = HalfPairs()
+    blocks = [b"\\" * 99, b"\\" * 30_000, b"ud83d", b"\\", b"ud83d"]
+    text = b"".join(map(halves.marked, [*blocks, b""]))
+    assert text == b"\\" * 30_098 + b"\\ufdd0d83d" * 2

@@ -1,7 +1,11 @@
 """Chat templates that never end or write gigabytes, and model files that hold nonsense: one error each."""
 
 import json
+import math
 import shutil
+import subprocess
+import sys
+from unittest import mock
 
 import pytest
 from data_fixtures import SPECIAL, alpaca_rows, byte_tokenizer, rows_of
@@ -10,6 +14,8 @@ from dataflex_pipeline.config.load import load_config
 from dataflex_pipeline.data import template_trial
 from dataflex_pipeline.data.chat import ChatFormat
 from dataflex_pipeline.errors import ConfigError, DataError, UserError
+from dataflex_pipeline.models import adapter_values
+from dataflex_pipeline.models.adapter_values import endless_pattern
 from dataflex_pipeline.models.attached import read_configuration
 from dataflex_pipeline.models.quantized import own_method
 from dataflex_pipeline.models.source import check_model_folder, explained
@@ -71,6 +77,13 @@ def test_a_row_that_a_template_writes_too_much_of_is_not_valid(tmp_path, monkeyp
     assert "writes 3," in rows[1]["reason"]
 
 
+def test_a_row_that_a_template_never_ends_on_is_not_valid(tmp_path, quick):
+    template = TURNS + "{% if 'question 1' in messages[0].content %}" + LOOPS + "{% endif %}"
+    _, rows, _ = rows_of(tmp_path, alpaca_rows(3), template=template)
+    assert [row["valid"] for row in rows] == [True, False, True]
+    assert "it takes longer" in rows[1]["reason"]
+
+
 @pytest.mark.parametrize("template", [[1, 2], 7, {"default": 5}, [{"name": "rag", "template": TURNS}]])
 def test_a_template_that_is_no_text(tmp_path, template):
     byte_tokenizer(tmp_path)
@@ -107,6 +120,7 @@ def configured(folder, content) -> None:
         {"vocab_size": 10**13},
         {"text_config": {"hidden_size": 0}},
         {"text_config": [1]},
+        {"return_dict": False},
     ],
 )
 def test_a_configuration_whose_sizes_are_none(tmp_path, content):
@@ -136,7 +150,71 @@ def test_an_adapter_configuration_that_is_none(tmp_path, content):
         read_configuration(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("r", -1),
+        ("r", "8"),
+        ("r", True),
+        ("r", 10**13),
+        ("lora_alpha", "x"),
+        ("lora_alpha", math.inf),
+        ("lora_alpha", 10**400),
+        ("lora_dropout", -1),
+        ("target_modules", "("),
+        ("target_modules", [5]),
+        ("rank_pattern", {"q_proj": 0}),
+        ("rank_pattern", {"(": 8}),
+        ("alpha_pattern", []),
+        ("layers_to_transform", "a"),
+        ("bias", "some"),
+    ],
+)
+def test_a_value_of_an_adapter_configuration_that_cannot_be(tmp_path, key, value):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", key: value}))
+    with pytest.raises(UserError, match=f"cannot be used: {key} (is|has)") as caught:
+        read_configuration(tmp_path)
+    assert len(caught.value.what) < 400
+
+
+def test_a_pattern_of_an_adapter_that_never_ends(monkeypatch):
+    monkeypatch.setattr(adapter_values, "SECONDS", 1)
+    names = [f"model.layers.{number}.self_attn.q_proj" for number in range(8)]
+    usual = {"target_modules": r".*layers\.\d+\..*q_proj", "rank_pattern": {"q_proj": 8, "layers.3.*": 4}}
+    assert endless_pattern(usual, names) is None
+    assert endless_pattern({"target_modules": "(.*)*(.*)*(.*)*x"}, names) == "target_modules"
+
+
 @pytest.mark.parametrize("error", [AttributeError("x"), TypeError(), IndexError("y"), ZeroDivisionError("z")])
 def test_whatever_the_libraries_raise_on_a_model_is_told(error):
     with pytest.raises(UserError, match="could not be loaded"), explained("m", "weights"):
         raise error
+
+
+def test_a_tokenizer_that_fails_when_it_is_asked(tmp_path):
+    tokenizer = byte_tokenizer(tmp_path, TURNS)
+
+    def fails(*_: object, **__: object) -> None:
+        raise Exception("Missing [UNK] token from the vocabulary")
+
+    with (
+        mock.patch.object(type(tokenizer), "__call__", fails),
+        pytest.raises(ConfigError, match="tokenizer cannot be used") as caught,
+    ):
+        ChatFormat(tokenizer, None)
+    assert "Missing [UNK]" in caught.value.why
+
+
+def test_the_timer_of_rows_never_ends_a_process_that_is_leaving():
+    code = (
+        "import atexit, time\n"
+        "def busy():\n"
+        "    end = time.process_time() + 1.5\n"
+        "    while time.process_time() < end: pass\n"
+        "class Late:\n"
+        "    def __del__(self, busy=busy): busy()\n"
+        "late = Late()\n"
+        "from dataflex_pipeline.limited import within\n"
+        "with within(5): pass\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

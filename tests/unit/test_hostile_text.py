@@ -1,6 +1,7 @@
 """Names that would be paths, secrets and control characters: none gets out of the program, or into a file."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +107,15 @@ def test_no_control_character_is_printed(hostile, capsys, monkeypatch):
     assert "y\\tz\\nw" in text
 
 
+def test_an_error_shows_the_beginning_of_what_is_long(capsys, monkeypatch):
+    monkeypatch.setattr(console, "err", console._console(stderr=True))
+    console.fail(UserError("a" * 5000, "b " * 9000, "See /a/folder/of/theirs."))
+    text = capsys.readouterr().err
+    assert "a" * 300 + "..." in text
+    assert len(text) < 5000
+    assert "/a/folder/of/theirs." in text
+
+
 def test_what_json_shows_is_still_the_same_value():
     value = {"a\u202e": "b\x9b\x1b"}
     assert json.loads(console.visible(json.dumps(value, ensure_ascii=False))) == value
@@ -118,7 +128,7 @@ def test_a_file_is_never_written_over_what_is_not_ours(tmp_path):
     with pytest.raises(UserError, match="exists, and holds something else"):
         check_free(mine, lambda file: False)
     check_free(mine, lambda file: True)
-    with pytest.raises(UserError, match="exists, and holds something else"):
+    with pytest.raises(UserError, match="a folder, a device or a pipe"):
         check_free(tmp_path, lambda file: True)
     with pytest.raises(UserError, match="There is no folder"):
         check_free(tmp_path / "no" / "x.html", lambda file: True)
@@ -126,6 +136,22 @@ def test_a_file_is_never_written_over_what_is_not_ours(tmp_path):
     link.symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match="exists, and holds something else"):
         check_free(link, lambda file: True)
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("/proc/x.html", "Nothing can be made there"),
+        ("/dev/full", "a folder, a device or a pipe"),
+        ("x" * 250, "250 bytes"),
+    ],
+)
+def test_a_place_that_takes_no_file_is_told_beforehand(tmp_path, monkeypatch, place, told):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        check_folder(Path(place))
+    assert told in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nor_among_the_files_of_a_run(tmp_path):
