@@ -380,8 +380,8 @@ def _said(say: Say) -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught:
         for category in (UserWarning, RuntimeWarning):
             warnings.simplefilter("always", category)
-        for category in (DeprecationWarning, FutureWarning):  # what transformers has to say to peft
-            warnings.simplefilter("ignore", category)
+        for unsaid in (DeprecationWarning, FutureWarning):  # what transformers has to say to peft
+            warnings.simplefilter("ignore", unsaid)
         yield
     for text in dict.fromkeys(str(warning.message).splitlines()[0] for warning in caught):
         say(f"peft: {text}")
