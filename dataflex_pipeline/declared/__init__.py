@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from dataflex_pipeline.api import Feature, Method
+from dataflex_pipeline.config.redaction import HIDDEN, is_secret_name
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.store.fingerprint import canonical
 
@@ -193,9 +194,8 @@ def check_version(kind: type) -> None:
 def check_names(owner: object, name: str, values: Any) -> None:
     """Check that a value is a sequence of names."""
     if not isinstance(values, list | tuple) or not all(isinstance(each, str) for each in values):
-        raise broken(
-            owner, name, f"{verb(name)} {shown(values)}", "It is a tuple of names, such as ('one',)."
-        )
+        names = "It is a tuple of names, such as ('one',)."
+        raise broken(owner, name, f"{verb(name)} {shown(values)}", names)
     twice = {each for each in values if values.count(each) > 1}
     if twice:
         raise broken(owner, name, f"names {', '.join(sorted(twice))} twice", "Each name stands there once.")
@@ -241,7 +241,7 @@ def _check_defaults(kind: type, name: str, params: type[BaseModel]) -> None:
         for problem in error.errors():
             field = problem["loc"][0] if problem["loc"] else None
             if field in values:
-                given = shown(values[str(field)])
+                given = HIDDEN if is_secret_name(str(field)) else shown(values[str(field)])
                 raise broken(
                     kind, f"{name}.{field}", f"has the default {given}", f"{problem['msg']}."
                 ) from error
@@ -267,6 +267,6 @@ def check_plain(owner: object, params: Any, base: type[BaseModel], called: str =
         try:
             canonical(params.model_dump(mode="json", include={name}))
         except (TypeError, ValueError) as error:
-            value = shown(getattr(params, name))
+            value = HIDDEN if is_secret_name(name) else shown(getattr(params, name))
             wrong = f"is {value}, which cannot be written down ({str(error).splitlines()[0]})"
             raise broken(owner, f"{called}.{name}", wrong, stable) from error

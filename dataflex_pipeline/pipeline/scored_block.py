@@ -84,12 +84,9 @@ def _returned(method: api.Method, returned: Any, rows: int) -> dict[str, np.ndar
     else:
         arrays = {name: _array(name, values) for name, values in returned.items()}
         columns = {name: array for name, array in arrays.items() if array is not None}
-        ragged = [f"{name} of lists of several lengths" for name in returned if name not in columns]
-        wrong = (
-            ragged[0]
-            if ragged
-            else next(filter(None, (_wrong(name, array, rows) for name, array in columns.items())), None)
-        )
+        found = [f"{name} of lists of several lengths" for name in returned if name not in columns]
+        found += filter(None, (_wrong(name, array, rows) for name, array in columns.items()))
+        wrong = next(iter(found), None)
     if wrong is None:
         return columns
     each = "A block has one score for each of its rows: a mapping from column names to arrays of that length."
@@ -125,9 +122,7 @@ def _check_columns(method: api.Method, returned: set[str], declared: set[str]) -
         lost, lacking = sorted(returned - declared), sorted(declared - returned)
         said = [f"returns {', '.join(lost)}, which it does not declare"] if lost else []
         said += [f"leaves out {', '.join(lacking)}, which it declares"] if lacking else []
-        declares = (
-            "A score table has the score and the columns that the method declares (columns, own_columns)."
-        )
+        declares = "A score table has the score, and what columns or own_columns() declare."
         raise broken(method, "score()", ", and ".join(said), declares)
 
 
@@ -155,9 +150,7 @@ def _typed(
     except (pa.ArrowException, TypeError, ValueError) as error:
         said = str(error).splitlines()[0]
         wrong = f"returns values of {field.name} that are no {field.type}: {said}"
-        raise broken(
-            method, what, wrong, "The values of a column are of the type that it declares."
-        ) from error
+        raise broken(method, what, wrong, "A column's values are of the type that it declares.") from error
 
 
 def _validity(
