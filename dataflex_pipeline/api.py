@@ -107,6 +107,12 @@ class Need:
         given: str | type[Feature] = self.feature
         if isinstance(given, str) and ".py:" in given:
             given = own_feature(given)
+        if not (isinstance(given, str) or (isinstance(given, type) and issubclass(given, Feature))):
+            raise ConfigError(
+                f"A Need names the feature {given!r:.100}.",
+                "It is neither the name of a feature nor a subclass of dataflex_pipeline.api.Feature.",
+                "Name a shipped feature (api.Need('losses')), a class, or my_features.py:Sharpness.",
+            )
         if not isinstance(given, str):
             object.__setattr__(self, "kind", given)
             object.__setattr__(self, "feature", given.name)

@@ -28,7 +28,7 @@ from . import (
     view,
     warmup,
 )
-from .exits import exit_code
+from .exits import Commands, exit_code
 from .streams import write_anything
 
 STEPS = (pick, warmup, score, select_, train_round, round)
@@ -36,6 +36,7 @@ AROUND = (methods, init, status, compare, inspect_, report, view, export, doctor
 
 app = typer.Typer(
     name="dataflex",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from dataflex_pipeline.errors import DataflexError, UserError
 
@@ -16,17 +18,39 @@ READER_LEFT = 141
 """What a shell reports of a program whose output nobody reads any more (128 + SIGPIPE), as in ``| head``."""
 
 
+class Commands(TyperGroup):
+    """The commands; typer leaves in silence where a file of the user's own raises what it takes for its own.
+
+    That is its Exit, with which a command would end half done and as if all were well, and a
+    KeyboardInterrupt that nobody's Ctrl-C has raised.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except BaseException as error:
+            from dataflex_pipeline.own_code import own_error
+
+            is_key = isinstance(error, KeyboardInterrupt) and not interrupts.would_be_seen()
+            found = None if is_key or interrupts.seen() else own_error(error, at_once=True)
+            if found is None:
+                raise
+            raise found from error
+
+
 def exit_code(command: Callable[[], object]) -> int:
     """Run a command in this process; its errors are printed. Return the exit code.
 
     Args:
         command: returns an exit code of its own, or nothing.
     """
+    here = _folder()
     try:
         code = command()
         return _interrupted() if code == INTERRUPTED else code if isinstance(code, int) else 0
     except DataflexError as error:
-        return _failed(error)
+        return _failed(_moved(error.__cause__, here) or error)
     except SystemExit as leaving:
         if (ended := explained(leaving)) is not None:  # by a file of the user's own
             return _failed(ended)
@@ -38,7 +62,7 @@ def exit_code(command: Callable[[], object]) -> int:
             return _interrupted()  # whatever a library made of it on its way here
         if getattr(error, "format_message", str)() == "" and hasattr(error, "exit_code"):
             return int(error.exit_code)  # a command without words, whose help was printed
-        found = _misused(error) or explained(error)
+        found = _misused(error) or explained(error) or _moved(error, here)
         if found is None:
             raise
         return _failed(found)
@@ -50,7 +74,26 @@ def explained(error: BaseException) -> DataflexError | None:
     from dataflex_pipeline.own_code import own_error
     from dataflex_pipeline.store.disk_errors import disk_error
 
-    return disk_error(error) or memory_error(error) or own_error(error)
+    of_its_own = own_error(error, at_once=True)
+    return of_its_own or disk_error(error) or memory_error(error) or own_error(error)
+
+
+def _folder() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:  # it was removed
+        return None
+
+
+def _moved(error: BaseException | None, here: Path | None) -> UserError | None:
+    """Return the error to show where a path was not found because the working directory is another one."""
+    if not isinstance(error, OSError) or here is None or (now := _folder()) == here:
+        return None
+    return UserError(
+        f"The working directory was changed from {here} to {now}: {error}.",
+        "Paths begin at the working directory, so the run's own files were not found any more.",
+        "Find os.chdir in your own file (a method, a feature, a rewarder) or in what it calls; take it out.",
+    )
 
 
 def _misused(error: Any) -> UserError | None:

@@ -24,6 +24,11 @@ def seen() -> bool:
     return bool(_first)
 
 
+def would_be_seen() -> bool:
+    """Whether a Ctrl-C is told from a KeyboardInterrupt that something raised by itself."""
+    return signal.getsignal(signal.SIGINT) is _interrupt
+
+
 def watched(command: Callable[[], int]) -> int:
     """Run a command and return its exit code; what is left to do then is Python's own, and may be cut off.
 

@@ -46,8 +46,13 @@ def _follow(team: Team) -> int:
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
-    except SystemExit as leaving:  # rank 0 has failed and says why
-        return int(leaving.code or 0)
+    except SystemExit as leaving:
+        own = explained(leaving)
+        if own is None:  # rank 0 has failed and says why
+            return int(leaving.code or 0)
+        if not team.fail(own):
+            _tell(own)
+        return own.exit_code
     except Exception as error:
         if not isinstance(error, DataflexError) and team.has_failed():
             end_now(1)  # a connection that broke because another process has ended

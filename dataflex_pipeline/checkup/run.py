@@ -16,6 +16,7 @@ from dataflex_pipeline.checkup.environment import deepspeed_ready
 from dataflex_pipeline.checkup.findings import Finding, checked, worst
 from dataflex_pipeline.config.fields import DEMO
 from dataflex_pipeline.data.leaks import LEAKS_SHOWN, Overlap
+from dataflex_pipeline.declared.feature import doubts
 from dataflex_pipeline.pipeline.run import Run
 from dataflex_pipeline.store.parts import PartedTable
 
@@ -100,8 +101,8 @@ def _needed(context: Run, name: str) -> list[Finding]:
 
         def look(need: Need = need, feature: Feature = feature, label: str = label) -> list[Finding]:
             feature.check(need, None)
-            doubts = [Finding(label, "warning", line, "", "configuration") for line in feature.reach()]
-            return doubts or [Finding(label, "ok", "what it needs is there", "", "configuration")]
+            found = [Finding(label, "warning", line, "", "configuration") for line in doubts(feature)]
+            return found or [Finding(label, "ok", "what it needs is there", "", "configuration")]
 
         findings += checked(label, look)
     return findings

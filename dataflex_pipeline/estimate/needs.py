@@ -9,7 +9,14 @@ from dataflex_pipeline.api import Checkpoint, FeatureInput, Method, Need, Select
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.features.candidates import Cascade
-from dataflex_pipeline.features.plan import method_needs, plain_need, plan_feature, with_rounds, with_upstream
+from dataflex_pipeline.features.plan import (
+    method_needs,
+    plain_need,
+    plan_feature,
+    ranking_needs,
+    with_rounds,
+    with_upstream,
+)
 from dataflex_pipeline.pipeline.base_model import is_given
 from dataflex_pipeline.pipeline.checkpoints import checkpoint_of
 from dataflex_pipeline.pipeline.open_run import OpenRun
@@ -76,7 +83,7 @@ def _needs(method: Method, config: Config, number: int) -> Iterator[Need]:
     selection = _selection(method, config, number)
     needs = list(method_needs(method, selection).values())
     if config.strategy == "round_robin" and config.round_robin_over == "target_rows":
-        needs += with_rounds(method.ranking_needs(selection), selection).values()
+        needs += ranking_needs(method, selection).values()
     for need in needs:
         for each, _ in with_upstream(need, config):
             yield each

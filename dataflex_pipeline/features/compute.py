@@ -22,11 +22,14 @@ from dataflex_pipeline import launch
 from dataflex_pipeline.ahead import ahead
 from dataflex_pipeline.api import FeatureInput, Need, Progress, Silent
 from dataflex_pipeline.config.load import SentConfig
+from dataflex_pipeline.declared import is_own
+from dataflex_pipeline.declared.feature import opened as opened_own
 from dataflex_pipeline.errors import RunError, UserError
 from dataflex_pipeline.features.plan import FeaturePlan, SentPlan, opened, seen
 from dataflex_pipeline.launch.team import Job, Place, Team
 from dataflex_pipeline.models.base import free_memory
 from dataflex_pipeline.models.room import is_out_of_memory
+from dataflex_pipeline.own_code import own_error
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartsWriter
 
@@ -111,7 +114,9 @@ def _compute(
     read = _part_reader(plan)
     parts = ((number, read(number)) for number in chain([first], pending))
     n_rows, inside = given.table.n_rows, _InParts(progress, count)
-    with _memory_told(plan.need), _writing(writer) as write, plan.feature.open(given, inside) as compute:
+    feature = plan.feature
+    opens = opened_own(feature, given, inside) if is_own(type(feature)) else feature.open(given, inside)
+    with _memory_told(plan.need), _writing(writer) as write, opens as compute:
         progress.start(f"{plan.need.name} of the {plan.need.split}", n_rows, "rows", n_rows - missing)
         for number, rows in ahead(parts) if reads_ahead else parts:
             inside.begin(rows.num_rows)
@@ -145,7 +150,7 @@ def _memory_told(need: Need) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) or own_error(error) is not None:
             raise
         raise UserError(
             f"The memory is too small for {need.name} of the {need.split}: {str(error).splitlines()[0]}",

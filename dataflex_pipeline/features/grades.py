@@ -27,7 +27,7 @@ from dataflex_pipeline.reward import Reward
 from dataflex_pipeline.reward.address import named_for
 from dataflex_pipeline.reward.answers import JudgedAnswer, conversation_text, split_turns
 from dataflex_pipeline.reward.journal import JOURNALS
-from dataflex_pipeline.reward.settings import JudgeSettings, MetricSettings, Settings
+from dataflex_pipeline.reward.settings import JudgeSettings, MetricSettings, Settings, identity_of
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
 
 METHOD = "judge"
@@ -69,7 +69,7 @@ class Grades(api.Feature):
     def ingredients(self) -> dict[str, Any]:
         """Return what of the chosen backend's settings decides a grade, and its model or function."""
         with named_for(METHOD):
-            return {"backend": self.settings.identity(self.config)}
+            return {"backend": identity_of(self.settings, self.config)}
 
     def check(self, need: api.Need, n_rows: int | None) -> None:
         """Check what the backend needs beside its settings: the API's key, the judge's files, a function.

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Literal
 
 from dataflex_pipeline.api import Feature
+from dataflex_pipeline.declared.feature import row_flops
 from dataflex_pipeline.store.parts import PartedTable
 
 MOST = 1024
@@ -25,7 +26,7 @@ def choose_rows(feature: Feature, table: PartedTable) -> int:
     """Return the rows per part of a feature's table over some prepared rows."""
     if not table.n_rows or "n_tokens" not in table.schema.names:
         return MOST
-    work = feature.row_flops(table.sum("n_tokens") / table.n_rows)
+    work = row_flops(feature, table.sum("n_tokens") / table.n_rows)
     if not work:
         return MOST
     from dataflex_pipeline.models.base import resolve_device

@@ -15,8 +15,12 @@ from dataflex_pipeline import launch
 from dataflex_pipeline.api import Feature, FeatureInput, Method, Need, Params, Selection
 from dataflex_pipeline.config.explain import explain
 from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.declared import broken, is_own
+from dataflex_pipeline.declared.feature import check_feature, check_feature_class
+from dataflex_pipeline.declared.feature import ingredients as own_ingredients
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features.candidates import Candidates, CandidateTable, Cascade
+from dataflex_pipeline.features.needs import checked_needs
 from dataflex_pipeline.launch.team import Place
 from dataflex_pipeline.store.fingerprint import digest, file_digest
 from dataflex_pipeline.store.parts import MANIFEST, PartedTable
@@ -101,6 +105,8 @@ def feature_class(need: Need) -> type[Feature]:
         ConfigError: there is no such feature.
     """
     if need.kind is not None:
+        if is_own(need.kind):
+            check_feature_class(need.kind, FEATURES)
         return need.kind
     if need.name not in FEATURES:
         raise ConfigError(
@@ -134,12 +140,31 @@ def make_feature(need: Need, config: Any) -> Feature:
     Raises:
         ConfigError: there is no such feature, or a parameter cannot be used.
     """
-    return feature_class(need)(params_of(need), config)
+    kind = feature_class(need)
+    feature = kind(params_of(need), config)
+    if is_own(kind):
+        check_feature(feature)
+    return feature
 
 
 def method_needs(method: Method, selection: Selection) -> dict[str, Need]:
-    """Return what a method needs, each with its checkpoint."""
-    return with_rounds(method.needs(selection), selection)
+    """Return what a method needs, each with its checkpoint.
+
+    Raises:
+        ConfigError: they are no needs, or cannot be met.
+    """
+    needs = checked_needs(method, "needs()", method.needs(selection), feature_class, selection.round - 1)
+    return with_rounds(needs, selection)
+
+
+def ranking_needs(method: Method, selection: Selection) -> dict[str, Need]:
+    """Return what a method ranks the pool by target row with, each with its checkpoint.
+
+    Raises:
+        ConfigError: they are no needs, or cannot be met.
+    """
+    asked, last = method.ranking_needs(selection), selection.round - 1
+    return with_rounds(checked_needs(method, "ranking_needs()", asked, feature_class, last), selection)
 
 
 def with_rounds(needs: Mapping[str, Need], selection: Selection) -> dict[str, Need]:
@@ -167,7 +192,7 @@ def _upstream_needs(feature: Feature, need: Need) -> dict[str, Need]:
         ConfigError: the feature takes no model by its own word, and one that it is computed from does.
     """
     found = {}
-    for key, inner in feature.needs(need).items():
+    for key, inner in checked_needs(feature, "needs()", feature.needs(need), feature_class).items():
         if inner.checkpoint is None and feature_class(inner).uses_model:
             if not feature.uses_model:
                 raise ConfigError(
@@ -176,6 +201,9 @@ def _upstream_needs(feature: Feature, need: Need) -> dict[str, Need]:
                     f"Leave uses_model out of {need.name}, or name the checkpoint in its needs().",
                 )
             inner = replace(inner, checkpoint=need.checkpoint, step=need.step)
+        if inner == need:
+            others = "A feature is computed from others: another split, other parameters, another checkpoint."
+            raise broken(feature, "needs()", f"asks for {need.name} of the {need.split} itself", others)
         found[key] = inner
     return found
 
@@ -221,6 +249,8 @@ def _ingredients(
     need: Need, feature: Feature, found: FeatureInput, upstream: Mapping[str, FeaturePlan]
 ) -> dict[str, Any]:
     """Return what a feature table of every row is made from."""
+    file = _own_file(type(feature))
+    found_by_itself = feature.ingredients() if file is None else own_ingredients(feature)
     ingredients = {
         "feature": need.name,
         "version": feature.version,
@@ -228,9 +258,8 @@ def _ingredients(
         "params": feature.params.model_dump(mode="json"),
         "rows": found.fingerprint,
         "checkpoint": found.checkpoint_fingerprint,
-        **feature.ingredients(),
+        **found_by_itself,
     }
-    file = _own_file(type(feature))
     if file is not None:
         ingredients["implementation"] = f"file {file_digest(file)}"
     if upstream:
@@ -240,7 +269,7 @@ def _ingredients(
 
 def _own_file(kind: type[Feature]) -> Path | None:
     """Return the file of a feature of the user's own; None for a shipped one."""
-    return None if kind.__module__.startswith("dataflex_pipeline.") else Path(inspect.getfile(kind))
+    return Path(inspect.getfile(kind)) if is_own(kind) else None
 
 
 def plain_need(need: Need) -> dict[str, Any]:

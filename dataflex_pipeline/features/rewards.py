@@ -26,7 +26,7 @@ from dataflex_pipeline.features.plan import make_feature
 from dataflex_pipeline.features.reward_parts import REWARDS, RewardParts
 from dataflex_pipeline.reward.journal import JOURNALS
 from dataflex_pipeline.reward.rewarders import read_settings
-from dataflex_pipeline.reward.settings import Settings
+from dataflex_pipeline.reward.settings import Settings, identity_of
 
 
 class Rewards(api.Feature):
@@ -57,7 +57,7 @@ class Rewards(api.Feature):
 
     def ingredients(self) -> dict[str, Any]:
         """Return what of the chosen backend's settings decides a reward, and its model or function."""
-        return {"backend": self.settings.identity(self.config)}
+        return {"backend": identity_of(self.settings, self.config)}
 
     def check(self, need: api.Need, n_rows: int | None) -> None:
         """Check what the backend needs beside its settings: the API's key, the judge's files, a function.

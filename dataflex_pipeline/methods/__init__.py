@@ -25,8 +25,10 @@ from dataflex_pipeline.api import Method
 from dataflex_pipeline.config.components import COMMON, ComponentEntry, method_parameters
 from dataflex_pipeline.config.explain import explain, first_complaint
 from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.declared import broken, is_own, missing_functions, shown
+from dataflex_pipeline.declared.method import check_method, check_method_class
 from dataflex_pipeline.errors import ConfigError, did_you_mean
-from dataflex_pipeline.own_code import in_one_line, load_source
+from dataflex_pipeline.own_code import in_one_line, load_module, load_source
 
 NOT_CHOSEN = ("embedding_similarity", "focus", "gradient_similarity", "imported")
 """Modules here that are no method to choose by name."""
@@ -57,7 +59,10 @@ def method_class(name: str, file: Path | None = None, module: str | None = None)
             f"The shipped methods are: {', '.join(shipped_methods())}.",
             "Choose one of them, or give its components.yaml entry a file: or module: of your own.",
         )
-    return _only_method(name, found)
+    kind = _only_method(name, found)
+    if is_own(kind):
+        check_method_class(kind)
+    return kind
 
 
 def _import_file(name: str, file: Path) -> ModuleType:
@@ -79,12 +84,12 @@ def _import_file(name: str, file: Path) -> ModuleType:
 
 def _import_module(name: str, module: str) -> ModuleType:
     try:
-        return importlib.import_module(module)
-    except ImportError as error:
+        return load_module(module)
+    except Exception as error:  # any error of the user's own module, told without a traceback
         raise ConfigError(
             f"The method '{name}' names the module {module}.",
-            f"It cannot be imported: {error}",
-            "Install the package that holds it, or correct the name.",
+            f"It cannot be imported: {in_one_line(error)}",
+            "Install the package that holds it, or correct the name or the module.",
         ) from error
 
 
@@ -92,18 +97,18 @@ def _only_method(name: str, module: ModuleType) -> type[Method]:
     classes = [
         value
         for value in vars(module).values()
-        if inspect.isclass(value)
-        and issubclass(value, Method)
-        and not inspect.isabstract(value)
-        and value.__module__ == module.__name__
+        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
     ]
-    if len(classes) != 1:
+    whole = {kind for kind in classes if not inspect.isabstract(kind)}
+    if not whole and len(classes) == 1:
+        raise missing_functions(classes[0])
+    if len(whole) != 1:
         raise ConfigError(
             f"The method '{name}' comes from {getattr(module, '__file__', module.__name__)}.",
-            f"It defines {len(classes)} subclasses of dataflex_pipeline.api.Method; it must be exactly one.",
+            f"It defines {len(whole)} subclasses of dataflex_pipeline.api.Method; it must be exactly one.",
             "Keep one method per file.",
         )
-    return classes[0]
+    return whole.pop()
 
 
 def configured_method(config: Config, name: str, config_dir: Path | None) -> tuple[Method, ComponentEntry]:
@@ -169,13 +174,19 @@ def build_method(
         ConfigError: a parameter is unknown or its value cannot be used.
     """
     try:
-        return kind(kind.Params(**params))
+        checked = kind.Params(**params)
     except ValidationError as error:
         key = first_complaint(error).key
         place = (places or {}).get(key) or _places_named(first_complaint(error).reason, places) or where
         if first_complaint(error).unknown:
             raise _unknown_parameter(name, kind, key, place) from error
         raise explain(error, kind.Params, name, place=place) from error
+    made: Any = kind(checked)
+    if not isinstance(made, kind):
+        raise broken(kind, "the call", f"returns {shown(made)}", f"{kind.__name__}(params) makes the method.")
+    if is_own(kind):
+        check_method(made)
+    return made
 
 
 def _places_named(reason: str, places: Mapping[str, str] | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dataflex_pipeline.api import Method, Strategy
+from dataflex_pipeline.declared.method import group_columns
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.score import Scoring
@@ -82,7 +83,7 @@ def round_settings(run: OpenRun, scoring: Scoring, scores: ScoreTable, embedding
     groups: tuple[str, ...] = ()
     over_rows = False
     if strategy == "round_robin":
-        groups = scoring.method.group_columns(scores.schema)
+        groups = group_columns(scoring.method, scores.schema)
         over_rows = _takes_turns_by_row(run, scoring, len(groups))
     return draw_settings(
         run,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dataflex_pipeline.api import Feature, Method, Need, Selection, Split
+from dataflex_pipeline.declared.feature import doubts
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.features.plan import method_needs, with_upstream
 from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
@@ -55,7 +56,7 @@ def _check_target(run: OpenRun, name: str) -> None:
     method, _ = run.method(name)
     check_kept_checkpoints(run, name)
     first = Selection(1, run.given.last_round, 0, run.progress.say)
-    wants = any(need.split == "target" for need in method.needs(first).values())
+    wants = any(need.split == "target" for need in method_needs(method, first).values())
     has_query = "query" in type(method.params).model_fields
     if wants and "target" not in splits_of(run):
         raise ConfigError(
@@ -119,7 +120,7 @@ def _check_scoring(run: OpenRun, sources: Mapping[Split, Source], last: int, nam
     scored = run.store.round(1).scores(name).is_file()
     for need, feature in features_of(run, method):
         feature.check(need, n_rows[need.split])
-        for line in feature.reach() if last and not scored else ():
+        for line in doubts(feature) if last and not scored else ():
             run.progress.say(f"note: {line}")
 
 

@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 from dataflex_pipeline import api
 from dataflex_pipeline.config.candidates import CandidateRule
 from dataflex_pipeline.config.components import ComponentEntry
+from dataflex_pipeline.declared.method import own_columns
 from dataflex_pipeline.errors import DataError, RunError
 from dataflex_pipeline.features.candidates import Candidates, CandidateTable, Cascade
-from dataflex_pipeline.features.plan import FeaturePlan, method_needs, plan_feature, with_rounds
+from dataflex_pipeline.features.plan import FeaturePlan, method_needs, plan_feature, ranking_needs
 from dataflex_pipeline.pipeline.base_model import is_given
 from dataflex_pipeline.pipeline.checkpoints import checkpoints_before
 from dataflex_pipeline.pipeline.feature_tables import feature_input, feature_tables, rows_per_part
@@ -94,6 +95,8 @@ def plan_scoring(run: OpenRun, number: int, name: str) -> Scoring:
     lines: list[str] = []
 
     def say(text: str) -> None:
+        if not isinstance(text, str):  # told with the line of the method that says it
+            raise TypeError(f"selection.say takes a text, and was given {text!r:.60}")
         lines.append(text)
         run.progress.say(f"  {name}: {text}")
 
@@ -199,10 +202,9 @@ def _planned(
 
 def ranking_plan(run: OpenRun, scoring: Scoring) -> Scoring:
     """Return a scoring with the features that the method ranks the pool by target row with."""
-    needs = scoring.method.ranking_needs(scoring.selection)
-    if needs == scoring.method.needs(scoring.selection):
+    needs = ranking_needs(scoring.method, scoring.selection)
+    if needs == method_needs(scoring.method, scoring.selection):
         return scoring
-    needs = with_rounds(needs, scoring.selection)
     part = rows_per_part(run, scoring.entry)
     return replace(scoring, needs=_planned(run, needs, part, scoring.cascade))
 
@@ -335,7 +337,7 @@ def _write_scores(run: OpenRun, scoring: Scoring) -> None:
         rate = scoring.selection.learning_rate
         scoring.selection.say(f"no warm-up: similarities are weighed by learning_rate, {rate:.3g}")
     state = scoring.method.begin(tables, scoring.selection)
-    schema = pa.schema([*SCORES, *scoring.method.own_columns(state)])
+    schema = pa.schema([*SCORES, *own_columns(scoring.method, state)])
     notes = {"method": scoring.name, "round": str(scoring.selection.round)}
     output = run.store.round(scoring.selection.round).scores(scoring.name)
     n_valid, unscored = 0, Unscored()

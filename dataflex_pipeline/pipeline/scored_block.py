@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataflex_pipeline import api
-from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.declared import broken
+from dataflex_pipeline.declared.method import as_array, rescored
 from dataflex_pipeline.features.candidates import NOT_A_CANDIDATE
 from dataflex_pipeline.schemas import SCORES
 from dataflex_pipeline.store.tables import TableFile
@@ -64,7 +65,7 @@ def score_block(method: api.Method, block: api.Block, state: Any, schema: pa.Sch
     for column in schema:
         if column.name in arrays:
             continue
-        arrays[column.name] = pa.array(columns[column.name], mask=~valid).cast(column.type, safe=False)
+        arrays[column.name] = _typed(method, "score()", column, columns[column.name], ~valid)
     return pa.table([arrays[name] for name in schema.names], schema=schema)
 
 
@@ -81,21 +82,20 @@ def _returned(method: api.Method, returned: Any, rows: int) -> dict[str, np.ndar
     elif "score" not in returned:
         wrong = f"no score, but {', '.join(sorted(returned)) or 'nothing'}"
     else:
-        columns = {name: _array(name, values) for name, values in returned.items()}
-        wrong = next(filter(None, (_wrong(name, array, rows) for name, array in columns.items())), None)
+        arrays = {name: _array(name, values) for name, values in returned.items()}
+        columns = {name: array for name, array in arrays.items() if array is not None}
+        found = [f"{name} of lists of several lengths" for name in returned if name not in columns]
+        found += filter(None, (_wrong(name, array, rows) for name, array in columns.items()))
+        wrong = next(iter(found), None)
     if wrong is None:
         return columns
-    kind = type(method)
-    raise ConfigError(
-        f"score() of the method {kind.__name__} ({kind.__module__}) returns {wrong}.",
-        "A block has one score for each of its rows: a mapping from column names to arrays of that length.",
-        f"Mend {kind.__name__}.score(); docs/extending.md has an example.",
-    )
+    each = "A block has one score for each of its rows: a mapping from column names to arrays of that length."
+    raise broken(method, "score()", f"returns {wrong}", each)
 
 
-def _array(name: str, values: Any) -> np.ndarray:
+def _array(name: str, values: Any) -> np.ndarray | None:
     if name != "reason" or not hasattr(values, "__len__"):
-        return np.asarray(values)
+        return as_array(values)
     array = np.empty(len(values), dtype=object)  # numpy would make text of None beside text
     array[:] = values
     return array
@@ -119,15 +119,38 @@ def _check_columns(method: api.Method, returned: set[str], declared: set[str]) -
         ConfigError: they differ.
     """
     if returned != declared:
-        kind = type(method).__name__
         lost, lacking = sorted(returned - declared), sorted(declared - returned)
         said = [f"returns {', '.join(lost)}, which it does not declare"] if lost else []
-        said += [f"declares {', '.join(lacking)}, and does not return it"] if lacking else []
-        raise ConfigError(
-            f"The method {kind} {'; it '.join(said)}.",
-            "A score table has the score and the columns that the method declares.",
-            f"Bring {kind}.columns (or own_columns) and what score() returns together.",
-        )
+        said += [f"leaves out {', '.join(lacking)}, which it declares"] if lacking else []
+        declares = "A score table has the score, and what columns or own_columns() declare."
+        raise broken(method, "score()", ", and ".join(said), declares)
+
+
+def _typed(
+    method: api.Method, what: str, field: pa.Field, values: Any, missing: np.ndarray | None = None
+) -> pa.Array:
+    """Return the values of a column in its type; fractions of whole numbers are cut off.
+
+    Args:
+        method: that gave them. what: by which function. field: the column.
+        values: one a row. missing: the rows that get a null.
+
+    Raises:
+        ConfigError: they are of another kind.
+    """
+    array = np.asarray(values)
+    lists = array.ndim > 1
+    try:
+        if pa.types.is_integer(field.type) and array.dtype.kind == "f":
+            gap = ~np.isfinite(array)
+            missing = gap if missing is None else gap | missing
+            array = np.where(gap, 0, np.trunc(array))
+        found = pa.array(list(array) if lists else array, mask=missing)
+        return found.cast(field.type, safe=pa.types.is_integer(field.type))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        wrong = f"returns values of {field.name} that are no {field.type}: {said}"
+        raise broken(method, what, wrong, "A column's values are of the type that it declares.") from error
 
 
 def _validity(
@@ -178,12 +201,13 @@ def write_rescored(method: api.Method, selection: api.Selection, first: Path, wr
         first: the table with the scores that it gave block by block. write: takes the blocks.
     """
     table = TableFile(first)
-    replaced = method.rescore(table, selection)
+    replaced = rescored(method, table, selection)
     for block in table.blocks():
         scored = block.column("score").is_valid()
         for name, values in replaced(block).items():
             place = block.schema.get_field_index(name)
             field = block.schema.field(place)
-            column = pc.if_else(scored, pa.array(values).cast(field.type), pa.scalar(None, field.type))
+            typed = _typed(method, "rescore()", field, values)
+            column = pc.if_else(scored, typed, pa.scalar(None, field.type))
             block = block.set_column(place, field, column)
         write(block)

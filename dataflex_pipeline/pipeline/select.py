@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from dataflex_pipeline import api
 from dataflex_pipeline.config.draw_rules import AMOUNTS
 from dataflex_pipeline.config.names import check_name
+from dataflex_pipeline.declared.method import target_ranking, weights
 from dataflex_pipeline.errors import CorruptError, RunError, StaleError, UserError
 from dataflex_pipeline.features.plan import FeaturePlan
 from dataflex_pipeline.pipeline.damage import check_tables
@@ -325,7 +325,7 @@ class PoolRankings:
         self._scoring = scoring = ranking_plan(run, scoring)
         self._tables: Mapping[str, PartedTable] = feature_tables(run, scoring)
         selection = replace(scoring.selection, say=self.notices.append)
-        self._ranking: api.TargetRanking = scoring.method.by_target_row(self._tables, selection)
+        self._ranking = target_ranking(scoring.method, self._tables, selection)
         self.n_turns = len(self._ranking.rows)
         self.block_rows = block_rows(scoring, self._tables)
 
@@ -388,5 +388,5 @@ def _write_probabilities(
         return None
     fitted = scoring.method.fit(scores, scoring.selection)
     notes["notices"] = "\n".join(scoring.lines)
-    write_probabilities(scores, lambda block: scoring.method.weigh(block, fitted), output, wanted, notes)
+    write_probabilities(scores, lambda block: weights(scoring.method, block, fitted), output, wanted, notes)
     return None

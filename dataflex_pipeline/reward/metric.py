@@ -6,7 +6,6 @@ function of the user's own that returns a number, or None for unscored.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import math
 import time
@@ -15,8 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from dataflex_pipeline.declared import shown, wrong_call, wrong_kind
 from dataflex_pipeline.errors import ConfigError, UserError
-from dataflex_pipeline.own_code import in_one_line, load_source
+from dataflex_pipeline.own_code import in_one_line, load_module, load_source, own_place
 from dataflex_pipeline.reward import Answer, Reward
 from dataflex_pipeline.reward.address import PLACE
 from dataflex_pipeline.reward.metric_functions import (
@@ -85,12 +85,20 @@ def _own_function(name: str) -> Metric:
         if module.endswith(".py") and file:
             found = load_source(f"dataflex_metric_{file.stem}", file)
         else:
-            found = importlib.import_module(module)
+            found = load_module(module)
     except Exception as error:  # any error of the user's own module, told without a traceback
         raise _not_found(name, f"{module} cannot be imported: {in_one_line(error)}.") from error
     metric: Metric | None = getattr(found, function, None)
     if not callable(metric):
         raise _not_found(name, f"{module} has no function {function}.")
+    is_odd = wrong_kind(metric)
+    wrong = wrong_call(metric, ("prompt", "completion", "reference")) if is_odd is None else f"is {is_odd}"
+    if wrong is not None:
+        raise ConfigError(
+            f"{PLACE}.metric.name: {name} cannot be used: {function} {wrong}.",
+            f"It is called as {function}(prompt, completion, reference), and returns a number or None.",
+            "Correct the function.",
+        )
     return metric
 
 
@@ -118,9 +126,9 @@ class MetricRewarder:
         try:
             value = self.metric(answer.prompt, answer.completion, answer.reference)
         except Exception as error:  # the user's own function may raise anything; it ends here, with its place
-            place = traceback.extract_tb(error.__traceback__)[-1]
+            place = own_place(error) or traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
-                f"The metric {self.settings.name} failed on {answer.key}: {type(error).__name__}: {error}",
+                f"The metric {self.settings.name} failed on {answer.key}: {in_one_line(error)}",
                 f"It happened in line {place.lineno} of {Path(place.filename).name} ({place.name}).",
                 "Correct the function; it may return None for an answer that it cannot score.",
             ) from error
@@ -131,10 +139,12 @@ class MetricRewarder:
 
     def _checked(self, answer: Answer, value: object) -> tuple[float | None, str | None]:
         try:
+            if isinstance(value, str | bytes):
+                raise TypeError("a text is no number")
             number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(
-                f"The metric {self.settings.name} returned {str(value)[:80]!r} for {answer.key}.",
+                f"The metric {self.settings.name} returned {shown(value)} for {answer.key}.",
                 "A reward is a number, or None for an answer that cannot be scored.",
                 "Correct the function.",
             ) from error

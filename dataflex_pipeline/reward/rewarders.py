@@ -55,9 +55,9 @@ def read_settings(backend: str, params: Mapping[str, Any]) -> Settings:
 
 
 def _checked(name: str, kind: type[Settings], values: Any) -> Settings:
-    if values is not None and not isinstance(values, Mapping):
+    if values is not None and not (isinstance(values, Mapping) and all(isinstance(k, str) for k in values)):
         raise ConfigError(
-            f"{PLACE}.{name} is not a mapping.",
+            f"{PLACE}.{name} is not a mapping from names to values.",
             "It holds the backend's settings by name.",
             f"The settings of {name} are: {', '.join(kind.model_fields) or 'nothing'}.",
         )

@@ -9,7 +9,7 @@ fields marked *runtime* (timeouts, concurrency, budgets, memory) are left out of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,10 +22,11 @@ from pydantic import (
 )
 
 from dataflex_pipeline.config.redaction import is_secret
+from dataflex_pipeline.declared import broken, shown
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.reward import Rewarder
 from dataflex_pipeline.reward.address import PLACE, check_url
-from dataflex_pipeline.store.fingerprint import digest
+from dataflex_pipeline.store.fingerprint import canonical, digest
 
 
 def runtime(default: Any, description: str, **limits: Any) -> Any:
@@ -131,6 +132,24 @@ class Settings(BaseModel):
             each: the tokens of one.
         """
         return RewardCost(f"the judge {self.subject} is not loaded to estimate")
+
+
+def identity_of(settings: Settings, config: Any) -> Mapping[str, Any]:
+    """Return what decides a reward by some settings, for the fingerprint.
+
+    Raises:
+        ConfigError: those of the user's own say what a fingerprint cannot hold.
+    """
+    found: Any = settings.identity(config)
+    said = "It returns a mapping from names to text, numbers, true or false, lists and mappings."
+    try:
+        if not isinstance(found, Mapping):
+            raise TypeError(f"it is {shown(found)}")
+        canonical(found)
+    except TypeError as error:
+        wrong = f"returns what cannot be written down: {error}"
+        raise broken(settings, "identity()", wrong, said) from error
+    return found
 
 
 class JudgeSettings(Settings):

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataflex_pipeline.api import BlockTable
-from dataflex_pipeline.errors import DataError, DataflexError
+from dataflex_pipeline.errors import DataError, DataflexError, UserError
 from dataflex_pipeline.sampling.uniforms import Floats
 from dataflex_pipeline.schemas import PROBABILITIES
 from dataflex_pipeline.store.tables import table_writer, zip_blocks
@@ -24,6 +24,8 @@ TOLERANCE = 1e-6
 ROUNDING = 1e-13
 """A sum this near to 1 is 1 but for rounding: dividing by it would only move last digits, and probabilities
 that were saved would not come back as they are."""
+SUM_TOLERANCE = 1e-9
+"""How far probabilities may be from summing to 1 by rounding; other weights are much further off."""
 SMALLEST_TOTAL = 1e-290
 """Weights that sum to less have lost digits, or would in the division."""
 CHECKED_ROWS = 1 << 20
@@ -91,6 +93,7 @@ def write_probabilities(
             p = _weights(block, weigh)[0] / unit / total
             write(_lines(block, ids, p))
             summary.add(p)
+        summary.check_sum()
         entries |= summary.notes()
     return summary.result()
 
@@ -279,13 +282,25 @@ class _Tally:
         self._n_rows = 0
         self._n_positive = 0
         self._squares: list[float] = []
+        self._sums: list[float] = []
         self._largest = 0.0
 
     def add(self, p: Floats) -> None:
         self._n_rows += len(p)
         self._n_positive += int(np.count_nonzero(p))
+        self._sums.append(float(p.sum()))
         self._squares.append(float(np.square(p).sum()))
         self._largest = max(self._largest, float(p.max()))
+
+    def check_sum(self) -> None:
+        """Refuse probabilities that do not sum to 1: the weights were others the second time."""
+        total = math.fsum(self._sums)
+        if abs(total - 1) > SUM_TOLERANCE:
+            raise UserError(
+                f"The method's weights were divided by their sum, and come to {total:.9g} instead of 1.",
+                "weigh() is called twice for every block, and returned other weights the second time.",
+                "Draw random numbers in fit(), or from a stream that begins anew at each call.",
+            )
 
     def result(self) -> ProbabilitySummary:
         return ProbabilitySummary(

@@ -11,8 +11,15 @@ from pydantic_core import to_jsonable_python
 
 from dataflex_pipeline import api
 from dataflex_pipeline.config.fields import Config
+from dataflex_pipeline.declared.method import (
+    check_method,
+    check_method_class,
+    own_columns,
+    target_ranking,
+    weights,
+)
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.features.plan import make_feature, params_of
+from dataflex_pipeline.features.plan import make_feature, method_needs, params_of
 from dataflex_pipeline.methods import build_method
 from dataflex_pipeline.pipeline.scored_block import score_block
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, SCORES, VALID, column
@@ -135,7 +142,7 @@ class MethodContract:
             cut: rows per block in which whole tables are read.
         """
         method, state, tables = self.begun(number, cut)
-        schema = pa.schema([*SCORES, *method.own_columns(state)])
+        schema = pa.schema([*SCORES, *own_columns(method, state)])
         blocks = self.blocks(number, method, tables, max_rows)
         return pa.concat_tables([score_block(method, block, state, schema) for block in blocks])
 
@@ -145,7 +152,7 @@ class MethodContract:
         fitted = method.fit(MemoryTable(scores, max_rows), self.selection(number))
         return np.concatenate(
             [
-                np.asarray(method.weigh(block, fitted))
+                weights(method, block, fitted)
                 for block in scores.combine_chunks().to_batches(max_chunksize=max_rows)
             ]
         )
@@ -164,6 +171,13 @@ class MethodContract:
 
     # ------------------------------------------------------------ what holds
 
+    def test_it_declares_what_the_program_reads_and_calls(self) -> None:
+        """Attributes, parameters, and functions with the arguments that they are called with."""
+        check_method_class(self.method)
+        check_method(self.made())
+        for number in self.rounds:
+            assert method_needs(self.made(), self.selection(number)) is not None
+
     def test_it_says_what_it_is(self) -> None:
         """Summary, source, strategy, and the meaning of every parameter and column."""
         assert self.method.summary
@@ -173,7 +187,7 @@ class MethodContract:
             assert field.description, f"{name} has no meaning"
         for number in self.rounds:
             method, state, _ = self.begun(number)
-            schema = pa.schema([*SCORES, *method.own_columns(state)])
+            schema = pa.schema([*SCORES, *own_columns(method, state)])
             assert set(method.group_columns(schema)) <= set(schema.names)
             for own in method.own_columns(state):
                 assert own.name not in SCORES.names, f"{own.name} is a column of every score table"
@@ -298,7 +312,7 @@ class MethodContract:
             needs = method.ranking_needs(self.selection(number))
             if needs != method.needs(self.selection(number)):
                 tables = dict(self.tables(needs))
-            ranking = method.by_target_row(tables, self.selection(number))
+            ranking = target_ranking(method, tables, self.selection(number))
             assert len(set(ranking.rows.tolist())) == len(ranking.rows)
             assert set(ranking.rows.tolist()) <= set(range(self.target_rows))
             found = [

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from dataflex_pipeline import api
+from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features import plan
 from dataflex_pipeline.methods.random import Random
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
@@ -107,6 +108,13 @@ class Upside(Sound):
         return 1 / super().weigh(block, fitted)
 
 
+class Short(Sound):
+    """Cannot be called as it is."""
+
+    def fit(self, scores):
+        return None
+
+
 class Loose(Sound):
     """Takes parameters that it does not have."""
 
@@ -125,6 +133,7 @@ METHODS = {
     Negative: "test_weights_are_finite_and_not_negative",
     Counting: "test_weights_do_not_depend_on_how_blocks_are_cut",
     Upside: "test_a_higher_score_is_better",
+    Short: "test_it_declares_what_the_program_reads_and_calls",
     Loose: "test_a_parameter_that_does_not_exist_is_refused_in_three_parts",
 }
 
@@ -136,7 +145,7 @@ class TestSound(MethodContract):
 @pytest.mark.parametrize("broken", METHODS, ids=lambda kind: kind.__name__)
 def test_a_broken_method_is_found(broken):
     contract = type("Contract", (MethodContract,), {"method": broken})()
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, ConfigError)):
         getattr(contract, METHODS[broken])()
 
 

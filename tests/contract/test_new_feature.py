@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli_runs import done, refused, small
@@ -14,6 +15,7 @@ from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features.plan import feature_class, make_feature, params_of, plain_need, with_upstream
 from dataflex_pipeline.models.base import load_for_scoring
+from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "uncertain.py"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
@@ -104,6 +106,9 @@ def test_what_a_feature_is_computed_from_has_its_checkpoint(here):
     """A need without one is not the model before the warm-up, without a word."""
 
     class Doubled(Feature):
+        schema = pa.schema([ROW, ROW_ID, VALID, REASON])
+        input_columns = ("row", "row_id")
+
         def needs(self, need):
             return {"losses": Need("losses", need.split)}
 

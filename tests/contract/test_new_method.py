@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cli_runs import done, refused, small
+from cli_runs import data, dataflex, done, refused, small
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
@@ -78,6 +78,11 @@ def test_a_changed_file_makes_its_scores_stale(here, tiny_demo):
     assert "implementation: the content of your own file changed (" in told
 
 
+def edited(old, new):
+    """Return what replaces a text in a file."""
+    return lambda path: path.write_text(path.read_text().replace(old, new))
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -85,9 +90,40 @@ def test_a_changed_file_makes_its_scores_stale(here, tiny_demo):
         (lambda path: path.write_text("class Broken(\n"), "cannot be imported"),
         (lambda path: path.write_text("import nothing_of_that_name\n"), "nothing_of_that_name"),
         (lambda path: path.write_text("x = 1\n"), "It defines 0 subclasses"),
+        (
+            edited("def score(self, block, state)", "def score(self, block)"),
+            "The program calls score(block, state)",
+        ),
+        (edited("def weigh", "def weight"), "weigh() of the method Shortest"),
+        (edited("10.0, gt=0", "-1.0, gt=0"), "Params.scale of the method Shortest"),
+        (
+            edited("import numpy as np", "import os\nimport numpy as np\nos.chdir('/')"),
+            "the working directory",
+        ),
     ],
 )
 def test_a_file_that_holds_no_method(here, tiny_demo, change, expected):
     change(here / "shortest.py")
     assert expected in refused(here, "round", 1, *small(tiny_demo), *USE)
     assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("import typer; raise typer.Exit(0)", "Exit: 0"),
+        ("raise MemoryError", "MemoryError"),
+        ("raise PermissionError(13, 'no')", "PermissionError: [Errno 13] no"),
+        ("import os; os.chdir('/')", "working directory was changed"),
+        ("return -block.column('row').to_numpy() - 1", "returns -1 for row 0"),
+    ],
+)
+def test_what_it_raises_or_returns_is_told_with_its_file(here, tiny_demo, line, said):
+    """Whatever the command would make of it by itself: a good end, a lack of memory, a disk's fault."""
+    edited("return np.exp", f"{line}\n        return np.exp")(here / "shortest.py")
+    ran = dataflex("pick", *USE[1:], *data(tiny_demo), "warmup_step=0", "num_samples=9", "--run", "x")
+    assert ran.code == 2, ran.out + ran.err
+    assert "shortest.py" in ran.err or "os.chdir" in ran.err
+    assert said in ran.err
+    assert "Traceback" not in ran.err

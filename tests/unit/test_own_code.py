@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dataflex_pipeline.own_code import in_one_line, load_source, own_error
+from dataflex_pipeline.own_code import in_one_line, load_module, load_source, own_error
 
 
 @pytest.fixture
@@ -74,3 +74,54 @@ def test_a_file_that_ends_the_program_cannot_be_imported(own_file):
     own_file.write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(ImportError, match=r"SystemExit: 0 \(line 2: sys.exit\(0\)\)"):
         load_source("mine", own_file)
+
+
+def test_an_error_below_a_call_of_this_program_is_not_the_files_at_once(own_file):
+    """A full disk while a reward is written down is the disk's, though the file called for it."""
+    own_file.write_text("def own():\n    open('/nothing/here')\n\n\ndef ours(keep):\n    keep()\n")
+    module = load_source("mine", own_file)
+
+    def ours():
+        load_source("gone", own_file.parent / "gone.py")
+
+    for call, at_once in ((module.own, True), (lambda: module.ours(ours), False)):
+        with pytest.raises((OSError, ImportError)) as caught:
+            call()
+        assert (own_error(caught.value, at_once=True) is not None) is at_once
+        assert own_error(caught.value) is not None
+
+
+def test_an_error_whose_text_fails_or_never_ends(own_file):
+    own_file.write_text(
+        "class Odd(Exception):\n    def __str__(self):\n        return {}['no']\n\n\n"
+        "def odd():\n    raise Odd\n\n\ndef endless():\n    raise ValueError('x' * 10_000)\n"
+    )
+    module = load_source("mine", own_file)
+    for call, said in ((module.odd, "Odd (line 7: raise Odd)"), (module.endless, "ValueError: xxx")):
+        with pytest.raises((module.Odd, ValueError)) as caught:
+            call()
+        assert in_one_line(caught.value).startswith(said)
+        assert len(in_one_line(caught.value)) < 400
+
+
+def test_a_file_that_changes_the_working_directory_is_refused_and_it_is_put_back(own_file, monkeypatch):
+    monkeypatch.chdir(own_file.parent)
+    for text, raised in (("os.chdir('/')", ImportError), ("os.chdir('/')\n1 / 0", ZeroDivisionError)):
+        own_file.write_text(f"import os\n{text}\n")
+        with pytest.raises(raised):
+            load_source("mine", own_file)
+        assert os.getcwd() == str(own_file.parent)  # noqa: PTH109 (what the system says)
+
+
+def test_a_module_of_ones_own_is_told_with_its_line_too(own_file, monkeypatch):
+    own_file.with_name("mine_module.py").write_text("def half():\n    return 1 / 0\n")
+    own_file.with_name("mine_leaving.py").write_text("raise SystemExit(0)\n")
+    monkeypatch.syspath_prepend(own_file.parent)
+    with pytest.raises(ZeroDivisionError) as caught:
+        load_module("mine_module").half()
+    assert "mine_module.py, line 2" in own_error(caught.value).what
+    with pytest.raises(ImportError, match="SystemExit"):
+        load_module("mine_leaving")
+    for name in ("", ".relative"):
+        with pytest.raises(ImportError, match="full name"):
+            load_module(name)
