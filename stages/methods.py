@@ -28,7 +28,7 @@ def methods(
     json: JsonOption = False,
 ) -> None:
     """List the methods: what they do, their parameters, defaults and source."""
-    from dataflex_pipeline.data.templates import TEMPLATES
+    from dataflex_pipeline.data.chat.templates import TEMPLATES
     from dataflex_pipeline.reports.methods import describe_methods
     from dataflex_pipeline.terminal.answers import plain, print_json
     from dataflex_pipeline.terminal.methods import draw_methods, draw_templates

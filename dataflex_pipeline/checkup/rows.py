@@ -11,17 +11,17 @@ import pyarrow as pa
 
 from dataflex_pipeline.api import Split
 from dataflex_pipeline.checkup.findings import Finding
-from dataflex_pipeline.data.chat import rows_lack
+from dataflex_pipeline.data.chat.labelled import rows_lack
+from dataflex_pipeline.data.chat.piece_tokens import puts_bos
+from dataflex_pipeline.data.formats.marks import UNTRAINED
 from dataflex_pipeline.data.limits import TokenLimits
-from dataflex_pipeline.data.marks import UNTRAINED
-from dataflex_pipeline.data.piece_tokens import puts_bos
 from dataflex_pipeline.data.rows import NOTE_SEPARATOR, Tally
 from dataflex_pipeline.schemas import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from dataflex_pipeline.data.chat import ChatFormat
+    from dataflex_pipeline.data.chat.labelled import ChatFormat
 
 MANY_CUT = 0.2
 EXAMPLE_TOKENS = 400

@@ -111,7 +111,7 @@ def _needed(context: Run, name: str) -> list[Finding]:
 def _split(context: Run, split: Split) -> tuple[list[Finding], pa.Table, list[dict[str, Any]]]:
     """Prepare the first rows of the pool or the target, without writing, and check them."""
     from dataflex_pipeline.checkup.rows import check_limits, check_rows, example
-    from dataflex_pipeline.data.chat import ChatFormat
+    from dataflex_pipeline.data.chat.labelled import ChatFormat
     from dataflex_pipeline.data.rows import RowMaker
     from dataflex_pipeline.data.scan import scan_sources
     from dataflex_pipeline.pipeline.prepare import data_settings, token_limits
@@ -204,9 +204,9 @@ def _overlap(context: Run) -> Overlap:
 def _conversations(context: Run, split: Split) -> Iterator[Conversation | None]:
     """Yield the conversations of a split in order; None for a row that cannot be used."""
     from dataflex_pipeline.data.conversation import RowError
-    from dataflex_pipeline.data.formats import to_conversation
+    from dataflex_pipeline.data.formats.formats import to_conversation
     from dataflex_pipeline.data.scan import scan_sources
-    from dataflex_pipeline.data.sources import resolve_sources
+    from dataflex_pipeline.data.sources.named import resolve_sources
     from dataflex_pipeline.pipeline.prepare import data_settings
 
     settings = data_settings(context, split)

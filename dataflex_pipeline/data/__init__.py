@@ -6,11 +6,11 @@ is written; ``prepare`` reads again, tokenises and writes, part by part. Both st
 
 from __future__ import annotations
 
-from dataflex_pipeline.data.chat import ChatFormat
+from dataflex_pipeline.data.chat.labelled import ChatFormat
+from dataflex_pipeline.data.chat.templates import TEMPLATES, named_template
 from dataflex_pipeline.data.prepare import ingredients, prepare
 from dataflex_pipeline.data.scan import Scan, scan_sources
 from dataflex_pipeline.data.settings import DataSettings
-from dataflex_pipeline.data.templates import TEMPLATES, named_template
 
 __all__ = [
     "TEMPLATES",

@@ -20,12 +20,12 @@ from typing import Any
 import pyarrow as pa
 
 from dataflex_pipeline.api import Progress, Split
-from dataflex_pipeline.data.chat import ChatFormat
+from dataflex_pipeline.data.chat.labelled import ChatFormat
+from dataflex_pipeline.data.chat.templates import named_template
 from dataflex_pipeline.data.limits import TokenLimits
 from dataflex_pipeline.data.rows import RowMaker, Tally, prepared_schema, reasons_text
 from dataflex_pipeline.data.scan import Scan, describe
 from dataflex_pipeline.data.settings import DataSettings, PlacedRow
-from dataflex_pipeline.data.templates import named_template
 from dataflex_pipeline.errors import DataError, DataflexError
 from dataflex_pipeline.store.fingerprint import digest
 from dataflex_pipeline.store.parts import PartedTable, PartsWriter

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataflex_pipeline.api import Split
-from dataflex_pipeline.data.chat import ChatFormat, Piece
-from dataflex_pipeline.data.columns import original_arrays
+from dataflex_pipeline.data.chat.labelled import ChatFormat, Piece
 from dataflex_pipeline.data.conversation import Conversation, RowError, content_hash
-from dataflex_pipeline.data.formats import to_conversation
+from dataflex_pipeline.data.formats.formats import to_conversation
 from dataflex_pipeline.data.scan import Scan
 from dataflex_pipeline.data.settings import DataSettings, PlacedRow, Row
+from dataflex_pipeline.data.sources.columns import original_arrays
 from dataflex_pipeline.schemas import GROUP, IGNORED, PLACE, PREPARED
 
 NOTE_SEPARATOR = "; "

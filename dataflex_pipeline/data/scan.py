@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dataflex_pipeline.api import Progress, Silent
-from dataflex_pipeline.data.columns import ColumnTypes, OriginalColumn, is_unicode
 from dataflex_pipeline.data.conversation import canonical_json
-from dataflex_pipeline.data.layout import Layout, detect_layout
-from dataflex_pipeline.data.passed_over import Together, passed_over
+from dataflex_pipeline.data.formats.layout import Layout, detect_layout
+from dataflex_pipeline.data.formats.passed_over import Together, passed_over
 from dataflex_pipeline.data.settings import DataSettings, PlacedRow, Row
-from dataflex_pipeline.data.sources import Source, resolve_sources
+from dataflex_pipeline.data.sources.columns import ColumnTypes, OriginalColumn, is_unicode
+from dataflex_pipeline.data.sources.named import Source, resolve_sources
 from dataflex_pipeline.errors import DataError, did_you_mean
 from dataflex_pipeline.store.fingerprint import file_state
 

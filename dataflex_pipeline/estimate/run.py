@@ -156,7 +156,7 @@ def _check_features(context: Run, method: Method) -> list[str]:
 
 def _sample(context: Run, split: Split, scratch: Path) -> tuple[Sample, int]:
     """Return a sample of a split, and how many processes would prepare it."""
-    from dataflex_pipeline.data.chat import ChatFormat
+    from dataflex_pipeline.data.chat.labelled import ChatFormat
 
     folder, seed = context.store.split(split), context.given.seed
     if PartedTable.is_complete(folder):

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from dataflex_pipeline.api import Split
-from dataflex_pipeline.data.chat import ChatFormat
+from dataflex_pipeline.data.chat.labelled import ChatFormat
 from dataflex_pipeline.data.prepare import CHUNK_ROWS, PART_ROWS
 from dataflex_pipeline.data.rows import RowMaker
 from dataflex_pipeline.data.scan import Scan

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataflex_pipeline import __version__
-from dataflex_pipeline.data.exported import EXPORT_MANIFEST, ROWS_FOLDER
+from dataflex_pipeline.data.sources.exported import EXPORT_MANIFEST, ROWS_FOLDER
 from dataflex_pipeline.export.card import Facts, RoundLine, model_card, public_name
 from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.export.data_card import data_card, data_facts

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError
-from dataflex_pipeline.data.formats import to_conversation
-from dataflex_pipeline.data.layout import Layout
-from dataflex_pipeline.data.row_fields import VARIABLES
+from dataflex_pipeline.data.formats.formats import to_conversation
+from dataflex_pipeline.data.formats.layout import Layout
+from dataflex_pipeline.data.formats.row_fields import VARIABLES
 from dataflex_pipeline.errors import DataError
 
 Trainer = Literal["original", "messages", "trl", "axolotl", "ms-swift", "llama-factory"]

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from dataflex_pipeline import __version__
 from dataflex_pipeline.config.yaml_files import dump_yaml
-from dataflex_pipeline.data.exported import ROWS_FOLDER
+from dataflex_pipeline.data.sources.exported import ROWS_FOLDER
 from dataflex_pipeline.export.card import draw_words, method_words, public_name, public_settings
 from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.export.formats import STEM

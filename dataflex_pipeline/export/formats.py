@@ -14,13 +14,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflex_pipeline.data.columns import PREFIX, ColumnTypes, is_json
 from dataflex_pipeline.data.conversation import RowError
-from dataflex_pipeline.data.formats import to_conversation
-from dataflex_pipeline.data.layout import COLUMN_ROLES, Layout, detect_layout
-from dataflex_pipeline.data.row_fields import without_nulls
+from dataflex_pipeline.data.formats.formats import to_conversation
+from dataflex_pipeline.data.formats.layout import COLUMN_ROLES, Layout, detect_layout
+from dataflex_pipeline.data.formats.row_fields import without_nulls
 from dataflex_pipeline.data.settings import Row
-from dataflex_pipeline.data.sources import Source
+from dataflex_pipeline.data.sources.columns import PREFIX, ColumnTypes, is_json
+from dataflex_pipeline.data.sources.named import Source
 from dataflex_pipeline.errors import DataError
 from dataflex_pipeline.store.parts import PartedTable
 

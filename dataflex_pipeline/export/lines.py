@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from dataflex_pipeline.data.folders import INFO_FILE
+from dataflex_pipeline.data.sources.folders import INFO_FILE
 from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.export.selected import Choice
 from dataflex_pipeline.export.subset import Written, write_info, write_subset

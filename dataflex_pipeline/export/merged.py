@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataflex_pipeline.data.chat import ChatFormat, Piece
+from dataflex_pipeline.data.chat.labelled import ChatFormat, Piece
+from dataflex_pipeline.data.chat.templates import named_template
 from dataflex_pipeline.data.conversation import Message
-from dataflex_pipeline.data.templates import named_template
 from dataflex_pipeline.errors import ConfigError, DataflexError, UserError
 from dataflex_pipeline.models.base import attach_adapter, no_bars
 from dataflex_pipeline.models.quantized import own_method

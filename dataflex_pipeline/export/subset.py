@@ -24,8 +24,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataflex_pipeline.data.columns import JSON_FIELD, NULLS_ABSENT, PREFIX, beyond_json, is_json
-from dataflex_pipeline.data.folders import INFO_FILE
+from dataflex_pipeline.data.sources.columns import JSON_FIELD, NULLS_ABSENT, PREFIX, beyond_json, is_json
+from dataflex_pipeline.data.sources.folders import INFO_FILE
 from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.export.formats import (
     STEM,

@@ -9,12 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from dataflex_pipeline.data.columns import PREFIX, OriginalColumn
 from dataflex_pipeline.data.conversation import Conversation
-from dataflex_pipeline.data.formats import to_conversation
-from dataflex_pipeline.data.layout import COLUMN_ROLES, SHAREGPT_TAGS, Layout
-from dataflex_pipeline.data.row_fields import VARIABLES
+from dataflex_pipeline.data.formats.formats import to_conversation
+from dataflex_pipeline.data.formats.layout import COLUMN_ROLES, SHAREGPT_TAGS, Layout
+from dataflex_pipeline.data.formats.row_fields import VARIABLES
 from dataflex_pipeline.data.settings import Row
+from dataflex_pipeline.data.sources.columns import PREFIX, OriginalColumn
 from dataflex_pipeline.export.conversations import (
     Told,
     Trainer,

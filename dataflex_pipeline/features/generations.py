@@ -2,7 +2,8 @@
 
 The prompt of a row is the head of its prepared token ids: all that stands before the labels of its last
 response. That is the conversation up to the last assistant turn, written by the run's chat template with its
-generation prompt, token for token as training sees it (data/chat.py tokenises prompts and responses apart).
+generation prompt, token for token as training sees it (data/chat/labelled.py tokenises prompts and responses
+apart).
 A prompt longer than ``max_prompt_length`` loses its beginning.
 
 Line = row x mc_samples + sample. The seed of a sample is derived from the parameter ``seed``, the row's

@@ -3,7 +3,7 @@
     l_i = (1 / T_i) sum over labelled tokens t of -log p(t | the template's beginning, the response before t)
 
 The tokens, and so T_i, are those of the losses feature; each response of a row of several turns stands alone,
-behind the same beginning (data/beginning.py).
+behind the same beginning (data/chat/beginning.py).
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class ResponseLosses(api.Feature):
         """Load the checkpoint once; yield the function from rows to losses."""
         import torch
 
-        from dataflex_pipeline.data.beginning import beginning_ids
-        from dataflex_pipeline.data.chat import ChatFormat
+        from dataflex_pipeline.data.chat.beginning import beginning_ids
+        from dataflex_pipeline.data.chat.labelled import ChatFormat
+        from dataflex_pipeline.data.chat.templates import named_template
         from dataflex_pipeline.data.limits import TokenLimits
-        from dataflex_pipeline.data.templates import named_template
         from dataflex_pipeline.models.base import load_for_scoring, resolve_device
         from dataflex_pipeline.models.token_losses import token_losses
         from dataflex_pipeline.models.tokenizer import load_tokenizer

@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 
 from dataflex_pipeline import api
-from dataflex_pipeline.data.beginning import beginning_ids
-from dataflex_pipeline.data.chat import ChatFormat
+from dataflex_pipeline.data.chat.beginning import beginning_ids
+from dataflex_pipeline.data.chat.labelled import ChatFormat
+from dataflex_pipeline.data.chat.templates import named_template
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError
 from dataflex_pipeline.data.limits import TokenLimits
-from dataflex_pipeline.data.templates import named_template
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features.losses import mean_losses
 from dataflex_pipeline.features.responses import losses_of_valid, mean_losses_alone, set_aside

@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from dataflex_pipeline import api
-from dataflex_pipeline.data.templates import TEMPLATES
+from dataflex_pipeline.data.chat.templates import TEMPLATES
 from dataflex_pipeline.data.texts import Text
 from dataflex_pipeline.features.params import RewardParams, backend_defaults, backend_meanings, by_name
 from dataflex_pipeline.reward.address import named_for

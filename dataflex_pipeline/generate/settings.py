@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dataflex_pipeline.data.chat import ChatFormat
+from dataflex_pipeline.data.chat.labelled import ChatFormat
+from dataflex_pipeline.data.chat.templates import named_template
 from dataflex_pipeline.data.conversation import Conversation, Message
-from dataflex_pipeline.data.templates import named_template
 from dataflex_pipeline.models.source import explained, load_arguments, local_folder
 from dataflex_pipeline.models.tokenizer import load_tokenizer
 

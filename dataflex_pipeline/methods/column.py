@@ -22,8 +22,8 @@ import pyarrow as pa
 from pydantic import Field, computed_field
 
 from dataflex_pipeline import api
-from dataflex_pipeline.data.columns import PREFIX
 from dataflex_pipeline.data.scores import By, ScoreFile, existing, numbers_of, reasons
+from dataflex_pipeline.data.sources.columns import PREFIX
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.sampling.softmax import Softmax
 from dataflex_pipeline.store.fingerprint import file_digest

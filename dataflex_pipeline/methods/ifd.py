@@ -3,9 +3,9 @@
     ifd(z) = l(response | prompt) / l(response alone)
 
 with l the mean negative log-likelihood (nats) of the same T response tokens: once in the whole row, once
-behind nothing but what the chat template writes before any answer (data/beginning.py). Near 0 the prompt says
-all; near 1 it says nothing, because the response is hard to follow from it, or obvious without it. Above 1
-the prompt makes the response less likely: such rows are set aside, as in the paper.
+behind nothing but what the chat template writes before any answer (data/chat/beginning.py). Near 0 the prompt
+says all; near 1 it says nothing, because the response is hard to follow from it, or obvious without it.
+Above 1 the prompt makes the response less likely: such rows are set aside, as in the paper.
 
     score = ifd                     where ifd <= 1
     score = 1 / ifd - 1, below 0    where ifd > 1 (``over_one``): still valid, and ranked last

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dataflex_pipeline.config.fields import DEMO
-from dataflex_pipeline.data.exported import EXPORT_MANIFEST
+from dataflex_pipeline.data.sources.exported import EXPORT_MANIFEST
 from dataflex_pipeline.errors import (
     ConfigError,
     CorruptError,

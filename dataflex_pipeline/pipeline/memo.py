@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline import __version__
-from dataflex_pipeline.data.columns import OriginalColumn
-from dataflex_pipeline.data.hub import hub_fingerprint
-from dataflex_pipeline.data.layout import Layout
+from dataflex_pipeline.data.formats.layout import Layout
 from dataflex_pipeline.data.scan import Scan, ScannedSource
 from dataflex_pipeline.data.settings import DataSettings
-from dataflex_pipeline.data.sources import Source
+from dataflex_pipeline.data.sources.columns import OriginalColumn
+from dataflex_pipeline.data.sources.hub import hub_fingerprint
+from dataflex_pipeline.data.sources.named import Source
 from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.store.atomic import read_json, write_json
 from dataflex_pipeline.store.fingerprint import FINGERPRINT_KEY, digest, file_digest, file_state

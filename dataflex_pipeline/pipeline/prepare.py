@@ -12,8 +12,8 @@ from dataflex_pipeline.data.limits import TokenLimits
 from dataflex_pipeline.data.prepare import ingredients, prepare, worker_count
 from dataflex_pipeline.data.scan import Scan, scan_sources
 from dataflex_pipeline.data.settings import DataSettings
-from dataflex_pipeline.data.sources import Source as DataSource
-from dataflex_pipeline.data.sources import resolve_sources
+from dataflex_pipeline.data.sources.named import Source as DataSource
+from dataflex_pipeline.data.sources.named import resolve_sources
 from dataflex_pipeline.errors import RunError
 from dataflex_pipeline.generate.settings import model_settings
 from dataflex_pipeline.models.source import tokenizer_digest

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflex_pipeline.data.sources import resolve_sources
+from dataflex_pipeline.data.sources.named import resolve_sources
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.gradients.similarity import PREFIX
 from dataflex_pipeline.pipeline.decoding import Decode, decoder

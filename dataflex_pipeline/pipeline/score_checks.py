@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from dataflex_pipeline import api
-from dataflex_pipeline.data.columns import PREFIX
+from dataflex_pipeline.data.sources.columns import PREFIX
 from dataflex_pipeline.errors import ConfigError, RunError, did_you_mean
 from dataflex_pipeline.pipeline.base_model import is_given
 from dataflex_pipeline.pipeline.open_run import OpenRun

@@ -87,9 +87,9 @@ def test_without_the_memory_everything_is_read_again(own, here):
 
 
 def test_a_hub_data_set_is_known_by_its_version(monkeypatch):
-    from dataflex_pipeline.data.hub import HubName
     from dataflex_pipeline.data.settings import DataSettings
-    from dataflex_pipeline.data.sources import Source
+    from dataflex_pipeline.data.sources.hub import HubName
+    from dataflex_pipeline.data.sources.named import Source
     from dataflex_pipeline.pipeline import memo
 
     settings, source = DataSettings(("a/b",), "data", None, 64, None), Source("b", "a/b", hub=HubName("a/b"))

@@ -435,7 +435,7 @@ def looked_at(folder, template, **more):
     """The notices of a preparation, and doctor's findings on the same rows by their check."""
     from data_fixtures import rows_of
 
-    from dataflex_pipeline.data.chat import ChatFormat
+    from dataflex_pipeline.data.chat.labelled import ChatFormat
 
     table, _, said = rows_of(folder, [ROW] * 3, template)
     chat = ChatFormat.load(str(folder / "tokenizer"), None)

@@ -148,7 +148,7 @@ def test_large_weights_come_in_several_files(here, tiny_demo, monkeypatch):
 def test_a_named_template_goes_into_the_tokenizer_and_ends_generation(here, tiny_demo):
     from transformers import AutoTokenizer, GenerationConfig
 
-    from dataflex_pipeline.data.chat import ChatFormat
+    from dataflex_pipeline.data.chat.labelled import ChatFormat
 
     for name in ("llama3", "chatml"):
         done("warmup", *small(tiny_demo), f"template={name}", "--run", name)

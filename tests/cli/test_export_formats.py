@@ -14,9 +14,9 @@ from selections import row_ids, selected_lines
 
 from dataflex_pipeline.api import Silent
 from dataflex_pipeline.data.prepare import prepare
-from dataflex_pipeline.data.readers import read_rows
 from dataflex_pipeline.data.scan import scan_sources
 from dataflex_pipeline.data.settings import DataSettings
+from dataflex_pipeline.data.sources.readers import read_rows
 from dataflex_pipeline.export.formats import several_formats
 from dataflex_pipeline.export.subset import write_info, write_subset
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from selections import row_ids, selected_lines
 
 from dataflex_pipeline.api import Silent
-from dataflex_pipeline.data.exported import EXPORT_MANIFEST
 from dataflex_pipeline.data.prepare import prepare
 from dataflex_pipeline.data.scan import scan_sources
 from dataflex_pipeline.data.settings import DataSettings
+from dataflex_pipeline.data.sources.exported import EXPORT_MANIFEST
 from dataflex_pipeline.errors import DataError
 from dataflex_pipeline.export.subset import write_info, write_subset
 

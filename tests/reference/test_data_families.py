@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from data_fixtures import byte_tokenizer, chat, learnt, rows_of, stretches
 
-from dataflex_pipeline.data.chat import ChatFormat, Piece
+from dataflex_pipeline.data.chat.labelled import ChatFormat, Piece
+from dataflex_pipeline.data.chat.templates import named_template
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError
-from dataflex_pipeline.data.templates import named_template
 
 USER, BOT, TOOL, SYSTEM = "user", "assistant", "tool", "system"
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}

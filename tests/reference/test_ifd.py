@@ -13,9 +13,9 @@ from score_models import FAMILIES, ROWS, computed, configuration, load, prepared
 
 from dataflex_pipeline.api import Block, Need, Selection
 from dataflex_pipeline.config.fields import Config
-from dataflex_pipeline.data.beginning import beginning_ids
-from dataflex_pipeline.data.chat import ChatFormat
-from dataflex_pipeline.data.templates import TEMPLATES, named_template
+from dataflex_pipeline.data.chat.beginning import beginning_ids
+from dataflex_pipeline.data.chat.labelled import ChatFormat
+from dataflex_pipeline.data.chat.templates import TEMPLATES, named_template
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features.plan import make_feature
 from dataflex_pipeline.features.responses import responses_alone

@@ -10,10 +10,10 @@ from data_fixtures import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataflex_pipeline.data.chat import ChatFormat, Piece
+from dataflex_pipeline.data.chat.day import DAY
+from dataflex_pipeline.data.chat.labelled import ChatFormat, Piece
+from dataflex_pipeline.data.chat.templates import TEMPLATES, named_template
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError, check_conversation
-from dataflex_pipeline.data.template_day import DAY
-from dataflex_pipeline.data.templates import TEMPLATES, named_template
 from dataflex_pipeline.errors import ConfigError
 
 SYSTEM, USER, BOT, TOOL = "system", "user", "assistant", "tool"

@@ -15,8 +15,8 @@ import pytest
 from data_fixtures import alpaca_rows, write_jsonl
 
 from dataflex_pipeline.data import DataSettings, scan_sources
-from dataflex_pipeline.data.folders import split_by_name
-from dataflex_pipeline.data.readers import read_rows
+from dataflex_pipeline.data.sources.folders import split_by_name
+from dataflex_pipeline.data.sources.readers import read_rows
 from dataflex_pipeline.errors import DataError
 
 
@@ -411,7 +411,7 @@ def test_num_samples_is_a_seeded_random_sample_without_replacement(tmp_path):
 
 
 def test_every_row_is_drawn_equally_often(tmp_path):
-    from dataflex_pipeline.data.entries import Draw
+    from dataflex_pipeline.data.sources.entries import Draw
 
     counts = [0] * 50
     for seed in range(2000):
@@ -424,7 +424,7 @@ def test_every_row_is_drawn_equally_often(tmp_path):
 def test_the_draw_does_not_depend_on_how_it_is_computed(monkeypatch):
     import numpy as np
 
-    from dataflex_pipeline.data import entries
+    from dataflex_pipeline.data.sources import entries
 
     keys = np.random.Philox(key=7).random_raw(1000)
     expected = sorted(np.argsort(keys)[:33].tolist())
@@ -496,7 +496,7 @@ def test_a_draw_of_a_slice_and_of_a_hub_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(alpaca_rows(100))
     )
-    monkeypatch.setattr("dataflex_pipeline.data.hub.hub_reachable", lambda: True)
+    monkeypatch.setattr("dataflex_pipeline.data.sources.hub.hub_reachable", lambda: True)
     entries(
         tmp_path,
         part={"file_name": "rows.jsonl", "split": "train[50:]", "num_samples": 10},

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataflex_pipeline.data import DataSettings, scan_sources
-from dataflex_pipeline.data.columns import ColumnTypes
 from dataflex_pipeline.data.conversation import RowError
-from dataflex_pipeline.data.formats import to_conversation
-from dataflex_pipeline.data.layout import detect_layout
-from dataflex_pipeline.data.sources import Source
+from dataflex_pipeline.data.formats.formats import to_conversation
+from dataflex_pipeline.data.formats.layout import detect_layout
+from dataflex_pipeline.data.sources.columns import ColumnTypes
+from dataflex_pipeline.data.sources.named import Source
 from dataflex_pipeline.errors import DataError
 
 

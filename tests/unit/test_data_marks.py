@@ -369,6 +369,6 @@ def test_keys_that_nothing_reads_are_noted_once_each_and_leave_the_row_as_it_is(
     ],
 )
 def test_the_keys_that_a_template_reads_from_messages(text, keys):
-    from dataflex_pipeline.data.template_turns import message_keys
+    from dataflex_pipeline.data.chat.turns import message_keys
 
     assert {key for key in message_keys(text) if len(key) < 3} == set(keys)

@@ -99,7 +99,7 @@ def test_the_revision_of_an_entry_is_loaded(tmp_path, monkeypatch):
         return datasets.Dataset.from_list(alpaca_rows(3))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("dataflex_pipeline.data.hub.hub_reachable", lambda: True)
+    monkeypatch.setattr("dataflex_pipeline.data.sources.hub.hub_reachable", lambda: True)
     entries(
         tmp_path, x={"hf_hub_url": "owner/x", "revision": "v1.2", "file_name": "x.json", "ms_hub_url": "y/x"}
     )
@@ -358,7 +358,7 @@ def test_rows_that_fill_two_formats_say_which_is_read(tmp_path):
 
 
 def test_the_formats_of_a_source_are_part_of_what_it_is(tmp_path):
-    from dataflex_pipeline.data.layout import Layout
+    from dataflex_pipeline.data.formats.layout import Layout
 
     rows = [{"messages": openai("A?", "A.")}, FILLED["instruction"]]
     write_jsonl(tmp_path / "rows.jsonl", rows)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dataflex_pipeline.data.chat import ChatFormat
+from dataflex_pipeline.data.chat.labelled import ChatFormat
+from dataflex_pipeline.data.chat.templates import named_template
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError
-from dataflex_pipeline.data.templates import named_template
 
 MARKS = ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "</s>")
 TURNS = (

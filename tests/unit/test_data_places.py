@@ -85,7 +85,7 @@ def test_a_csv_row_of_several_lines_stands_where_it_begins(tmp_path, tokenizer_f
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 def test_rows_of_columnar_files_are_counted_from_one(tmp_path, tokenizer_folder, name, monkeypatch):
-    monkeypatch.setattr("dataflex_pipeline.data.readers.BATCH_ROWS", 2)
+    monkeypatch.setattr("dataflex_pipeline.data.sources.readers.BATCH_ROWS", 2)
     table = pa.Table.from_pylist(alpaca_rows(5))
     if name == "a.parquet":
         pq.write_table(table, tmp_path / name, row_group_size=3)
@@ -134,7 +134,9 @@ def test_a_folder_with_configs_names_files_by_their_path_in_it(tmp_path, tokeniz
 
 
 def test_a_hub_data_set_has_the_row_and_no_file(tmp_path, tokenizer_folder, monkeypatch):
-    monkeypatch.setattr("dataflex_pipeline.data.sources.read_hub", lambda hub, given: iter(alpaca_rows(3)))
+    monkeypatch.setattr(
+        "dataflex_pipeline.data.sources.named.read_hub", lambda hub, given: iter(alpaca_rows(3))
+    )
     found = places(prepared(tmp_path, tokenizer_folder, "owner/set"))
     assert found == [(None, n + 1, f"answer {n}") for n in range(3)]
 

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dataflex_pipeline.data import DataSettings, scan_sources
-from dataflex_pipeline.data.readers import read_rows
+from dataflex_pipeline.data.sources.readers import read_rows
 from dataflex_pipeline.errors import DataError
 
 ROWS = [
@@ -274,7 +274,7 @@ def test_what_looks_like_a_path_or_a_typing_error_never_reaches_the_network(tmp_
     def no_network(*_args, **_more):
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr("dataflex_pipeline.data.sources.read_hub", no_network)
+    monkeypatch.setattr("dataflex_pipeline.data.sources.named.read_hub", no_network)
     with pytest.raises(DataError, match="is not there") as caught:
         scan_sources(wanted(tmp_path, name))
     assert "Looked for an entry of" in str(caught.value)
@@ -291,7 +291,7 @@ def test_hub_name_goes_through_load_dataset(tmp_path, monkeypatch):
         return datasets.Dataset.from_list(alpaca_rows(2500))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("dataflex_pipeline.data.hub.hub_reachable", lambda: True)
+    monkeypatch.setattr("dataflex_pipeline.data.sources.hub.hub_reachable", lambda: True)
     scan = scan_sources(wanted(tmp_path, "owner/set"))
     assert asked == [("owner/set", {"name": None, "data_dir": None, "split": "train"})]
     assert [row["output"] for _, row in scan.rows()] == [f"answer {n}" for n in range(2500)]
@@ -308,11 +308,11 @@ def test_hub_name_that_cannot_be_loaded_says_so(tmp_path, monkeypatch):
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'owner/set' doesn't exist on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("dataflex_pipeline.data.hub.hub_reachable", lambda: True)
+    monkeypatch.setattr("dataflex_pipeline.data.sources.hub.hub_reachable", lambda: True)
     with pytest.raises(DataError, match="neither a local file") as caught:
         scan_sources(wanted(tmp_path, "owner/set"))
     assert "DatasetNotFoundError: Dataset 'owner/set' doesn't exist" in caught.value.why
-    monkeypatch.setattr("dataflex_pipeline.data.hub.hub_reachable", lambda: False)
+    monkeypatch.setattr("dataflex_pipeline.data.sources.hub.hub_reachable", lambda: False)
     with pytest.raises(DataError, match="no network here"):
         scan_sources(wanted(tmp_path, "owner/set"))
 

@@ -13,7 +13,7 @@ from data_fixtures import byte_tokenizer
 from tiny_training import VOCABULARY, Listener, make_config, make_model, make_pool
 
 from dataflex_pipeline import api, launch
-from dataflex_pipeline.data.chat import ChatFormat
+from dataflex_pipeline.data.chat.labelled import ChatFormat
 from dataflex_pipeline.data.conversation import Conversation, Message
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features.build import build_feature
@@ -360,7 +360,7 @@ class TestPrompts:
 
 
 def make_named(name):
-    from dataflex_pipeline.data.templates import named_template
+    from dataflex_pipeline.data.chat.templates import named_template
 
     return named_template(name)
 

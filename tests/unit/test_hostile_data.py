@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataflex_pipeline.data import DataSettings, json_files, scan_sources
-from dataflex_pipeline.data.half_pairs import HalfPairs
-from dataflex_pipeline.data.json_bounds import DEEPEST, LONGEST_NUMBER, BoundsError, JsonBounds
-from dataflex_pipeline.data.readers import read_rows
-from dataflex_pipeline.data.sources import resolve_sources
+from dataflex_pipeline.data import DataSettings, scan_sources
+from dataflex_pipeline.data.sources import json_files
+from dataflex_pipeline.data.sources.half_pairs import HalfPairs
+from dataflex_pipeline.data.sources.json_bounds import DEEPEST, LONGEST_NUMBER, BoundsError, JsonBounds
+from dataflex_pipeline.data.sources.named import resolve_sources
+from dataflex_pipeline.data.sources.readers import read_rows
 from dataflex_pipeline.errors import DataError
 
 ROWS = [{"instruction": f"say {n}", "output": f"it is {n} \u00e9"} for n in range(40)]
@@ -110,7 +111,7 @@ def test_numbers_of_thousands_of_digits(tmp_path, name, number):
 
 
 def test_a_row_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("dataflex_pipeline.data.json_bounds.LARGEST_ROW", 1 << 20)
+    monkeypatch.setattr("dataflex_pipeline.data.sources.json_bounds.LARGEST_ROW", 1 << 20)
     long = json.dumps({"instruction": "a" * (3 << 20), "output": "b"})
     texts = {
         "a.jsonl": long,

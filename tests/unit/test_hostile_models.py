@@ -11,8 +11,8 @@ import pytest
 from data_fixtures import SPECIAL, alpaca_rows, byte_tokenizer, rows_of
 
 from dataflex_pipeline.config.load import load_config
-from dataflex_pipeline.data import template_trial
-from dataflex_pipeline.data.chat import ChatFormat
+from dataflex_pipeline.data.chat import trial
+from dataflex_pipeline.data.chat.labelled import ChatFormat
 from dataflex_pipeline.errors import ConfigError, DataError, UserError
 from dataflex_pipeline.models import adapter_values
 from dataflex_pipeline.models.adapter_values import endless_pattern
@@ -27,8 +27,8 @@ LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% en
 @pytest.fixture
 def quick(monkeypatch):
     """Limits that a test can wait for."""
-    monkeypatch.setattr(template_trial, "SECONDS", 1)
-    monkeypatch.setattr(template_trial, "ROOM", 1 << 28)
+    monkeypatch.setattr(trial, "SECONDS", 1)
+    monkeypatch.setattr(trial, "ROOM", 1 << 28)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_what_a_template_raises_is_the_reason_of_its_rows(tmp_path, hostile, tol
 
 
 def test_a_row_that_a_template_writes_too_much_of_is_not_valid(tmp_path, monkeypatch):
-    monkeypatch.setattr(template_trial, "LONGEST_TEXT", 2000)
+    monkeypatch.setattr(trial, "LONGEST_TEXT", 2000)
     template = TURNS + "{% if 'question 1' in messages[0].content %}{{ 'a' * 3000 }}{% endif %}"
     _, rows, _ = rows_of(tmp_path, alpaca_rows(3), template=template)
     assert [row["valid"] for row in rows] == [True, False, True]

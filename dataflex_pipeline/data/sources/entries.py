@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dataflex_pipeline.data.folders import INFO_FILE
+from dataflex_pipeline.data.sources.folders import INFO_FILE
 from dataflex_pipeline.errors import DataError, did_you_mean
 from dataflex_pipeline.seeds import derive_seed
 

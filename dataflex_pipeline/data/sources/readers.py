@@ -15,8 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataflex_pipeline.data.columns import absent_nulls, exact_row, is_json
-from dataflex_pipeline.data.compressed import (
+from dataflex_pipeline.data.settings import NumberedRow, Row
+from dataflex_pipeline.data.sources.columns import absent_nulls, exact_row, is_json
+from dataflex_pipeline.data.sources.compressed import (
     COMPRESSIONS,
     NOTHING_WRITTEN,
     data_suffix,
@@ -24,9 +25,8 @@ from dataflex_pipeline.data.compressed import (
     not_utf8,
     open_data,
 )
-from dataflex_pipeline.data.json_bounds import LARGEST_ROW, bounded_lines
-from dataflex_pipeline.data.json_files import read_json, read_jsonl
-from dataflex_pipeline.data.settings import NumberedRow, Row
+from dataflex_pipeline.data.sources.json_bounds import LARGEST_ROW, bounded_lines
+from dataflex_pipeline.data.sources.json_files import read_json, read_jsonl
 from dataflex_pipeline.errors import DataError
 from dataflex_pipeline.store.fingerprint import file_state
 

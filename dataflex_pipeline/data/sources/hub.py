@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataflex_pipeline.data.readers import plain_rows
 from dataflex_pipeline.data.settings import Row
+from dataflex_pipeline.data.sources.readers import plain_rows
 from dataflex_pipeline.errors import DataError
 from dataflex_pipeline.hub import hub_reachable
 

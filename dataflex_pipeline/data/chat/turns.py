@@ -17,7 +17,7 @@ from jinja2 import TemplateSyntaxError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dataflex_pipeline.data.conversation import Message
-from dataflex_pipeline.data.marks import REASONING
+from dataflex_pipeline.data.formats.marks import REASONING
 
 _GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
 """A tag that transformers adds; it changes nothing in what is read."""

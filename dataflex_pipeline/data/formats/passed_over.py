@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dataflex_pipeline.data.columns import ColumnTypes, is_filled, turns_of
-from dataflex_pipeline.data.layout import FOUND_BY_NAME, MEDIA_ROLES, Layout, lists_columns
+from dataflex_pipeline.data.formats.layout import FOUND_BY_NAME, MEDIA_ROLES, Layout, lists_columns
 from dataflex_pipeline.data.settings import Row
-from dataflex_pipeline.data.sources import Source
+from dataflex_pipeline.data.sources.columns import ColumnTypes, is_filled, turns_of
+from dataflex_pipeline.data.sources.named import Source
 from dataflex_pipeline.errors import did_you_mean
 
 _WEIGHT = "the row's weight in the loss; here weights come from the selection"

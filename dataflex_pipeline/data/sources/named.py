@@ -16,14 +16,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dataflex_pipeline.data.compressed import COMPRESSIONS, data_suffix
-from dataflex_pipeline.data.entries import Draw, check_entry, entry_notices, picked, read_entries, slices
-from dataflex_pipeline.data.exported import EXPORT_MANIFEST, ExportedFile, exported_files
-from dataflex_pipeline.data.folders import INFO_FILE, has_data, held
-from dataflex_pipeline.data.hub import HubName, count_hub, read_hub
-from dataflex_pipeline.data.readers import READERS, count_rows, is_columnar, is_data, read_numbered
-from dataflex_pipeline.data.readme_configs import has_configs
 from dataflex_pipeline.data.settings import DataSettings, NumberedRow, Row
+from dataflex_pipeline.data.sources.compressed import COMPRESSIONS, data_suffix
+from dataflex_pipeline.data.sources.entries import (
+    Draw,
+    check_entry,
+    entry_notices,
+    picked,
+    read_entries,
+    slices,
+)
+from dataflex_pipeline.data.sources.exported import EXPORT_MANIFEST, ExportedFile, exported_files
+from dataflex_pipeline.data.sources.folders import INFO_FILE, has_data, held
+from dataflex_pipeline.data.sources.hub import HubName, count_hub, read_hub
+from dataflex_pipeline.data.sources.readers import READERS, count_rows, is_columnar, is_data, read_numbered
+from dataflex_pipeline.data.sources.readme_configs import has_configs
 from dataflex_pipeline.errors import DataError, did_you_mean
 from dataflex_pipeline.home import expanded
 from dataflex_pipeline.seeds import derive_seed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataflex_pipeline.data.chat import QUESTION, ChatFormat, Piece
+from dataflex_pipeline.data.chat.labelled import QUESTION, ChatFormat, Piece
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.schemas import IGNORED
 

@@ -19,12 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dataflex_pipeline.data.columns import is_filled
-from dataflex_pipeline.data.compressed import kind_name
 from dataflex_pipeline.data.conversation import Message, RowError
-from dataflex_pipeline.data.json_bounds import parsed
-from dataflex_pipeline.data.layout import Layout, json_or_self
+from dataflex_pipeline.data.formats.layout import Layout, json_or_self
 from dataflex_pipeline.data.settings import Row
+from dataflex_pipeline.data.sources.columns import is_filled
+from dataflex_pipeline.data.sources.compressed import kind_name
+from dataflex_pipeline.data.sources.json_bounds import parsed
 
 NULL_ARGUMENT = "a null argument of a tool call is read as the padding of a columnar file, and left out"
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from dataflex_pipeline.data.columns import is_filled, speaks, turns_of
-from dataflex_pipeline.data.columns import json_or_self as json_or_self
 from dataflex_pipeline.data.settings import Row
-from dataflex_pipeline.data.sources import Source
+from dataflex_pipeline.data.sources.columns import is_filled, speaks, turns_of
+from dataflex_pipeline.data.sources.columns import json_or_self as json_or_self
+from dataflex_pipeline.data.sources.named import Source
 from dataflex_pipeline.errors import DataError, did_you_mean
 
 SHAREGPT_TAGS = {

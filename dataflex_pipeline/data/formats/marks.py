@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from dataflex_pipeline.data.columns import is_filled
-from dataflex_pipeline.data.compressed import kind_name
 from dataflex_pipeline.data.conversation import RowError
+from dataflex_pipeline.data.sources.columns import is_filled
+from dataflex_pipeline.data.sources.compressed import kind_name
 
 MARKS = ("weight", "loss", "train", "trainable", "training", "loss_scale", "train_on_turn", "masked")
 _UNTRAINED_IF_TRUE = frozenset({"masked"})

@@ -12,7 +12,8 @@ from typing import Any
 
 import ijson
 
-from dataflex_pipeline.data.compressed import (
+from dataflex_pipeline.data.settings import NumberedRow, Row
+from dataflex_pipeline.data.sources.compressed import (
     NOTHING_WRITTEN,
     empty_file,
     key_twice,
@@ -21,8 +22,8 @@ from dataflex_pipeline.data.compressed import (
     open_data,
     skip_bom,
 )
-from dataflex_pipeline.data.half_pairs import HalfPairs, put_back
-from dataflex_pipeline.data.json_bounds import (
+from dataflex_pipeline.data.sources.half_pairs import HalfPairs, put_back
+from dataflex_pipeline.data.sources.json_bounds import (
     LARGEST_ROW,
     BoundsError,
     JsonBounds,
@@ -30,7 +31,6 @@ from dataflex_pipeline.data.json_bounds import (
     bounded_lines,
     check_bounds,
 )
-from dataflex_pipeline.data.settings import NumberedRow, Row
 from dataflex_pipeline.errors import DataError
 
 _BLOCK_BYTES = 65536

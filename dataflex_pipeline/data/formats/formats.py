@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dataflex_pipeline.data.compressed import kind_name
 from dataflex_pipeline.data.conversation import Conversation, Message, RowError, check_conversation
-from dataflex_pipeline.data.layout import OPENAI_TAGS, Layout, json_or_self
-from dataflex_pipeline.data.marks import (
+from dataflex_pipeline.data.formats.layout import OPENAI_TAGS, Layout, json_or_self
+from dataflex_pipeline.data.formats.marks import (
     NOTHING_TRAINED,
     UNTRAINED,
     check_media,
@@ -26,7 +25,7 @@ from dataflex_pipeline.data.marks import (
     speaker_of,
     trained_mark,
 )
-from dataflex_pipeline.data.row_fields import (
+from dataflex_pipeline.data.formats.row_fields import (
     Turn,
     calls_turn,
     notes_on_columns,
@@ -37,6 +36,7 @@ from dataflex_pipeline.data.row_fields import (
     without_nulls,
 )
 from dataflex_pipeline.data.settings import Row
+from dataflex_pipeline.data.sources.compressed import kind_name
 
 DEVELOPER = "a turn of role developer is read as the system prompt"
 IN_PROMPT = f"an answer inside the prompt {UNTRAINED}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflex_pipeline.config.yaml_files import parse_value
-from dataflex_pipeline.data.readers import READERS, is_data
+from dataflex_pipeline.data.sources.readers import READERS, is_data
 from dataflex_pipeline.errors import ConfigError, DataError, did_you_mean
 
 README = "README.md"

@@ -16,9 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dataflex_pipeline.data.compressed import COMPRESSIONS
-from dataflex_pipeline.data.readers import READERS, is_data
-from dataflex_pipeline.data.readme_configs import README, FolderConfig, folder_config, has_configs
+from dataflex_pipeline.data.sources.compressed import COMPRESSIONS
+from dataflex_pipeline.data.sources.readers import READERS, is_data
+from dataflex_pipeline.data.sources.readme_configs import README, FolderConfig, folder_config, has_configs
 from dataflex_pipeline.errors import DataError, did_you_mean
 
 INFO_FILE, STATE_FILE, DICT_FILE = "dataset_info.json", "state.json", "dataset_dict.json"

@@ -15,7 +15,7 @@ from typing import IO, Any, AnyStr
 
 import numpy as np
 
-from dataflex_pipeline.data.compressed import NOTHING_WRITTEN
+from dataflex_pipeline.data.sources.compressed import NOTHING_WRITTEN
 from dataflex_pipeline.errors import DataError
 
 DEEPEST = 200

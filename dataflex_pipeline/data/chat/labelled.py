@@ -26,15 +26,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dataflex_pipeline.api import Progress
-from dataflex_pipeline.data import template_trial
-from dataflex_pipeline.data.conversation import Conversation, Message, RowError
-from dataflex_pipeline.data.marks import NOTHING_TRAINED, not_used
-from dataflex_pipeline.data.piece_tokens import PieceTokenizer, puts_bos
-from dataflex_pipeline.data.template_day import DAY, VARIABLES, asks_for_the_day, with_day
-from dataflex_pipeline.data.template_trial import TOOL, check_length, check_template, error_shown
-from dataflex_pipeline.data.template_turns import Reads, as_dicts, reordered, with_tools_text
-from dataflex_pipeline.data.templates import TEMPLATES, NamedTemplate, named_template, own_template
-from dataflex_pipeline.data.written import (
+from dataflex_pipeline.data.chat import trial
+from dataflex_pipeline.data.chat.day import DAY, VARIABLES, asks_for_the_day, with_day
+from dataflex_pipeline.data.chat.piece_tokens import PieceTokenizer, puts_bos
+from dataflex_pipeline.data.chat.templates import TEMPLATES, NamedTemplate, named_template, own_template
+from dataflex_pipeline.data.chat.trial import TOOL, check_length, check_template, error_shown
+from dataflex_pipeline.data.chat.turns import Reads, as_dicts, reordered, with_tools_text
+from dataflex_pipeline.data.chat.written import (
     check_prompts,
     check_tools,
     check_unicode,
@@ -42,6 +40,8 @@ from dataflex_pipeline.data.written import (
     notes_on_history,
     notes_on_tools,
 )
+from dataflex_pipeline.data.conversation import Conversation, Message, RowError
+from dataflex_pipeline.data.formats.marks import NOTHING_TRAINED, not_used
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.limited import within
 
@@ -279,7 +279,7 @@ class ChatFormat:
         if tools and not native:
             messages = with_tools_text(messages, tools, self.named.system if self.named else "")
         try:
-            with within(template_trial.SECONDS):
+            with within(trial.SECONDS):
                 text = self.tokenizer.apply_chat_template(
                     as_dicts(messages, reads),
                     tools=list(tools) if native else None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from dataflex_pipeline.data.compressed import kind_name
+from dataflex_pipeline.data.sources.compressed import kind_name
 from dataflex_pipeline.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class NamedTemplate:
     @property
     def text(self) -> str:
         """The Jinja template."""
-        folder = resources.files("dataflex_pipeline.data") / "chat_templates"
+        folder = resources.files("dataflex_pipeline.data.chat") / "chat_templates"
         return (folder / f"{self.file or self.name}.jinja").read_text(encoding="utf-8")
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from dataflex_pipeline.data.conversation import json_text_of
-from dataflex_pipeline.data.json_bounds import parsed
 from dataflex_pipeline.data.settings import Row
+from dataflex_pipeline.data.sources.json_bounds import parsed
 from dataflex_pipeline.schemas import column
 
 PREFIX = "original_"

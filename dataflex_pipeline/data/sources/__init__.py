@@ -1,0 +1,1 @@
+"""Sources of rows: files, folders and hub data sets, by name, read row by row."""
