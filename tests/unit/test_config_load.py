@@ -141,7 +141,7 @@ def test_an_override_without_key_and_value(text):
 
 def test_an_override_of_a_part_of_a_plain_key():
     error = refused(None, ["learning_rate.x=3"])
-    assert error.why == "learning_rate takes a number above 0; it has no parts."
+    assert error.why == "learning_rate takes a number above 0 and of at most 100; it has no parts."
 
 
 def test_an_override_that_is_no_yaml():

@@ -76,6 +76,8 @@ fixed = {
     "update_step": st.integers(0, 1000),
     "per_device_train_batch_size": st.integers(1, 1000),
     "gradient_accumulation_steps": st.integers(1, 1000),
+    "preprocessing_num_workers": st.none() | st.integers(1, 1024),
+    "dataloader_num_workers": st.integers(0, 1024),
     "ddp_timeout": st.integers(1, 180_000_000),
     "balanced": st.none(),
     "candidates": st.just({"method": "tsds", "num_samples": 10**9}),
