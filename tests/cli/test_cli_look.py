@@ -61,7 +61,7 @@ def test_a_bar_shows_rate_and_time_left_and_ends_with_the_time_it_took(terminal,
     bar.say("a line between")
     bar.finish()
     text = terminal()
-    assert re.search(r"computing .* 2/4 0\.5 rows/s", text)
+    assert re.search(r"computing .* 2/4 2\.0 s each", text)
     assert "a line between" in text
 
 
