@@ -46,15 +46,28 @@ def demo():
 @pytest.fixture(scope="session")
 def tiny_demo(tmp_path_factory):
     """A demo of a few hundred rows and a barely trained model, made in seconds."""
-    from dataflex_pipeline.demo import DemoSettings, ensure_demo
+    from dataflex_pipeline.demo import ensure_demo
+
+    return ensure_demo(tmp_path_factory.mktemp("tiny"), print, tiny_settings())
+
+
+def tiny_settings():
+    """Settings of a demo that is made in seconds."""
+    from dataflex_pipeline.demo import DemoSettings
     from dataflex_pipeline.demo.corpus import CorpusSettings
     from dataflex_pipeline.demo.pretrain import ModelSettings
 
-    settings = DemoSettings(
+    return DemoSettings(
         CorpusSettings(pool_rows=200, target_rows=16, test_rows=8),
         ModelSettings(hidden=64, layers=2, heads=2, intermediate=128, steps=20, batch_rows=16, threads=1),
     )
-    return ensure_demo(tmp_path_factory.mktemp("tiny"), print, settings)
+
+
+@pytest.fixture
+def default_demo_is_tiny(monkeypatch):
+    """The demo of a run that names no data is one that is made in seconds."""
+    settings = tiny_settings()
+    monkeypatch.setattr("dataflex_pipeline.demo.make.DemoSettings", lambda: settings)
 
 
 @pytest.fixture(scope="session")

@@ -241,7 +241,7 @@ def test_rows_of_the_target_that_are_in_the_pool(own, here):
     assert (found["state"], "first 5 rows" in found["found"]) == ("ok", True)
 
 
-def test_the_demo_is_not_missed_before_the_first_round(here):
+def test_the_demo_is_not_missed_before_the_first_round(here, default_demo_is_tiny):
     found = findings("component_name=loss")
     assert found["pool"]["state"] == "ok"
     assert "which the first round makes" in found["pool"]["found"]

@@ -271,9 +271,8 @@ def test_slips_are_said_in_words(finished, call, why, tmp_path, monkeypatch):
 
 
 def test_numbers_of_numpy_and_lists_of_data_sets_are_settings(tiny_demo, tmp_path):
-    run = Run(
-        tmp_path / "a", seed=np.int64(3), learning_rate=np.float64(1e-3), dataset=["a.jsonl", "b.jsonl"]
-    )
+    given = {"dataset": ["a.jsonl", "b.jsonl"], "model_name_or_path": str(tiny_demo.model)}
+    run = Run(tmp_path / "a", seed=np.int64(3), learning_rate=np.float64(1e-3), **given)
     assert (run.config.seed, run.config.learning_rate, run.config.dataset) == (3, 1e-3, "a.jsonl,b.jsonl")
     assert repr(run) == f"Run('{tmp_path / 'a'}')"
     (tmp_path / "file").touch()
