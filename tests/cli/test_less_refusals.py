@@ -101,7 +101,7 @@ def test_a_checkpoint_with_nothing_trainable_is_refused(scored):
     change_file(folder / "round-00" / "checkpoint", "adapter_config.json", freeze)
     ran = dataflex(*command)
     assert_nothing_computed(folder, ran)
-    assert "could not be loaded: Target modules {'no_such_layer'} not found" in ran.err
+    assert "cannot be used: Target modules {'no_such_layer'} not found" in ran.err
 
 
 def test_rows_whose_gradient_is_not_finite_are_named_and_never_selected(tiny_demo, tmp_path):
