@@ -6,9 +6,12 @@ from dataflex_pipeline import start
 def main() -> None:
     """Run the command and leave with its exit code."""
     start.begin()
-    from dataflex_pipeline.stages.cli import main as command
+    try:
+        from dataflex_pipeline.stages.cli import main as command
 
-    command()
+        command()
+    except MemoryError:  # too little even to import what says so elsewhere
+        start.ends_without_memory()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,11 @@ import signal
 from types import FrameType
 
 INTERRUPTED = 130
+_NO_MEMORY = (
+    b"error: There is not enough memory to start.\n"
+    b"The machine has no more, or a limit of this process was reached (ulimit -v, a control group).\n"
+    b"-> Raise the limit, and run the same command again: finished work is kept.\n"
+)
 _TOLD = b"interrupted; nothing was begun\n"
 
 
@@ -25,6 +30,14 @@ def ends_at_once(number: int, frame: FrameType | None) -> None:
         os.write(2, _TOLD)
     finally:
         os._exit(INTERRUPTED)
+
+
+def ends_without_memory() -> None:
+    """End this process, which has not even the memory for its own messages."""
+    try:
+        os.write(2, _NO_MEMORY)
+    finally:
+        os._exit(1)
 
 
 def fill_streams() -> None:

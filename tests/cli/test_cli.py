@@ -339,3 +339,18 @@ def test_a_file_never_gets_the_number_of_a_closed_stream(tmp_path):
     closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "-", sys.executable, "-c", code]
     assert subprocess.run(closed, check=False).returncode == 0
     assert int((tmp_path / "x").read_text()) > 2
+
+
+def test_no_memory_even_for_the_own_messages(monkeypatch, capfd):
+    from dataflex_pipeline import __main__, start
+
+    def full():
+        raise MemoryError
+
+    monkeypatch.setattr(start, "begin", lambda: None)
+    monkeypatch.setattr("dataflex_pipeline.stages.cli.main", full)
+    monkeypatch.setattr("os._exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 1
+    assert capfd.readouterr().err.startswith("error: There is not enough memory to start.\n")
