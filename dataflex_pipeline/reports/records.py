@@ -196,10 +196,10 @@ class RunRecord:
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
-        """What was done when, and how many seconds it took, in order."""
+        """What was done when, and how many seconds it took, in order; a damaged entry is passed over."""
         if not self.run.history.is_file():
             return []
-        return _lines(self.run.history)
+        return [entry for entry in _lines(self.run.history) if _is_entry(entry)]
 
     def gpu_hours(self, last: int) -> float | None:
         """Return the hours that GPUs were held for rounds up to ``last``; None where it was not recorded."""
@@ -217,6 +217,17 @@ class RunRecord:
                 if entry["stage"] == stage and entry.get("round", 0) <= last
             )
         )
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether an entry of the history has what is read of it."""
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("stage"), str)
+        and isinstance(entry.get("seconds"), int | float)
+        and isinstance(entry.get("round", 0), int)
+        and isinstance(entry.get("gpus", 0), int | float)
+    )
 
 
 def _is_scored(run: RunFolder) -> bool:

@@ -109,6 +109,7 @@ def check(trial: Trial, code: int, out: str, err: str, before: dict, here: Path)
 @example(Trial(("methods",), environment={"WORLD_SIZE": "x"}))
 @example(Trial(("inspect", "base"), damage={"history.jsonl": (3, b"\xff")}))
 @example(Trial(("report", "runs/base"), damage={"history.jsonl": (3, b"\xff")}))
+@example(Trial(("report", "runs/base"), damage={"history.jsonl": (174, b" ")}))
 def test_any_input(place, trial):
     here, kept, model = place
     put_back(here, kept)
