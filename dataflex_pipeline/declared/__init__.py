@@ -1,4 +1,4 @@
-"""What a class of the user's own declares, held to what its base class promises; one error for all of it.
+"""Contracts of the user's own classes: what one declares, held to what its base class promises.
 
 Every function of an extension is called with the arguments of its base class, by position. That it can be is
 told from its signature, before anything is computed; what it returned is looked at where it is used.
