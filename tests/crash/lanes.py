@@ -7,6 +7,7 @@ Run as a program with the file descriptors of its lanes' sockets.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -31,7 +32,9 @@ HEAVY = (
     "torch",
     "trl",
     "peft",
+    "deepspeed",  # accelerate loads it in every training where it is installed
     "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
     "trl.trainer.sft_trainer",
@@ -156,6 +159,7 @@ def serve(descriptors: Sequence[int]) -> None:
     names = [(path / "comm").read_text().strip() for path in others]
     if set(names) - {ALLOCATOR_THREAD}:
         raise RuntimeError(f"threads {names} after the imports: a fork would copy their locks without them")
+    gc.freeze()  # else each collection in a child goes through, and so copies, all that the imports made
     lanes = []
     for number in descriptors:
         pid = os.fork()
