@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 IGNORED = -100
 """Label of a token that carries no loss."""
 
 SCHEMA_VERSION = "1"
+
+ORIGINAL = "original_"
+"""How the columns of the user's own data are called in a prepared data set: this, then their own name."""
+
+
+def own_names(names: Iterable[str]) -> list[str]:
+    """Return what the columns of the user's own data among these are called there."""
+    return [name.removeprefix(ORIGINAL) for name in names if name.startswith(ORIGINAL)]
 
 
 def column(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = True) -> pa.Field:

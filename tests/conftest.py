@@ -32,7 +32,7 @@ known_modules = 0
 
 
 def pass_over_modules(phase, information):
-    """Keep what torch and its kind make at import out of the garbage collector's way, once a full look is over.
+    """Keep what torch and its kind make at import out of the garbage collector's way, after a full look.
 
     It looks at everything each time: with their 5,700 modules that was two fifths of the tests' time.
     """

@@ -27,7 +27,7 @@ from dataflex_pipeline.declared import (
     missing_functions,
     shown,
 )
-from dataflex_pipeline.schemas import GROUP, PREPARED, REASON, ROW, ROW_ID, VALID
+from dataflex_pipeline.schemas import GROUP, ORIGINAL, PREPARED, REASON, ROW, ROW_ID, VALID
 from dataflex_pipeline.store.fingerprint import canonical
 from dataflex_pipeline.store.parts import MANIFEST, part_name
 
@@ -37,7 +37,6 @@ FIXED = (ROW, ROW_ID, VALID, REASON)
 """Columns that every feature has."""
 READ = ("row", "row_id")
 """Columns of the prepared rows that every feature reads."""
-ORIGINAL = "original_"
 TAKEN = ("feature", "version", "split", "rows", "checkpoint", "implementation", "features", "candidates")
 """What the pipeline itself puts among the ingredients of a table."""
 

@@ -19,9 +19,10 @@ from dataflex_pipeline.data.formats.formats import to_conversation
 from dataflex_pipeline.data.formats.layout import COLUMN_ROLES, Layout, detect_layout
 from dataflex_pipeline.data.formats.row_fields import without_nulls
 from dataflex_pipeline.data.settings import Row
-from dataflex_pipeline.data.sources.columns import PREFIX, ColumnTypes, is_json
+from dataflex_pipeline.data.sources.columns import ColumnTypes, is_json
 from dataflex_pipeline.data.sources.named import Source
 from dataflex_pipeline.errors import DataError
+from dataflex_pipeline.schemas import ORIGINAL
 from dataflex_pipeline.store.parts import PartedTable
 
 STEM = "selected"
@@ -138,8 +139,8 @@ def values_of(rows: pa.Table, name: str) -> list[Any]:
 
 def raw_rows(rows: pa.Table) -> list[Row]:
     """Return the rows as they were in their sources; what a row does not have is null."""
-    names = [name for name in rows.column_names if name.startswith(PREFIX)]
-    columns = {name.removeprefix(PREFIX): values_of(rows, name) for name in names}
+    names = [name for name in rows.column_names if name.startswith(ORIGINAL)]
+    columns = {name.removeprefix(ORIGINAL): values_of(rows, name) for name in names}
     return [{name: values[number] for name, values in columns.items()} for number in range(rows.num_rows)]
 
 
@@ -217,7 +218,7 @@ def groups_of(layouts: Layouts, rows: pa.Table) -> list[Group]:
         if len(layouts[source]) > 1 or each.kind == "prompt_completion"
         for name in each.columns.values()
     }
-    values = {name: values_of(rows, PREFIX + name) for name in sorted(asked)}
+    values = {name: values_of(rows, ORIGINAL + name) for name in sorted(asked)}
     return [
         _group(source, layouts[source], {name: column[number] for name, column in values.items()})
         for number, source in enumerate(sources)
@@ -257,9 +258,9 @@ def formats_of(layouts: Layouts, rows: pa.Table, groups: Sequence[Group]) -> lis
 def filled_columns(rows: pa.Table) -> set[str]:
     """Return the original columns that have values."""
     return {
-        name.removeprefix(PREFIX)
+        name.removeprefix(ORIGINAL)
         for name in rows.column_names
-        if name.startswith(PREFIX) and rows.column(name).null_count < rows.num_rows
+        if name.startswith(ORIGINAL) and rows.column(name).null_count < rows.num_rows
     }
 
 

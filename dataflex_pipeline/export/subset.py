@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataflex_pipeline.data.sources.columns import JSON_FIELD, NULLS_ABSENT, PREFIX, beyond_json, is_json
+from dataflex_pipeline.data.sources.columns import JSON_FIELD, NULLS_ABSENT, beyond_json, is_json
 from dataflex_pipeline.data.sources.folders import INFO_FILE
 from dataflex_pipeline.export.conversations import Trainer
 from dataflex_pipeline.export.formats import (
@@ -40,6 +40,7 @@ from dataflex_pipeline.export.formats import (
     without_padding,
 )
 from dataflex_pipeline.export.trainers import Rows, for_trainer
+from dataflex_pipeline.schemas import ORIGINAL
 from dataflex_pipeline.store.parts import PartedTable
 
 ADDED = ("row", "row_id", "source", "file", "line", "score", "rank", "weight", "round")
@@ -99,14 +100,14 @@ def write_subset(
         DataError: rows hold what the trainer has no form for.
     """
     layouts = layouts_of(pool)
-    originals = [name for name in pool.schema.names if name.startswith(PREFIX)]
+    originals = [name for name in pool.schema.names if name.startswith(ORIGINAL)]
     places = [name for name in ("file", "line") if name in pool.schema.names]
     rows = pool.take(selected.column("row").to_numpy(), ["source", "row_id", *places, *originals])
     rows = without_padding(rows, layouts)
     groups = groups_of(layouts, rows)
     added = _added(rows, selected)
     parts = [_part(rows, added, layouts, each, groups) for each in formats_of(layouts, rows, groups)]
-    kept = {name.removeprefix(PREFIX) for name in originals}
+    kept = {name.removeprefix(ORIGINAL) for name in originals}
     if len(parts) == 1:
         parts = [parts[0].with_columns(rows, kept)]
     whole = Rows(rows, added, None, layouts, trainer)
@@ -156,7 +157,7 @@ def _part(rows: pa.Table, added: pa.Table, layouts: Layouts, form: Format, group
 
 def _names(parts: Sequence[Rows], say: Say) -> dict[str, str]:
     """Return how the added columns are called, so that none has the name of one of the data."""
-    own = {name.removeprefix(PREFIX) for part in parts for name in part.rows.column_names}
+    own = {name.removeprefix(ORIGINAL) for part in parts for name in part.rows.column_names}
     names = {}
     for name in ADDED:
         new = f"_{name}"
@@ -171,7 +172,9 @@ def _names(parts: Sequence[Rows], say: Say) -> dict[str, str]:
 
 def _files(part: Rows, added: Mapping[str, str], stem: Path, say: Say, parquet: bool) -> dict[str, str]:
     """Write one pair of files; return the columns that became text, and what they held."""
-    names = {name: name.removeprefix(PREFIX) for name in part.rows.column_names if name.startswith(PREFIX)}
+    names = {
+        name: name.removeprefix(ORIGINAL) for name in part.rows.column_names if name.startswith(ORIGINAL)
+    }
     rows = part.rows.select(list(names))
     _write_lines(part, rows, names, added, stem, say)
     if parquet:

@@ -14,7 +14,7 @@ from dataflex_pipeline.data.formats.formats import to_conversation
 from dataflex_pipeline.data.formats.layout import COLUMN_ROLES, SHAREGPT_TAGS, Layout
 from dataflex_pipeline.data.formats.row_fields import VARIABLES
 from dataflex_pipeline.data.settings import Row
-from dataflex_pipeline.data.sources.columns import PREFIX, OriginalColumn
+from dataflex_pipeline.data.sources.columns import OriginalColumn
 from dataflex_pipeline.export.conversations import (
     Told,
     Trainer,
@@ -25,6 +25,7 @@ from dataflex_pipeline.export.conversations import (
     in_swift,
 )
 from dataflex_pipeline.export.formats import Format, Layouts, layout_of, raw_rows, values_of
+from dataflex_pipeline.schemas import ORIGINAL
 
 _SAME = 1e-6
 """Weights nearer to 1 than this are 1: they are stored as float32."""
@@ -56,7 +57,7 @@ class Rows:
         kept = [
             name
             for name in rows.column_names
-            if not name.startswith(PREFIX) or name.removeprefix(PREFIX) in names
+            if not name.startswith(ORIGINAL) or name.removeprefix(ORIGINAL) in names
         ]
         return replace(self, rows=rows.select(kept))
 
@@ -86,7 +87,7 @@ class Rows:
             made = {"file_name": file, **self.own_entry}
         if made is not None:  # others' readers ask for every column that is named
             columns = {
-                r: name for r, name in made["columns"].items() if PREFIX + name in self.rows.column_names
+                r: name for r, name in made["columns"].items() if ORIGINAL + name in self.rows.column_names
             }
             made["columns"] = columns
         return made
@@ -159,14 +160,14 @@ def _for_llama_factory(part: Rows, say: Say) -> Rows:
 
 def _with_texts(part: Rows, name: str | None) -> Rows:
     """Return rows in which the definitions of tools are JSON text, and an empty one where there are none."""
-    if name is None or PREFIX + name not in part.rows.column_names:
+    if name is None or ORIGINAL + name not in part.rows.column_names:
         return part
-    values = values_of(part.rows, PREFIX + name)
+    values = values_of(part.rows, ORIGINAL + name)
     texts = [
         value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
         for value in values
     ]
-    place = part.rows.column_names.index(PREFIX + name)
+    place = part.rows.column_names.index(ORIGINAL + name)
     field = OriginalColumn(name, "text").field
     return replace(part, rows=part.rows.set_column(place, field, pa.array(texts, pa.string())))
 

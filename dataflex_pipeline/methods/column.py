@@ -23,9 +23,9 @@ from pydantic import Field, computed_field
 
 from dataflex_pipeline import api
 from dataflex_pipeline.data.scores import By, ScoreFile, existing, numbers_of, reasons
-from dataflex_pipeline.data.sources.columns import PREFIX
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.sampling.softmax import Softmax
+from dataflex_pipeline.schemas import ORIGINAL
 from dataflex_pipeline.store.fingerprint import file_digest
 
 
@@ -72,7 +72,7 @@ class Column(api.Method):
     def __init__(self, params: Params) -> None:
         super().__init__(params)
         if params.file is None and params.column is not None:
-            self.pool_columns = (PREFIX + params.column,)
+            self.pool_columns = (ORIGINAL + params.column,)
 
     @cached_property
     def _file(self) -> ScoreFile | None:

@@ -23,13 +23,12 @@ from dataflex_pipeline.pipeline.prepare import data_settings
 from dataflex_pipeline.pipeline.row_gradients import agreements
 from dataflex_pipeline.pipeline.row_likeness import Likeness, likenesses
 from dataflex_pipeline.pipeline.row_search import open_pool, row_number, same_conversation
-from dataflex_pipeline.schemas import IGNORED, SCORES
+from dataflex_pipeline.schemas import IGNORED, ORIGINAL, SCORES, own_names
 from dataflex_pipeline.store.parquet import read_line
 from dataflex_pipeline.store.run import RoundFolder
 from dataflex_pipeline.store.stale import is_complete
 from dataflex_pipeline.store.tables import TableFile
 
-ORIGINAL = "original_"
 LABELLED = "assistant"
 
 
@@ -175,7 +174,7 @@ def row_story(run: OpenRun, asked: int | str, gradients: bool = False) -> RowSto
         **{name: found.get(name) for name in ("note", "file", "line")},
         **{name: found[name] for name in ("n_tokens", "n_response_tokens")},
         path=_path(run, found, notices),
-        original={name.removeprefix(ORIGINAL): found[name] for name in found if name.startswith(ORIGINAL)},
+        original={name: found[ORIGINAL + name] for name in own_names(found)},
         conversation=conversation,
         exact=exact,
         scores=tuple(_scores(run, number, found["row_id"], notices)),

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.pipeline.open_run import OpenRun, require_run
 from dataflex_pipeline.pipeline.prepare import open_split
+from dataflex_pipeline.schemas import ORIGINAL
 from dataflex_pipeline.store.parts import PartedTable
 
 LISTED = 10
@@ -159,7 +160,9 @@ def find_text(run: OpenRun, text: str) -> Found:
 
 
 def _rows_with(pool: PartedTable, text: str) -> Iterator[np.ndarray]:
-    columns = [each.name for each in pool.schema if pa.types.is_string(each.type) and _is_original(each.name)]
+    columns = [
+        each.name for each in pool.schema if pa.types.is_string(each.type) and each.name.startswith(ORIGINAL)
+    ]
     for block in pool.blocks(["row", "messages", *columns], SEARCHED_ROWS):
         found = np.zeros(block.num_rows, bool)
         turns = block.column("messages")
@@ -170,10 +173,6 @@ def _rows_with(pool: PartedTable, text: str) -> Iterator[np.ndarray]:
             own = pc.match_substring(block.column(name), text, ignore_case=True).fill_null(False)
             found |= own.to_numpy(zero_copy_only=False)
         yield _where(block, pa.array(found))
-
-
-def _is_original(name: str) -> bool:
-    return name.startswith("original_")
 
 
 def hits(table: PartedTable, rows: np.ndarray) -> list[Hit]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from dataflex_pipeline import api
-from dataflex_pipeline.data.sources.columns import PREFIX
 from dataflex_pipeline.errors import ConfigError, RunError, did_you_mean
 from dataflex_pipeline.pipeline.base_model import is_given
 from dataflex_pipeline.pipeline.open_run import OpenRun
+from dataflex_pipeline.schemas import ORIGINAL, own_names
 from dataflex_pipeline.store.stale import is_complete
 
 
@@ -42,9 +42,9 @@ def check_pool_columns(name: str, method: api.Method, there: Collection[str]) ->
     Raises:
         ConfigError: it has not.
     """
-    own = [each.removeprefix(PREFIX) for each in there if each.startswith(PREFIX)]
+    own = own_names(there)
     for missing in (each for each in method.pool_columns if each not in there):
-        wanted = missing.removeprefix(PREFIX)
+        wanted = missing.removeprefix(ORIGINAL)
         raise ConfigError(
             f"The method {name} reads the column '{wanted}' of the pool.{did_you_mean(wanted, own)}",
             f"The data set has no such column; it has {', '.join(own) or 'none but the conversation'}.",

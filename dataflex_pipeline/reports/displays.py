@@ -20,6 +20,7 @@ from dataflex_pipeline.reports import charts
 from dataflex_pipeline.reports.catalogue import RunTable, run_above, table_at, tables_of
 from dataflex_pipeline.reports.query import Queries, dictionaries, open_queries, quoted
 from dataflex_pipeline.reports.records import RunRecord
+from dataflex_pipeline.schemas import ORIGINAL, own_names
 from dataflex_pipeline.store.parquet import read_whole
 from dataflex_pipeline.store.run import RoundFolder
 
@@ -199,9 +200,9 @@ def _pool_and_column(this: RunTable, tables: Sequence[RunTable], by: str) -> tup
             "Open it where it was made.",
         )
     names = pool.schema.names
-    column = by if by in names else f"original_{by}"
+    column = by if by in names else ORIGINAL + by
     if column not in names or pa.types.is_nested(pool.schema.field(column).type):
-        own = [name.removeprefix("original_") for name in names if name.startswith("original_")]
+        own = own_names(names)
         raise UserError(
             f"by is '{by}', which is no column of the pool that rows can be grouped by.",
             f"Those of the data's own are: {', '.join(own) or 'none'}; and source.",
@@ -222,7 +223,7 @@ def _groups(queries: Queries, pool: RunTable, column: str) -> list[str]:
     )
     if len(counted) > GROUPS:
         raise UserError(
-            f"by is '{column.removeprefix('original_')}', which has more than {GROUPS} different values.",
+            f"by is '{column.removeprefix(ORIGINAL)}', which has more than {GROUPS} different values.",
             "A chart of so many groups shows nothing.",
             "Name a column of a few values, such as source.",
         )

@@ -24,7 +24,7 @@ from dataflex_pipeline.reports.catalogue import RunTable, tables_of
 from dataflex_pipeline.reports.embedding_map import VERSION as MAP_VERSION
 from dataflex_pipeline.reports.embedding_map import embedding_map, is_embedding
 from dataflex_pipeline.reports.query import Queries, literal, open_queries, quoted
-from dataflex_pipeline.schemas import PREPARED, column
+from dataflex_pipeline.schemas import ORIGINAL, PREPARED, column
 from dataflex_pipeline.store.fingerprint import FINGERPRINT_KEY, digest
 from dataflex_pipeline.store.locks import InUseError, held
 from dataflex_pipeline.store.parquet import read_footer
@@ -203,7 +203,7 @@ def _as_made(
     return Joined(
         path,
         pool.n_rows,
-        tuple(name for name in names if name.startswith("original_")),
+        tuple(name for name in names if name.startswith(ORIGINAL)),
         tuple(each for each in map(Ranked.of, scores) if each.score in names),
         tuple(each for each in map(Chosen.of, selections) if each.column in names),
         "map_x" in names,
@@ -212,7 +212,7 @@ def _as_made(
 
 def _own_columns(queries: Queries, pool: RunTable) -> tuple[str, ...]:
     """Return the user's own columns that tell rows apart: numbers, and texts of few different values."""
-    own = [field for field in pool.schema if field.name.startswith("original_")]
+    own = [field for field in pool.schema if field.name.startswith(ORIGINAL)]
     numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
     counted = [field.name for field in own if any(each(field.type) for each in texts)]

@@ -11,11 +11,11 @@ import pyarrow as pa
 from dataflex_pipeline.reports.catalogue import RunTable
 from dataflex_pipeline.reports.charts import POOL
 from dataflex_pipeline.reports.query import Queries, quoted
+from dataflex_pipeline.schemas import ORIGINAL
 
 CATEGORIES = 20
 """A column of the user's own counts as a category with at most so many different values."""
 NONE = "(none)"
-ORIGINAL = "original_"
 
 
 @dataclass(frozen=True)

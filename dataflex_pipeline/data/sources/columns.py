@@ -16,9 +16,8 @@ import pyarrow as pa
 from dataflex_pipeline.data.conversation import json_text_of
 from dataflex_pipeline.data.settings import Row
 from dataflex_pipeline.data.sources.json_bounds import parsed
-from dataflex_pipeline.schemas import column
+from dataflex_pipeline.schemas import ORIGINAL, column
 
-PREFIX = "original_"
 _TYPES: dict[str, pa.DataType] = {
     "text": pa.string(),
     "integer": pa.int64(),
@@ -60,7 +59,7 @@ class OriginalColumn:
     def field(self) -> pa.Field:
         """The column's field in the prepared table; the metadata says when it is JSON text."""
         how = " as JSON text" if self.kind == "json" else ""
-        plain = column(PREFIX + self.name, _TYPES[self.kind], f"column '{self.name}' of the data set{how}")
+        plain = column(ORIGINAL + self.name, _TYPES[self.kind], f"column '{self.name}' of the data set{how}")
         beyond = {_BEYOND: ", ".join(self.beyond).encode()} if self.beyond else {}
         return plain.with_metadata({**plain.metadata, b"encoding": self.kind.encode(), **beyond})
 

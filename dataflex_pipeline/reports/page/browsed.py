@@ -18,8 +18,7 @@ import pyarrow as pa
 from dataflex_pipeline.reports.catalogue import RunTable
 from dataflex_pipeline.reports.page.turns import Turn
 from dataflex_pipeline.reports.query import Queries, quoted
-from dataflex_pipeline.reports.shares import ORIGINAL
-from dataflex_pipeline.schemas import SCORES
+from dataflex_pipeline.schemas import ORIGINAL, SCORES
 
 ROWS = 2000
 SELECTED, EXTREME, AT_RANDOM, INVALID = 900, 200, 400, 200

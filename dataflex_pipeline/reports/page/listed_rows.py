@@ -12,7 +12,8 @@ from typing import Any
 from dataflex_pipeline.reports.page.browsed import LISTS, Browsed, own_columns, plain_number
 from dataflex_pipeline.reports.page.findings import Rows
 from dataflex_pipeline.reports.page.pictures import table_name
-from dataflex_pipeline.reports.shares import ORIGINAL, round_name
+from dataflex_pipeline.reports.shares import round_name
+from dataflex_pipeline.schemas import ORIGINAL
 
 LEAST = 200
 """Characters that a text has at least; with less room for them there are fewer rows."""
