@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch  # noqa: TID253  (imported lazily by the features that load a model)
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: TID253
-from torch.utils._pytree import tree_leaves  # noqa: TID253
 
 from dataflex_pipeline.host_memory import available_bytes, local_processes
 
@@ -116,7 +115,17 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _storages(values: Any) -> list[Any]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    """Return the storages of the tensors in an operation's arguments or results: tuples, lists and dicts."""
+    found, waiting = [], [values]
+    while waiting:  # once per operation: torch's own walk over trees takes longer than a small model's work
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            found.append(value.untyped_storage())
+        elif isinstance(value, (tuple, list)):
+            waiting.extend(value)
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+    return found
 
 
 @dataclass(frozen=True)
