@@ -46,8 +46,15 @@ def fill_streams() -> None:
     A file opened later would get its number, and what a library prints would be written into that file.
     """
     for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
+        if not is_open(number):
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
             os.set_inheritable(number, True)
+
+
+def is_open(number: int) -> bool:
+    """Whether this process has an open file of that number."""
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
