@@ -11,6 +11,7 @@ from dataflex_pipeline.api import Feature, Method, Need, Selection, Split
 from dataflex_pipeline.declared.feature import doubts
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.features.plan import method_needs, with_upstream
+from dataflex_pipeline.host_memory import check_libraries_fit
 from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
 from dataflex_pipeline.pipeline.drawing import check_draw_fits, check_turns, draw_settings, positions
 from dataflex_pipeline.pipeline.open_run import OpenRun
@@ -195,6 +196,7 @@ def check_training(run: OpenRun, last: int) -> None:
     """
     if not run.given.horizon or is_complete(run.store.round(last).checkpoint):
         return
+    check_libraries_fit()
     from dataflex_pipeline.training.arguments import check_settings
 
     check_settings(run.given, run.global_batch)
@@ -215,6 +217,7 @@ def check_model(run: OpenRun, name: str | None = None) -> None:
     scored = run.store.round(1).scores(name or run.given.component_name).is_file()
     if has_trained(run.store) or scored or not _uses_model(run, name):
         return
+    check_libraries_fit()
     run.progress.say(f"checking the model {run.config.model_name_or_path}")
     _check_memory(run)
     losses = _sample_losses(run, name)  # [ROWS] nats per token

@@ -483,3 +483,17 @@ def test_strategies_that_end_with_the_pool_may_be_asked_for_more(here, tiny_demo
     monkeypatch.setattr("dataflex_pipeline.pipeline.drawing.available_bytes", lambda: 32 << 30)
     settings = (*small(tiny_demo)[:3], "num_samples=2000000000", "strategy=top_k")
     assert "200 of 200 rows" in done("pick", "perplexity", *settings, "--run", "all")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS")
+@pytest.mark.parametrize("command", [("pick", "perplexity", "fraction=0.1"), ("warmup",)])
+def test_too_little_address_space_for_the_libraries_is_one_error(here, tiny_demo, monkeypatch, command):
+    """scipy's BLAS would try for ever to get its buffers."""
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1_000_000 << 10, resource.RLIM_INFINITY))
+    ran = dataflex(*command, *data(tiny_demo), "--run", "small")
+    assert ran.code == 1
+    assert "There is not enough memory to load torch and transformers" in ran.err
+    assert "Traceback" not in ran.err
+    assert not list(here.iterdir())
