@@ -10,8 +10,10 @@ def main() -> None:
         from dataflex_pipeline.stages.cli import main as command
 
         command()
-    except MemoryError:  # too little even to import what says so elsewhere
-        start.ends_without_memory()
+    except (MemoryError, ImportError, OSError) as error:
+        if not start.lacks_memory(error):
+            raise
+        start.ends_without_memory()  # too little even to import what says so elsewhere
 
 
 if __name__ == "__main__":

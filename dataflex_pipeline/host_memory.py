@@ -20,10 +20,13 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 from dataflex_pipeline.errors import DataflexError
+from dataflex_pipeline.start import lacks_memory, too_little_address_space
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """What torch reads its allocator's settings from: by the first name up to 2.8, by the second since."""
+LIBRARIES = 5 << 28
+"""Address space that torch and transformers take on a CPU at least, beside what reads tables: 1.25 GiB."""
 NO_LIMIT = 1 << 60
 """A limit above this is none: control groups of version 1 write a huge number for it."""
 
@@ -31,14 +34,30 @@ NO_LIMIT = 1 << 60
 def memory_error(error: BaseException) -> DataflexError | None:
     """Return the error to show where the system gave no more memory, to Python or to map a library."""
     text = str(error).partition("\n")[0]
-    mapping = isinstance(error, ImportError) and "failed to map segment" in text
-    if not (isinstance(error, MemoryError) or mapping or "can't allocate memory" in text):
+    if not (lacks_memory(error) or "can't allocate memory" in text):
         return None
     return DataflexError(
         f"There is not enough memory{f': {text}' if text else '.'}",
         "The machine has no more, or a limit of this process was reached (ulimit -v, a control group).",
         "Raise the limit, or make the work smaller; run the same command again: finished work is kept.",
     )
+
+
+def check_libraries_fit() -> None:
+    """Refuse to import what models need where a limit of this process is too low for it.
+
+    A BLAS library that gets no buffers tries again for ever.
+
+    Raises:
+        DataflexError: it is.
+    """
+    if too_little_address_space(LIBRARIES):
+        raise DataflexError(
+            "There is not enough memory to load torch and transformers.",
+            f"They take about {LIBRARIES / (1 << 30)} GiB of addresses, and the limit of this process is "
+            "lower (ulimit -v).",
+            "Raise the limit, and run the same command again.",
+        )
 
 
 def available_bytes(processes: int = 1, proc: Path = PROC, groups: Path = CGROUPS) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from .options import EXAMPLES, ConfigOption, JsonOption, MethodOption, RunArguments, RunOption
-from .subject import run_options
+from .subject import refuse_nothing_to_estimate, run_options
 
 commands = typer.Typer()
 
@@ -27,7 +27,9 @@ def estimate(
     from .opening import open_run
 
     with console.messages_to_stderr(json):
-        opened = open_run(run_options(config, arguments or [], run, method, False, begins=True))
+        options = run_options(config, arguments or [], run, method, False, begins=True)
+        refuse_nothing_to_estimate(options)
+        opened = open_run(options)
         found = predict(opened)
     if json:
         print_json(found.plain())

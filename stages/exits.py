@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from dataflex_pipeline.errors import DataflexError, UserError
+from dataflex_pipeline.start import fill_streams, is_open
 
 from . import interrupts
 
@@ -62,7 +65,7 @@ def exit_code(command: Callable[[], object]) -> int:
             return _interrupted()  # whatever a library made of it on its way here
         if getattr(error, "format_message", str)() == "" and hasattr(error, "exit_code"):
             return int(error.exit_code)  # a command without words, whose help was printed
-        found = _misused(error) or explained(error) or _moved(error, here)
+        found = _misused(error) or _closed(error) or explained(error) or _moved(error, here)
         if found is None:
             raise
         return _failed(found)
@@ -76,6 +79,25 @@ def explained(error: BaseException) -> DataflexError | None:
 
     of_its_own = own_error(error, at_once=True)
     return of_its_own or disk_error(error) or memory_error(error) or own_error(error)
+
+
+def _closed(error: BaseException) -> UserError | None:
+    """Return the error to show where what is printed goes nowhere any more; None for any other."""
+    wrapped = {"output": sys.stdout, "errors": sys.stderr}
+    closed = [name for name, stream in wrapped.items() if stream.closed]
+    numbers = [name for number, name in enumerate(wrapped, 1) if not is_open(number)]
+    if not (isinstance(error, ValueError) and closed) and not (isinstance(error, OSError) and numbers):
+        return None
+    fill_streams()  # the numbers are taken again, or a file opened now would get what is printed
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name).closed:
+            setattr(sys, name, os.fdopen(os.dup(2), "w"))
+    return UserError(
+        f"The stream of standard {' and of '.join(closed or numbers)} was closed: {error}.",
+        "The command had more to print, and nothing of this program closes that stream.",
+        "Find close() in your own file (a method, a feature, a rewarder) or in what it calls; take it out, "
+        "and run the same command again: finished work is kept.",
+    )
 
 
 def _folder() -> Path | None:

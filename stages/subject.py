@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataflex_pipeline.errors import UserError
+from dataflex_pipeline.errors import RunError, UserError
 
 from .words import split_subject, with_run
 
@@ -55,6 +55,23 @@ def _is_run(named: str, settings: Sequence[str]) -> bool:
     naming = [text for text in settings if text.partition("=")[0].strip() == "runs_dir"]
     below = Path(load_config(None, naming).config.runs_dir) / named
     return any((folder / "run.yaml").is_file() for folder in (Path(named), below))
+
+
+def refuse_nothing_to_estimate(options: Options) -> None:
+    """Refuse the name of a run that is not there where nothing says what it would be: not the demo's cost.
+
+    Raises:
+        RunError: there is none, and neither a configuration file nor data is given.
+    """
+    told = {text.partition("=")[0].strip() for text in options.overrides} & {"dataset", "model_name_or_path"}
+    if options.run is None or options.config is not None or told or _is_run(options.run, options.overrides):
+        return
+    raise RunError(
+        f"There is no run {options.run}, and nothing says what it would be made of.",
+        "Without a configuration file and without data it would be the demo that is estimated.",
+        "Name a run that is there, give --config or dataset=... and model_name_or_path=..., or leave --run "
+        "out for the demo.",
+    )
 
 
 def _not_understood(named: str, rounds: bool) -> UserError:

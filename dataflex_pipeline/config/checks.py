@@ -37,6 +37,8 @@ SCHEDULES = (
 )
 MOST_POSITIONS = 1 << 31
 """Rows that one round trains on at most; an index of them takes 100 GB."""
+MOST_SCALING = 1024
+"""LoRA's share of a layer is multiplied by lora_alpha / lora_rank, 2 by default; more than this overflows."""
 METRICS = ("eval_loss", "eval_token_accuracy")
 _LORA_KEYS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")
 
@@ -46,7 +48,18 @@ Place = Callable[[str], str]
 
 def check(config: Config, place: Place) -> None:
     """Raise ConfigError for the first pair of settings that cannot both hold."""
-    for rule in (_draw, _candidates, _sizes, schedule, _evaluation, _best, _trackers, _adapter, _quantized):
+    for rule in (
+        _draw,
+        _candidates,
+        _sizes,
+        schedule,
+        _evaluation,
+        _best,
+        _trackers,
+        _adapter,
+        _scaling,
+        _quantized,
+    ):
         rule(config, lambda name: f"{name}: {show(name, getattr(config, name))} ({place(name)})")
 
 
@@ -175,6 +188,18 @@ def _adapter(config: Config, said: Place) -> None:
             f"Set together: {said('finetuning_type')}; {said('adapter_name_or_path')}.",
             "An adapter is trained on by LoRA; training all weights has no place for it.",
             "Set finetuning_type to lora, or export the adapter into a model first and start from that.",
+        )
+
+
+def _scaling(config: Config, said: Place) -> None:
+    """Refuse a factor with which the second step of a training is no finite number any more."""
+    fresh = config.finetuning_type == "lora" and config.adapter_name_or_path is None
+    alpha = config.lora_alpha
+    if fresh and alpha is not None and alpha > MOST_SCALING * config.lora_rank:
+        raise ConfigError(
+            f"Set together: {said('lora_alpha')}; {said('lora_rank')}.",
+            f"What the adapter adds is multiplied by lora_alpha / lora_rank, at most {MOST_SCALING:,}.",
+            f"Lower lora_alpha; by default it is twice lora_rank, {2 * config.lora_rank}.",
         )
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -156,6 +156,22 @@ def row_flops(feature: Feature, tokens: float) -> float:
         number = "It returns a number of floating-point operations, finite and at least 0."
         raise broken(feature, "row_flops()", f"returns {shown(found)}", number)
     return float(found)
+
+
+def has_beside(feature: Feature, folder: Path, first_row: int, fingerprint: str) -> bool:
+    """Return whether what a part keeps in a file of its own is there and whole.
+
+    Args:
+        feature: it. folder, first_row, fingerprint: as `Feature.has_beside` takes them.
+
+    Raises:
+        ConfigError: the feature says neither yes nor no.
+    """
+    found: Any = feature.has_beside(folder, first_row, fingerprint)
+    if not isinstance(found, bool | np.bool_):
+        said = "It returns True where the part's own file is there and whole, else False."
+        raise broken(feature, "has_beside()", f"returns {shown(found)}", said)
+    return bool(found)
 
 
 def doubts(feature: Feature) -> Sequence[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from dataflex_pipeline.api import Need, Progress
+from dataflex_pipeline.declared.feature import has_beside
 from dataflex_pipeline.errors import DataError
 from dataflex_pipeline.features.compute import compute_missing
 from dataflex_pipeline.features.part_size import choose_rows
@@ -158,7 +159,7 @@ def _complete(
     missing = [
         number
         for number, first in enumerate(first_rows)
-        if number not in writer.done or not feature.has_beside(folder, first, writer.fingerprint)
+        if number not in writer.done or not has_beside(feature, folder, first, writer.fingerprint)
     ]
     if missing:
         given = replace(given, tables=tables, folder=folder, made=writer.fingerprint)

@@ -45,6 +45,8 @@ FEATURES = (
     "target_directions",
     "words",
 )
+DEEPEST = 16
+"""Features below one another; the shipped ones are two deep."""
 OF_GRADIENTS = ("gradients", "influence", "target_directions")
 """Those that take the gradients of rows."""
 
@@ -177,19 +179,24 @@ def with_rounds(needs: Mapping[str, Need], selection: Selection) -> dict[str, Ne
     }
 
 
-def with_upstream(need: Need, config: Any) -> Iterator[tuple[Need, Feature]]:
-    """Yield the features that a feature is computed from, and then itself, each with its need."""
+def with_upstream(need: Need, config: Any, above: tuple[Need, ...] = ()) -> Iterator[tuple[Need, Feature]]:
+    """Yield the features that a feature is computed from, and then itself, each with its need.
+
+    Args:
+        need: of it. config: the run's configuration. above: what is computed from it, as far as is known.
+    """
     feature = make_feature(need, config)
-    for inner in _upstream_needs(feature, need).values():
-        yield from with_upstream(inner, config)
+    for inner in _upstream_needs(feature, need, above).values():
+        yield from with_upstream(inner, config, (*above, need))
     yield need, feature
 
 
-def _upstream_needs(feature: Feature, need: Need) -> dict[str, Need]:
+def _upstream_needs(feature: Feature, need: Need, above: tuple[Need, ...]) -> dict[str, Need]:
     """Return what a feature is computed from; where no checkpoint is named, at that of the feature itself.
 
     Raises:
-        ConfigError: the feature takes no model by its own word, and one that it is computed from does.
+        ConfigError: the feature takes no model by its own word, and one that it is computed from does; it is
+            computed from itself, whatever lies between; or there is no end of what lies below it.
     """
     found = {}
     for key, inner in checked_needs(feature, "needs()", feature.needs(need), feature_class).items():
@@ -201,11 +208,26 @@ def _upstream_needs(feature: Feature, need: Need) -> dict[str, Need]:
                     f"Leave uses_model out of {need.name}, or name the checkpoint in its needs().",
                 )
             inner = replace(inner, checkpoint=need.checkpoint, step=need.step)
-        if inner == need:
+        wrong = _no_end(inner, (*above, need))
+        if wrong is not None:
             others = "A feature is computed from others: another split, other parameters, another checkpoint."
-            raise broken(feature, "needs()", f"asks for {need.name} of the {need.split} itself", others)
+            raise broken(feature, "needs()", wrong, others)
         found[key] = inner
     return found
+
+
+def _no_end(inner: Need, above: tuple[Need, ...]) -> str | None:
+    """Return what is wrong with asking for a feature below others; None where nothing is."""
+    if inner == above[-1]:
+        return f"asks for {inner.name} of the {inner.split} itself"
+    if inner in above:
+        circle = [each.name for each in (*above[above.index(inner) :], inner)]
+        return f"closes a circle of the {inner.split}: {' from '.join(circle)}"
+    if len(above) < DEEPEST:
+        return None
+    return (
+        f"asks for one more feature below {len(above)}: {' from '.join(each.name for each in above[-3:])}..."
+    )
 
 
 def plan_feature(
@@ -214,6 +236,7 @@ def plan_feature(
     given: Callable[[Need], FeatureInput],
     rows_per_part: int | Literal["auto"],
     cascade: Cascade | None = None,
+    above: tuple[Need, ...] = (),
 ) -> FeaturePlan:
     """Work out a feature table and those that it is computed from.
 
@@ -222,11 +245,12 @@ def plan_feature(
         given: finds the rows and the checkpoint that a need speaks of.
         rows_per_part: rows of the split per part, or auto.
         cascade: the candidates that the pool's features are restricted to; None: every row.
+        above: what is computed from it, as far as is known.
     """
     feature, found = make_feature(need, config), given(need)
     upstream = {
-        key: plan_feature(inner, config, given, rows_per_part, cascade)
-        for key, inner in _upstream_needs(feature, need).items()
+        key: plan_feature(inner, config, given, rows_per_part, cascade, (*above, need))
+        for key, inner in _upstream_needs(feature, need, above).items()
     }
     ingredients = _ingredients(need, feature, found, upstream)
     through = None

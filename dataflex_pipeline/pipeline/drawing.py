@@ -6,12 +6,19 @@ from typing import Any
 
 from dataflex_pipeline.api import Method, Strategy
 from dataflex_pipeline.declared.method import group_columns
-from dataflex_pipeline.errors import ConfigError
+from dataflex_pipeline.errors import ConfigError, UserError
+from dataflex_pipeline.host_memory import available_bytes
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.score import Scoring
 from dataflex_pipeline.sampling.rows import ScoreTable
 from dataflex_pipeline.sampling.settings import DrawSettings
 from dataflex_pipeline.seeds import derive_seed
+
+GIB = 1 << 30
+DRAWN_BYTES = 120
+"""Memory that a row of a random draw takes at least while it is drawn; 150 to 187 were seen."""
+POSITION_BYTES = 90
+"""Memory that a training position takes at least while an index is laid out; 111 were seen."""
 
 
 def positions(run: OpenRun, number: int) -> int:
@@ -51,6 +58,46 @@ def draw_settings(
         max_similarity=config.max_similarity if number else None,
         embeddings=embeddings,
     )
+
+
+def check_draw_fits(run: OpenRun, number: int, strategy: Strategy) -> None:
+    """Refuse a draw that the memory of this machine cannot hold, before anything is computed for it.
+
+    A random draw has as many rows as were asked for, however few there are: it repeats them. Other
+    strategies end with the pool.
+
+    Args:
+        run: the run. number: of the round; 0 is the warm-up. strategy: that its rows are drawn by.
+
+    Raises:
+        UserError: rows and positions take more than is free, by what they take at least.
+    """
+    config, laid_out = run.given, positions(run, number)
+    steps = "update_step" if number else "warmup_step"
+    name, drawn = _drawn_at_least(run, number) if strategy == "sample" else ("", 0)
+    needed, free = DRAWN_BYTES * drawn + POSITION_BYTES * laid_out, available_bytes()
+    if free is None or needed <= free:
+        return
+    by_amount = name and DRAWN_BYTES * drawn > POSITION_BYTES * laid_out
+    key, rows = (name, drawn) if by_amount else (steps, laid_out)
+    batch = "" if by_amount else f" with {run.global_batch:,} rows a step"
+    raise UserError(
+        f"{key}={getattr(config, key)}{batch}: {rows:,} rows at once.",
+        f"They take at least {needed / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free.",
+        f"Lower {key}, or use a machine with more memory.",
+    )
+
+
+def _drawn_at_least(run: OpenRun, number: int) -> tuple[str, int]:
+    """Return the setting that says how many rows a random draw has, "" for the positions, and how many."""
+    config = run.given
+    if number and config.num_samples is not None:
+        return "num_samples", config.num_samples
+    if number and config.token_budget is not None:  # no row has more tokens; without replacement none twice
+        return "token_budget", config.token_budget // config.cutoff_len if config.replacement else 0
+    if number and config.fraction is not None:
+        return "fraction", 0  # of rows that are there
+    return "", positions(run, number)
 
 
 def as_ingredients(settings: DrawSettings) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from dataflex_pipeline.api import Feature, Method, Need, Selection, Split
 from dataflex_pipeline.declared.feature import doubts
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.features.plan import method_needs, with_upstream
+from dataflex_pipeline.host_memory import check_libraries_fit
 from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
-from dataflex_pipeline.pipeline.drawing import check_turns, draw_settings, positions
+from dataflex_pipeline.pipeline.drawing import check_draw_fits, check_turns, draw_settings, positions
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.prepare import Source, splits_of
 from dataflex_pipeline.pipeline.score_checks import check_pool_columns
@@ -93,6 +94,7 @@ def check_method(
         _check_quotas(run, sources["pool"])
     if has_trained(run.store):
         return
+    check_draw_fits(run, 0, "sample")
     names = scoring_methods(run, name)
     for each in names:
         _check_scoring(run, sources, last, each)
@@ -133,12 +135,14 @@ def check_how_many(run: OpenRun, name: str | None = None) -> None:
     Raises:
         ConfigError: no round is trained and no amount is set; or replacement or weights are set where the
             method's own strategy is no random draw.
+        UserError: the memory cannot hold so many rows.
     """
     config = run.given
     draw_settings(run, 1, "sample", replacement=False)
     chosen = name or config.component_name
     method = run.method(chosen)[0]
     strategy = method.default_strategy
+    check_draw_fits(run, 1, config.strategy or strategy)
     if (config.strategy or strategy) == "round_robin":
         check_turns(chosen, method, config.round_robin_over)
     if config.strategy is not None or strategy == "sample":
@@ -192,6 +196,7 @@ def check_training(run: OpenRun, last: int) -> None:
     """
     if not run.given.horizon or is_complete(run.store.round(last).checkpoint):
         return
+    check_libraries_fit()
     from dataflex_pipeline.training.arguments import check_settings
 
     check_settings(run.given, run.global_batch)
@@ -212,6 +217,7 @@ def check_model(run: OpenRun, name: str | None = None) -> None:
     scored = run.store.round(1).scores(name or run.given.component_name).is_file()
     if has_trained(run.store) or scored or not _uses_model(run, name):
         return
+    check_libraries_fit()
     run.progress.say(f"checking the model {run.config.model_name_or_path}")
     _check_memory(run)
     losses = _sample_losses(run, name)  # [ROWS] nats per token

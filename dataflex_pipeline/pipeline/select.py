@@ -17,7 +17,7 @@ from dataflex_pipeline.declared.method import target_ranking, weights
 from dataflex_pipeline.errors import CorruptError, RunError, StaleError, UserError
 from dataflex_pipeline.features.plan import FeaturePlan
 from dataflex_pipeline.pipeline.damage import check_tables
-from dataflex_pipeline.pipeline.drawing import as_ingredients, round_settings
+from dataflex_pipeline.pipeline.drawing import as_ingredients, check_draw_fits, round_settings
 from dataflex_pipeline.pipeline.feature_tables import feature_tables
 from dataflex_pipeline.pipeline.open_run import OpenRun
 from dataflex_pipeline.pipeline.output import Outcome, Output, note
@@ -204,6 +204,7 @@ class Selection(Output):
         kept = is_kept(self.probabilities, wanted, label, overwrite=anew)
         done = not (is_kept(self.path, own, self.name, overwrite=anew) and kept)
         if done:
+            check_draw_fits(run, self.number, self.settings.strategy)
             self._select(None if kept else wanted, own, changed)
             for path in (self.probabilities, self.path, self.passed_over):
                 if path.is_file():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import wraps
 from numbers import Real
 from pathlib import Path
 from types import new_class
@@ -18,7 +19,7 @@ from dataflex_pipeline.declared import broken, check_flags, check_functions, che
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.own_code import in_one_line, load_module, load_source
 from dataflex_pipeline.reward import Answer, Reward, Rewarder
-from dataflex_pipeline.reward.settings import Settings
+from dataflex_pipeline.reward.settings import RewardCost, Settings
 from dataflex_pipeline.store.fingerprint import file_digest
 
 OWN = "settings"
@@ -188,7 +189,12 @@ def load_settings(backend: str) -> type[Settings]:
     check_params(kind, OwnSettings, "Settings")
     check_functions(kind.Settings, Settings)
     check_flags(kind.Settings, "in_words", "paid")
-    given = {
+    held = {
+        name: _held(name, getattr(kind.Settings, name))
+        for name in RETURNED
+        if getattr(kind.Settings, name) is not getattr(OwnSettings, name)
+    }
+    given = held | {
         "made": kind,
         "source": Path(inspect.getfile(kind)),
         "backend": name,
@@ -196,6 +202,35 @@ def load_settings(backend: str) -> type[Settings]:
     }
     made = new_class("Settings", (kind.Settings,), {}, lambda names: names.update(given))
     return cast("type[Settings]", made)
+
+
+def _is_rewarder(found: Any) -> bool:
+    return all(callable(getattr(type(found), name, None)) for name in ("__enter__", "__exit__", "reward"))
+
+
+RETURNED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "rewarder": (_is_rewarder, "It returns a rewarder: an object of the class, or what super() returns."),
+    "cost": (lambda found: isinstance(found, RewardCost), "It returns a RewardCost, with a note."),
+    "reach": (
+        lambda found: isinstance(found, list | tuple) and all(isinstance(line, str) for line in found),
+        "It returns a sequence of sentences, an empty one where nothing is doubtful.",
+    ),
+}
+"""Functions that a class Settings may bring -> what tells a sound result, and what it is."""
+
+
+def _held(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of the user's own settings whose result is looked at."""
+    is_sound, said = RETURNED[name]
+
+    @wraps(function)
+    def held(self: OwnSettings, *given: Any) -> Any:
+        found = function(self, *given)
+        if not is_sound(found):
+            raise broken(self.made, f"Settings.{name}()", f"returns {shown(found)}", said)
+        return _Checked(found) if isinstance(found, OwnRewarder) else found
+
+    return held
 
 
 def _unusable(backend: str, why: str) -> ConfigError:

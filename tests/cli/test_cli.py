@@ -341,6 +341,31 @@ def test_a_file_never_gets_the_number_of_a_closed_stream(tmp_path):
     assert int((tmp_path / "x").read_text()) > 2
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS")
+@pytest.mark.parametrize("kib", [60_000, 90_000, 120_000])
+def test_too_little_address_space_is_one_error_within_seconds(kib):
+    """numpy's BLAS would try for ever to get its buffers there."""
+    limited = ["sh", "-c", f'ulimit -v {kib}; exec "$@"', "-", sys.executable, "-m", "dataflex_pipeline"]
+    ran = subprocess.run([*limited, "methods"], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: There is not enough memory to start.\n")
+    assert ran.stderr.count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(12, "Cannot allocate memory"), ImportError("x.so: failed to map segment from shared object")],
+)
+def test_a_library_that_finds_no_memory_is_told_like_a_memory_error(error):
+    from dataflex_pipeline.host_memory import memory_error
+
+    wrapped = ImportError("numpy says something else")
+    wrapped.__cause__ = error
+    assert memory_error(wrapped) is not None
+    assert memory_error(ImportError("no module")) is None
+    assert memory_error(OSError(2, "no file")) is None
+
+
 def test_no_memory_even_for_the_own_messages(monkeypatch, capfd):
     from dataflex_pipeline import __main__, start
 

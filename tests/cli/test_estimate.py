@@ -352,3 +352,9 @@ def test_rows_are_measured_in_batches_of_like_length_the_middling_ones_first():
     assert max(batch.num_rows for batch in measured_batches(table, 4000, 5)) == 5
     (alone,) = measured_batches(table.drop_columns("n_tokens"), 40, 1000)
     assert alone["row"].to_pylist() == list(range(300))
+
+
+def test_a_run_that_is_not_there_is_refused_by_name_where_nothing_says_what_it_would_be(here):
+    for more in ((), ("runs_dir=elsewhere",), ("warmup_step=3",)):
+        assert "There is no run missing" in refused(here, "estimate", "--run", "missing", *more)
+    assert not list(here.iterdir())

@@ -14,7 +14,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from cli_runs import SMALL, STEPS, data, dataflex, done, refused, small, snapshot
+from cli_runs import SMALL, STEPS, copied, data, dataflex, done, refused, small, snapshot
 from dataflex_pipeline.stages.exits import exit_code
 from misbehaving_server import reply
 from reward_models import make_reward_model
@@ -443,3 +443,57 @@ def test_a_method_of_ones_own_that_fails(here, tiny_demo, trouble):
     (here / "mine.py").write_text(trouble)
     text = refused(here, "pick", "mine", *given)
     assert f"(line 1: {trouble})" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("num_samples=2000000000",), "num_samples=2000000000: 2,000,000,000 rows at once"),
+        (("num_samples=2000000000", "replacement=true"), "num_samples=2000000000"),
+        (
+            ("token_budget=2000000000", "replacement=true", "cutoff_len=4"),
+            "token_budget=2000000000: 500,000,000 rows at once",
+        ),
+        (("warmup_step=500000000",), "warmup_step=500000000 with 4 rows a step: 2,000,000,000 rows"),
+        (("update_step=500000000",), "update_step=500000000 with 4 rows a step: 2,000,000,000 rows"),
+        (
+            ("per_device_train_batch_size=1000000000",),
+            "update_step=2 with 1,000,000,000 rows a step: 2,000,000,000 rows",
+        ),
+        (("lora_alpha=2000000000",), "lora_alpha: 2000000000"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_more_rows_than_the_memory_holds(here, tiny_demo, monkeypatch, settings, said):
+    """On a machine with 32 GiB free, before the data is prepared."""
+    monkeypatch.setattr("dataflex_pipeline.pipeline.drawing.available_bytes", lambda: 32 << 30)
+    given = tuple(each for each in small(tiny_demo) if each.partition("=")[0] not in str(settings))
+    assert said in refused(here, "round", 1, *given, *settings)
+
+
+def test_a_finished_round_is_selected_anew_only_where_the_memory_holds_it(here, tiny_demo, monkeypatch):
+    folder = copied(tiny_demo, here)
+    again = ("select", "--run", "base", "runs_dir=.", "--round", 2, "--name")
+    done(*again, "half", "fraction=0.5")
+    monkeypatch.setattr("dataflex_pipeline.pipeline.drawing.available_bytes", lambda: 32 << 30)
+    assert "num_samples=2000000000" in refused(folder, *again, "more", "num_samples=2000000000")
+
+
+def test_strategies_that_end_with_the_pool_may_be_asked_for_more(here, tiny_demo, monkeypatch):
+    monkeypatch.setattr("dataflex_pipeline.pipeline.drawing.available_bytes", lambda: 32 << 30)
+    settings = (*small(tiny_demo)[:3], "num_samples=2000000000", "strategy=top_k")
+    assert "200 of 200 rows" in done("pick", "perplexity", *settings, "--run", "all")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS")
+@pytest.mark.parametrize("command", [("pick", "perplexity", "fraction=0.1"), ("warmup",)])
+def test_too_little_address_space_for_the_libraries_is_one_error(here, tiny_demo, monkeypatch, command):
+    """scipy's BLAS would try for ever to get its buffers."""
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1_000_000 << 10, resource.RLIM_INFINITY))
+    ran = dataflex(*command, *data(tiny_demo), "--run", "small")
+    assert ran.code == 1
+    assert "There is not enough memory to load torch and transformers" in ran.err
+    assert "Traceback" not in ran.err
+    assert not list(here.iterdir())

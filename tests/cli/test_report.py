@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 
 import pandas
 import pytest
-from cli_runs import STEPS, copied, dataflex, done
+from cli_runs import STEPS, copied, dataflex, done, refused
 
 from dataflex_pipeline.evaluation.figures import Figure, write_figures
 from dataflex_pipeline.reports.page.findings import findings
@@ -452,3 +453,14 @@ def test_by_keyboard_sections_are_reached_and_opened(browser, run):
     page.locator("#settings summary").first.focus()
     page.keyboard.press("Enter")
     assert page.locator("#settings details").first.get_attribute("open") is not None
+
+
+def test_what_to_run_where_the_index_of_a_trained_round_is_gone(tiny_demo, tmp_path):
+    folder = copied(tiny_demo, tmp_path)
+    (folder / "round-02" / "index.parquet").unlink()
+    text = refused(folder, "report", folder)
+    assert "round 2 was trained on it" in text
+    _, *words = shlex.split(text.split("Run `", 1)[1].split("`", 1)[0])
+    assert "train, round 2" in done(*words)
+    assert (folder / "round-02" / "index.parquet").is_file()
+    done("report", folder)

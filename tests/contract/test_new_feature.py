@@ -9,11 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 from cli_runs import done, refused, small
 
-from dataflex_pipeline import Run
-from dataflex_pipeline.api import Feature, Need
+from dataflex_pipeline import Run, api
+from dataflex_pipeline.api import Feature, FeatureInput, Need
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.errors import ConfigError
-from dataflex_pipeline.features.plan import feature_class, make_feature, params_of, plain_need, with_upstream
+from dataflex_pipeline.features.plan import (
+    feature_class,
+    make_feature,
+    params_of,
+    plain_need,
+    plan_feature,
+    with_upstream,
+)
 from dataflex_pipeline.models.base import load_for_scoring
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID
 
@@ -125,3 +132,39 @@ def test_what_a_feature_is_computed_from_has_its_checkpoint(here):
     ]
     with pytest.raises(ConfigError, match="wrong says uses_model = False, and is computed from losses"):
         list(with_upstream(Need(Wrong), Config()))
+
+
+def test_features_that_are_computed_from_one_another_have_an_end(here):
+    """A circle of any length, and a chain that asks for ever new parameters."""
+
+    class Depth(api.Params):
+        depth: int = 0
+
+    class First(Feature):
+        Params = Depth
+        schema = pa.schema([ROW, ROW_ID, VALID, REASON])
+        input_columns = ("row", "row_id")
+        uses_model = False
+
+        def needs(self, need):
+            return {"second": Need(Second, need.split)}
+
+        def open(self, given, progress):
+            raise AssertionError("it is only planned")
+
+    class Second(First):
+        def needs(self, need):
+            return {"first": Need(First, need.split)}
+
+    class Endless(First):
+        def needs(self, need):
+            return {"deeper": Need(Endless, need.split, params={"depth": self.params.depth + 1})}
+
+    for kind, said in (
+        (First, "closes a circle of the pool: first from second from first"),
+        (Endless, "asks for one more feature below 16: endless from endless from endless"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            list(with_upstream(Need(kind), Config()))
+        with pytest.raises(ConfigError, match=said):
+            plan_feature(Need(kind), Config(), lambda need: FeatureInput(None, "rows", None, None), 8)

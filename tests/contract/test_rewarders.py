@@ -11,6 +11,7 @@ from misbehaving_server import MisbehavingServer, failure, reply
 
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.reports.methods import describe_methods
+from dataflex_pipeline.reward import Answer
 from dataflex_pipeline.reward.endpoint import EndpointError
 from dataflex_pipeline.reward.rewarders import read_settings
 from dataflex_pipeline.testing.rewarder import RewarderContract
@@ -123,6 +124,42 @@ def test_its_fingerprint_follows_the_file_and_the_settings(here):
 def test_what_is_no_rewarder_is_refused(here, named, why):
     with pytest.raises(ConfigError, match=why):
         read_settings(named, {})
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("def rewarder(self, config, say): pass", "Settings.rewarder() of the rewarder Brevity"),
+        ("def rewarder(self, config, say): return 7", "returns 7"),
+        ("def cost(self, answers, each): pass", "Settings.cost() of the rewarder Brevity"),
+        ("def reach(self): return 'here'", "Settings.reach() of the rewarder Brevity"),
+    ],
+)
+def test_what_its_settings_return_is_looked_at(here, function, said):
+    file = here / "my_reward.py"
+    marked = "class Settings(OwnSettings):"
+    assert marked in file.read_text()
+    file.write_text(file.read_text().replace(marked, f"{marked}\n        {function}\n", 1))
+    chosen, name = settings(), function.split("(")[0].removeprefix("def ")
+    given = {"rewarder": (None, print), "cost": (3, None), "reach": ()}[name]
+    with pytest.raises(ConfigError) as caught:
+        getattr(chosen, name)(*given)
+    assert said in caught.value.what
+    assert "my_reward.py" in caught.value.what
+
+
+def test_an_object_that_its_settings_make_is_held_to_the_contract_too(here):
+    file = here / "my_reward.py"
+    marked = "class Settings(OwnSettings):"
+    own = "def rewarder(self, config, say): return Brevity(self, config, say)"
+    file.write_text(file.read_text().replace(marked, f"{marked}\n        {own}\n", 1))
+    file.write_text(
+        file.read_text().replace(
+            "            else:\n                keep(", "            else:\n                print("
+        )
+    )
+    with settings().rewarder(None, print) as made, pytest.raises(ConfigError, match="keeps 0 rewards of 1"):
+        made.reward([Answer("a", "b", "", None)], lambda position, reward: None)
 
 
 def test_nice_with_it(here, tiny_demo):

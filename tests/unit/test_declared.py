@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,14 @@ from pydantic import Field
 from dataflex_pipeline import api
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.declared import check_functions
-from dataflex_pipeline.declared.feature import doubts, ingredients, opened, part_table, row_flops
+from dataflex_pipeline.declared.feature import (
+    doubts,
+    has_beside,
+    ingredients,
+    opened,
+    part_table,
+    row_flops,
+)
 from dataflex_pipeline.declared.method import (
     check_method_class,
     group_columns,
@@ -382,6 +390,10 @@ def test_a_feature_without_schema_columns_or_open_says_so():
         said(caught.value, what)
 
 
+def beside(feature):
+    return has_beside(feature, Path(), 0, "")
+
+
 @pytest.mark.parametrize(
     ("asked", "name", "returned", "what"),
     [
@@ -390,6 +402,8 @@ def test_a_feature_without_schema_columns_or_open_says_so():
         (row_flops, "row_flops", -1.0, "returns -1.0"),
         (doubts, "reach", None, "returns None"),
         (doubts, "reach", "slow", "returns 'slow'"),
+        (beside, "has_beside", None, "returns None"),
+        (beside, "has_beside", "yes", "returns 'yes'"),
         (ingredients, "ingredients", None, "returns None"),
         (ingredients, "ingredients", {"rows": 3}, "returns the name 'rows'"),
         (ingredients, "ingredients", {"a": object()}, "cannot be written down"),

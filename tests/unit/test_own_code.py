@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -125,3 +126,27 @@ def test_a_module_of_ones_own_is_told_with_its_line_too(own_file, monkeypatch):
     for name in ("", ".relative"):
         with pytest.raises(ImportError, match="full name"):
             load_module(name)
+
+
+@pytest.mark.parametrize(
+    ("closing", "told"),
+    [
+        ("sys.stdout.close()", "error: The stream of standard output was closed: "),
+        ("os.close(1)", "error: The stream of standard output was closed: "),
+        ("sys.stderr.close()", ""),  # nobody can be told
+        ("sys.stdout.close(), sys.stderr.close()", ""),
+    ],
+)
+def test_a_file_that_closes_what_is_printed_to_ends_the_command_in_words(closing, told):
+    program = (
+        "import os, sys, typer\n"
+        "from dataflex_pipeline.stages.exits import exit_code\n"
+        f"def command():\n    {closing}\n    for number in range(9999):\n"
+        "        typer.echo('done' * 99)\n        typer.echo('note', err=True)\n"
+        "sys.exit(exit_code(command))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 2, ran.stderr
+    assert ran.stderr.replace("note\n", "").startswith(told)
+    assert "Traceback" not in ran.stderr
+    assert "Exception ignored" not in ran.stderr

@@ -6,10 +6,12 @@ size gives a page of about the same size.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dataflex_pipeline.errors import CorruptError
 from dataflex_pipeline.reports.catalogue import RunTable, tables_of
 from dataflex_pipeline.reports.likeness import alike
 from dataflex_pipeline.reports.look import Wanted, look, shared_rows
@@ -23,7 +25,6 @@ from dataflex_pipeline.reports.page.nearest import Nearest, nearest
 from dataflex_pipeline.reports.query import Queries, open_queries
 from dataflex_pipeline.reports.records import PER_ROUND, RunRecord
 from dataflex_pipeline.reports.shares import Shares, round_name, shares, target_values
-from dataflex_pipeline.store.parquet import corrupt
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,20 @@ def findings(record: RunRecord, other: RunRecord | None = None) -> dict[str, Any
     indexed = {table.round for table in tables if table.kind == "index"}
     for number in record.markers:
         if number not in indexed:
-            raise corrupt(record.round(number).index, "it is not there, and the round was trained on it")
+            raise _no_index(record, number)
     with open_queries(tables) as queries:
         looks = {t.view: look(queries, t, tables, Wanted(0)) for t in tables if t.kind != "probabilities"}
         return _found(record, other, _Opened(queries, tables, looks))
+
+
+def _no_index(record: RunRecord, number: int) -> CorruptError:
+    run = record.run
+    by = f"dataflex {f'round {number}' if number else 'warmup'} output_dir={shlex.quote(str(run.folder))}"
+    return CorruptError(
+        f"{record.round(number).index} is not there, and round {number} was trained on it.",
+        "It was written whole by this program, so something else removed it.",
+        f"Run `{by}`: it is made again from the same selection, and nothing is trained again.",
+    )
 
 
 @dataclass(frozen=True)
