@@ -38,7 +38,7 @@ SCHEDULES = (
 MOST_POSITIONS = 1 << 31
 """Rows that one round trains on at most; an index of them takes 100 GB."""
 MOST_SCALING = 1024
-"""LoRA's share of a layer is multiplied by lora_alpha / lora_rank, 2 by default; more than this overflows."""
+"""LoRA's share of a layer is multiplied by lora_alpha / lora_rank, 2 by default; so much more is a slip."""
 METRICS = ("eval_loss", "eval_token_accuracy")
 _LORA_KEYS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")
 
@@ -192,7 +192,7 @@ def _adapter(config: Config, said: Place) -> None:
 
 
 def _scaling(config: Config, said: Place) -> None:
-    """Refuse a factor with which the second step of a training is no finite number any more."""
+    """Refuse a factor that no training takes: at 1e9 the second step is no finite number any more."""
     fresh = config.finetuning_type == "lora" and config.adapter_name_or_path is None
     alpha = config.lora_alpha
     if fresh and alpha is not None and alpha > MOST_SCALING * config.lora_rank:
