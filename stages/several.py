@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataflex_pipeline import launch
 from dataflex_pipeline.errors import DataflexError
 from dataflex_pipeline.launch.team import Team, end_now
+from dataflex_pipeline.models.one_base import one_base
 from dataflex_pipeline.terminal import console
 
 from .exits import INTERRUPTED, explained
@@ -42,7 +43,8 @@ def run(command: Callable[[], int]) -> int:
 def _follow(team: Team) -> int:
     """Do jobs until rank 0 has ended; print nothing but an error that rank 0 does not print."""
     try:
-        team.follow()
+        with one_base():
+            team.follow()
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -28,6 +28,7 @@ from dataflex_pipeline.errors import RunError, UserError
 from dataflex_pipeline.features.plan import FeaturePlan, SentPlan, opened, seen
 from dataflex_pipeline.launch.team import Job, Place, Team
 from dataflex_pipeline.models.base import free_memory
+from dataflex_pipeline.models.one_base import let_go
 from dataflex_pipeline.models.room import is_out_of_memory
 from dataflex_pipeline.own_code import own_error
 from dataflex_pipeline.store.fingerprint import digest
@@ -115,6 +116,8 @@ def _compute(
     parts = ((number, read(number)) for number in chain([first], pending))
     n_rows, inside = given.table.n_rows, _InParts(progress, count)
     feature = plan.feature
+    if not feature.uses_model:  # it may need the memory for a model of its own, or a search
+        let_go()
     opens = opened_own(feature, given, inside) if is_own(type(feature)) else feature.open(given, inside)
     with _memory_told(plan.need), _writing(writer) as write, opens as compute:
         progress.start(f"{plan.need.name} of the {plan.need.split}", n_rows, "rows", n_rows - missing)
@@ -206,6 +209,7 @@ class Room(Job):
 
     def do(self, team: Team) -> None:
         """Free the GPU of this process."""
+        let_go()
         free_memory()
 
 

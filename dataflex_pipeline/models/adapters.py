@@ -11,6 +11,7 @@ from dataflex_pipeline.models.attached import adapted_layers, put_on, read_confi
 from dataflex_pipeline.models.base import (
     adapter_folder,
     attach_adapter,
+    base_for_scoring,
     in_step_precision,
     load_base,
     load_for_scoring,
@@ -82,7 +83,8 @@ def load_for_gradients(
     """
     fresh = checkpoint is None and config.finetuning_type == "lora" and config.adapter_name_or_path is None
     if fresh:
-        model = load_for_training(config, None, device, fresh_seed(config), say)
+        base = base_for_scoring(config, device, say)
+        model = wrap_for_training(config, base, fresh_seed(config), say)
         return in_step_precision(model, precision(config, device)).eval()
     return load_for_scoring(config, checkpoint, device)
 

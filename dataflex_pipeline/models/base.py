@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ from dataflex_pipeline import accelerators
 from dataflex_pipeline.errors import ConfigError, CorruptError, UserError
 from dataflex_pipeline.home import expanded
 from dataflex_pipeline.host_memory import give_back, grow_segments
+from dataflex_pipeline.models.one_base import base_of, let_go, let_go_if_trained
 from dataflex_pipeline.models.quantized import is_quantized, quantization
 from dataflex_pipeline.models.source import (
     attention_kernel,
@@ -223,6 +225,7 @@ def load_base(
     Raises:
         UserError: missing folder, not a model, pickled weights, or a hub name that cannot be loaded.
     """
+    let_go()  # what is free is looked at, too
     folder = local_folder(config.model_name_or_path)
     if folder is not None:
         check_model_folder(folder)
@@ -236,6 +239,19 @@ def load_base(
             f"and are not used: {shortened(loaded.unexpected)}."
         )
     return loaded.model
+
+
+def base_for_scoring(config: Config, device: str, say: Callable[[str], None] = quiet) -> PreTrainedModel:
+    """Return the run's base model in the run's precision, which a command may keep (one_base.py).
+
+    Args:
+        config, device, say: as for `load_base`.
+    """
+    dtype = precision(config, device).dtype
+    settle_tf32(config, device)
+    names = config.model_name_or_path, config.model_revision, config.trust_remote_code
+    key = (*names, attention_kernel(config), config.quantization_bit, device, dtype)
+    return base_of(key, partial(load_base, config, device, dtype), say)
 
 
 def load_for_scoring(config: Config, checkpoint: Path | None, device: str) -> PreTrainedModel | PeftModel:
@@ -256,13 +272,16 @@ def load_for_scoring(config: Config, checkpoint: Path | None, device: str) -> Pr
     if checkpoint is None and config.adapter_name_or_path is not None:
         adapter = adapter_folder(config.adapter_name_or_path)
     if config.finetuning_type == "full":
-        model = load_base(config, device) if checkpoint is None else load_full(config, checkpoint, device)
-        return model.eval()
-    base = load_base(config, device)
+        if checkpoint is None:
+            return base_for_scoring(config, device).eval()
+        return load_full(config, checkpoint, device).eval()
+    base = base_for_scoring(config, device)
     base.requires_grad_(False)
     if adapter is None:
         return base.eval()
-    return in_step_precision(attach_adapter(base, adapter), precision(config, device)).eval()
+    model = attach_adapter(base, adapter)
+    let_go_if_trained()
+    return in_step_precision(model, precision(config, device)).eval()
 
 
 def in_step_precision(model: PeftModel, step: Precision) -> PeftModel:
@@ -291,6 +310,7 @@ def load_full(config: Config, checkpoint: Path, device: str, dtype: str | None =
         CorruptError: there are none, or one that the model has no place for.
         UserError: one is missing.
     """
+    let_go()
     if not (checkpoint / "config.json").is_file() or not any(checkpoint.glob("model*.safetensors")):
         raise _no_weights(checkpoint, "model.safetensors with its config.json", "full")
     loaded = _load(

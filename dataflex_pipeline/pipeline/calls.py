@@ -13,6 +13,7 @@ from dataflex_pipeline.config.load import Loaded
 from dataflex_pipeline.errors import RunError, UserError
 from dataflex_pipeline.home import expanded
 from dataflex_pipeline.methods import check_methods
+from dataflex_pipeline.models.one_base import one_base
 from dataflex_pipeline.pipeline.keywords import as_overrides
 from dataflex_pipeline.pipeline.locate import Options, load_for, locate
 from dataflex_pipeline.pipeline.open_run import OpenRun
@@ -70,7 +71,8 @@ class CalledRun(OpenRun):
                 check_methods(self.loaded.config, self.loaded.config_dir)
                 self.forget()
             self._called = True
-            yield
+            with one_base():
+                yield
             if passing:
                 self._restore(before)
         except BaseException:

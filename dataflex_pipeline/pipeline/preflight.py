@@ -12,6 +12,7 @@ from dataflex_pipeline.declared.feature import doubts
 from dataflex_pipeline.errors import ConfigError, UserError
 from dataflex_pipeline.features.plan import method_needs, with_upstream
 from dataflex_pipeline.host_memory import check_libraries_fit
+from dataflex_pipeline.models.one_base import let_go
 from dataflex_pipeline.pipeline.checkpoints import check_kept_checkpoints
 from dataflex_pipeline.pipeline.drawing import check_draw_fits, check_turns, draw_settings, positions
 from dataflex_pipeline.pipeline.open_run import OpenRun
@@ -221,6 +222,8 @@ def check_model(run: OpenRun, name: str | None = None) -> None:
     run.progress.say(f"checking the model {run.config.model_name_or_path}")
     _check_memory(run)
     losses = _sample_losses(run, name)  # [ROWS] nats per token
+    if run.given.warmup_step:  # rows are prepared and the warm-up is trained before anything is scored
+        let_go()
     if np.isfinite(losses).any():
         return
     config = run.config

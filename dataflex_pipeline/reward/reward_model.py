@@ -141,8 +141,10 @@ class ModelRewarder:
         from transformers import AutoModelForSequenceClassification
 
         from dataflex_pipeline.models.base import no_bars
+        from dataflex_pipeline.models.one_base import let_go
         from dataflex_pipeline.models.source import explained
 
+        let_go()
         files = self.files
         with explained(files.name, "weights", files.key), no_bars():
             model, found = AutoModelForSequenceClassification.from_pretrained(

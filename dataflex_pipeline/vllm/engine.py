@@ -21,6 +21,7 @@ from dataflex_pipeline import accelerators, launch
 from dataflex_pipeline.errors import ConfigError, DataflexError
 from dataflex_pipeline.generate import Completion
 from dataflex_pipeline.hub import hub_reachable
+from dataflex_pipeline.models.one_base import let_go
 from dataflex_pipeline.models.source import check_model_folder, local_folder
 from dataflex_pipeline.vllm.process import WorkerError, WorkerProcess, environment, vllm_installed
 
@@ -103,6 +104,7 @@ class VllmEngine:
         self._worker: WorkerProcess | None = None
 
     def __enter__(self) -> Self:
+        let_go()
         _free_cached_memory()
         parallel = int(self.options.get("tensor_parallel_size", 1)) > 1
         offline = self._offline or not hub_reachable()
