@@ -47,12 +47,24 @@ class CausalEmbedder:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return one vector per text. [texts, dimension] float32"""
+        return self.embed_counted(texts)[0]
+
+    def embed_counted(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return one vector per text, and its tokens before it is cut; special tokens are counted.
+
+        Returns:
+            [texts, dimension] float32, [texts] int32
+        """
         import torch
 
         if self._model is None:
             raise RuntimeError("an embedder works inside its with block")
         if not len(texts):
-            return np.zeros((0, self.dimension), dtype=np.float32)
-        ids = text_ids(self.files.tokenizer, texts, self.settings.max_length)
+            return np.zeros((0, self.dimension), dtype=np.float32), np.zeros(0, dtype=np.int32)
+        ids = text_ids(self.files.tokenizer, texts)
+        counts = np.array([len(each) for each in ids], dtype=np.int32)
+        if not all(texts):  # what is written around a text stands around none, too
+            counts[[not text for text in texts]] = len(self.files.tokenizer("")["input_ids"])
         with torch.inference_mode():
-            return weighted_states(self._model, ids, self._room)
+            kept = [each[: self.settings.max_length] for each in ids]
+            return weighted_states(self._model, kept, self._room), counts

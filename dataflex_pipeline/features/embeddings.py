@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,9 @@ from dataflex_pipeline.models.beside import ModelBeside
 from dataflex_pipeline.models.hidden import hidden_size
 from dataflex_pipeline.models.weights import stored_weights
 from dataflex_pipeline.schemas import REASON, ROW, ROW_ID, VALID, column
+
+if TYPE_CHECKING:
+    from dataflex_pipeline.embed.causal import CausalEmbedder
 
 UNIT_TOLERANCE = 1e-3
 """How far a vector's length may be from 1 before scaling it is worth a word."""
@@ -205,14 +208,22 @@ class Embeddings(api.Feature):
         texts = texts_of(rows.filter(rows.column("valid")))
         empty = [not text.strip() for text in texts]
         whole = [self.params.prompt + text for text in texts]
-        # Tokens are counted while the model runs, which makes tokens of its own, of the texts cut off.
-        with ThreadPoolExecutor(1) as beside:
-            counting = beside.submit(self.model.token_counts, whole, self.config.trust_remote_code)
-            vectors = embedder.embed(whole)
-            counts = np.array(counting.result(), dtype=np.int32)
+        if self.causal is not None:
+            vectors, counts = cast("CausalEmbedder", embedder).embed_counted(whole)
+        else:
+            vectors, counts = self._counted_beside(embedder, whole)
         report.cut += int((counts > self.max_length).sum())
         reasons = ["there is no text to embed" if blank else None for blank in empty]
         return self._table(rows, vectors, counts, reasons, report)
+
+    def _counted_beside(self, embedder: Embedder, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return vectors and token counts of texts from an embedder that does not tell the latter.
+
+        Tokens are counted while the model runs: it makes tokens of its own, of the texts cut off.
+        """
+        with ThreadPoolExecutor(1) as beside:
+            counting = beside.submit(self.model.token_counts, texts, self.config.trust_remote_code)
+            return embedder.embed(texts), np.array(counting.result(), dtype=np.int32)
 
     def _table(
         self,

@@ -80,18 +80,16 @@ def hidden_size(config: PreTrainedConfig) -> int:
     return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
 
 
-def text_ids(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int | None = None
-) -> list[Sequence[int]]:
+def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Sequence[int]]:
     """Return the token ids of texts as the tokenizer writes them for the model; none of an empty text.
 
     Args:
-        tokenizer: of the model. texts: what is embedded. max_length: tokens kept; None: all.
+        tokenizer: of the model. texts: what is embedded.
     """
     filled = [text for text in texts if text]
     found = tokenizer(filled, return_attention_mask=False, verbose=False)["input_ids"] if filled else []
     ids = iter(found)
-    return [next(ids)[:max_length] if text else [] for text in texts]
+    return [next(ids) if text else [] for text in texts]
 
 
 def _batch_states(body: torch.nn.Module, sequences: Sequences, rows: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ from score_models import FAMILIES, ROWS, computed, load, prepared, save_model
 from dataflex_pipeline.api import Need, Selection
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.data.texts import row_text
+from dataflex_pipeline.embed.causal import CausalEmbedder
+from dataflex_pipeline.embed.settings import EmbedderSettings, EmbedModel
 from dataflex_pipeline.errors import ConfigError
 from dataflex_pipeline.features.embedding_params import EmbeddingParams
 from dataflex_pipeline.features.neighbours import Neighbours
@@ -104,6 +106,41 @@ def test_texts_by_the_run_s_model_and_by_another_one(family, tmp_path, models, w
     other = Need("embeddings", params={"model": str(models[family]), "method": "model", **given})
     found = computed(tmp_path, table, other, models["llama"])
     assert np.abs(vectors(found) - expected).max() < 1e-5
+
+
+def test_another_model_makes_tokens_of_a_text_once(tmp_path, models, world, monkeypatch):
+    from transformers import PreTrainedTokenizerBase
+
+    table, _ = world
+    asked = Need("embeddings", params={"model": str(models["llama"]), "method": "model", "max_length": 9})
+    texts = [row_text(row["messages"], "conversation") for row in ROWS]
+    made, call = [], PreTrainedTokenizerBase.__call__
+
+    def counted(tokenizer, given, *args, **more):
+        made.extend([given] if isinstance(given, str) else given)
+        return call(tokenizer, given, *args, **more)
+
+    expected = EmbedModel(str(models["llama"])).token_counts(texts, False)
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", counted)
+    found = computed(tmp_path, table, asked, models["llama"])
+    assert found["n_tokens"].to_pylist() == expected
+    assert sorted(made) == sorted(texts)
+
+
+def test_tokens_of_no_text_are_those_written_around_one(tmp_path, models):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer(tmp_path / "t")
+    around = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 5)])
+    tokenizer.backend_tokenizer.post_processor = around
+    folder = save_model(tmp_path / "model", "llama")
+    tokenizer.save_pretrained(folder)
+    settings = EmbedderSettings(str(folder), None, "float32", 4, 8, "cpu", False, 0.9, 64, None)
+    texts = ["", "river", " "]
+    with CausalEmbedder(settings, pytest.fail) as embedder:
+        _, counts = embedder.embed_counted(texts)
+    assert counts.tolist() == EmbedModel(str(folder)).token_counts(texts, False)
+    assert counts[0] == 1
 
 
 def test_rds_asks_for_the_model_of_the_round_and_near_and_tsds_can_too():
