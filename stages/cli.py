@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from dataflex_pipeline.process.exits import Commands
+
 from . import (
     compare,
     doctor,
@@ -16,7 +18,6 @@ from . import (
     export,
     init,
     inspect_,
-    interrupts,
     methods,
     pick,
     report,
@@ -28,8 +29,6 @@ from . import (
     view,
     warmup,
 )
-from .exits import Commands, exit_code
-from .streams import write_anything
 
 STEPS = (pick, warmup, score, select_, train_round, round)
 AROUND = (methods, init, status, compare, inspect_, report, view, export, doctor, estimate, evaluate)
@@ -65,17 +64,6 @@ for _command in (*STEPS, *AROUND):  # the order of --help
 
 def main() -> None:
     """Run the command, in one process or in each of a launch, and leave with its exit code."""
-    from dataflex_pipeline import launch
+    from dataflex_pipeline.process.command import run
 
-    write_anything()
-    run = functools.partial(exit_code, functools.partial(app, standalone_mode=False))
-    code = exit_code(launch.check_environment)
-    if code == 0 and launch.world_size() == 1:
-        code = interrupts.watched(run)
-        launch.leave_process_group()
-    elif code == 0:
-        from . import several
-
-        interrupts.not_kept_from()
-        code = several.run(run)
-    sys.exit(code)
+    sys.exit(run(functools.partial(app, standalone_mode=False)))

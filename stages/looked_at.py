@@ -54,9 +54,8 @@ def show_row(
         UserError: no run is named, or there is no such row.
     """
     from dataflex_pipeline.pipeline.run import Run
+    from dataflex_pipeline.process.libraries import quieten
     from dataflex_pipeline.terminal import row as drawing
-
-    from .libraries import quieten
 
     if sum(each is not None for each in (row, row_id, find)) > 1:
         raise UserError(

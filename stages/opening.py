@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataflex_pipeline.api import Silent
 from dataflex_pipeline.pipeline.locate import Options
 from dataflex_pipeline.pipeline.run import Run
+from dataflex_pipeline.process.libraries import quieten
 from dataflex_pipeline.terminal import console
 from dataflex_pipeline.terminal.progress import progress
-
-from .libraries import quieten
 
 
 def open_run(options: Options, *, reads_only: bool = False) -> Run:

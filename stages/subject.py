@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataflex_pipeline.errors import RunError, UserError
+from dataflex_pipeline.errors import UserError
 
 from .words import split_subject, with_run
 
@@ -40,7 +40,7 @@ def run_options(
 
     named, settings = split_subject(with_run(arguments, run, names=False))
     if named is not None:
-        if begins and not _is_run(named, settings):
+        if begins and not is_run(named, settings):
             raise _not_understood(named, rounds)
         if Path(named).is_dir():
             settings.append(f"output_dir={named}")
@@ -49,29 +49,13 @@ def run_options(
     return Options(config, tuple(settings), run, method, overwrite)
 
 
-def _is_run(named: str, settings: Sequence[str]) -> bool:
+def is_run(named: str, settings: Sequence[str]) -> bool:
+    """Return whether there is a run of that name, or in that folder."""
     from dataflex_pipeline.config.load import load_config
 
     naming = [text for text in settings if text.partition("=")[0].strip() == "runs_dir"]
     below = Path(load_config(None, naming).config.runs_dir) / named
     return any((folder / "run.yaml").is_file() for folder in (Path(named), below))
-
-
-def refuse_nothing_to_estimate(options: Options) -> None:
-    """Refuse the name of a run that is not there where nothing says what it would be: not the demo's cost.
-
-    Raises:
-        RunError: there is none, and neither a configuration file nor data is given.
-    """
-    told = {text.partition("=")[0].strip() for text in options.overrides} & {"dataset", "model_name_or_path"}
-    if options.run is None or options.config is not None or told or _is_run(options.run, options.overrides):
-        return
-    raise RunError(
-        f"There is no run {options.run}, and nothing says what it would be made of.",
-        "Without a configuration file and without data it would be the demo that is estimated.",
-        "Name a run that is there, give --config or dataset=... and model_name_or_path=..., or leave --run "
-        "out for the demo.",
-    )
 
 
 def _not_understood(named: str, rounds: bool) -> UserError:

@@ -141,7 +141,7 @@ def test_nothing_is_coloured_outside_a_terminal(tiny_demo, here):
 def test_noise_of_the_libraries_is_dropped_and_their_errors_are_not(caplog):
     import logging
 
-    from dataflex_pipeline.stages.libraries import quieten
+    from dataflex_pipeline.process.libraries import quieten
 
     quieten()
     quieten()

@@ -15,7 +15,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from cli_runs import SMALL, STEPS, copied, data, dataflex, done, refused, small, snapshot
-from dataflex_pipeline.stages.exits import exit_code
 from misbehaving_server import reply
 from reward_models import make_reward_model
 from test_doctor import findings
@@ -23,6 +22,7 @@ from test_doctor import findings
 from dataflex_pipeline import Run
 from dataflex_pipeline.config.checks import TRACKERS
 from dataflex_pipeline.errors import ConfigError, UserError
+from dataflex_pipeline.process.exits import exit_code
 from dataflex_pipeline.reward.endpoint import try_endpoint
 from dataflex_pipeline.reward.rewarders import read_settings
 from dataflex_pipeline.reward.settings import ApiSettings
@@ -385,7 +385,7 @@ def test_a_setting_longer_than_a_file_name(here):
 
 
 def test_any_text_is_written_in_any_encoding(tmp_path):
-    from dataflex_pipeline.stages.streams import ESCAPED, write_anything
+    from dataflex_pipeline.process.streams import ESCAPED, write_anything
 
     write_anything()
     value = {"a": "\u6570\U0001f600\xe9"}

@@ -10,11 +10,10 @@ import json
 import os
 from typing import Any
 
-from dataflex_pipeline.stages import several
-
 from crash.several_commands import _all
 from dataflex_pipeline import launch
 from dataflex_pipeline.launch.team import end_now
+from dataflex_pipeline.process import several
 
 
 def _limit(tokens: int) -> None:

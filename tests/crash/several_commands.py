@@ -6,10 +6,10 @@ import json
 import sys
 
 from dataflex_pipeline.stages import cli, several
-from dataflex_pipeline.stages.exits import exit_code
 
 from dataflex_pipeline import launch
 from dataflex_pipeline.launch.team import end_now
+from dataflex_pipeline.process.exits import exit_code
 
 
 def _all() -> int:

@@ -16,6 +16,7 @@ from unittest import mock
 from dataflex_pipeline.stages import cli
 
 from dataflex_pipeline.demo import Demo
+from dataflex_pipeline.process import interrupts
 
 STEPS = ("warmup_step=2", "update_step=2", "update_times=3")
 SMALL = (
@@ -42,7 +43,7 @@ def dataflex(*arguments: object) -> Ran:
     code = 0
     with (
         mock.patch.object(sys, "argv", ["dataflex", *map(str, arguments)]),
-        mock.patch.object(cli.interrupts, "watched", lambda command: command()),  # Ctrl-C stays pytest's
+        mock.patch.object(interrupts, "watched", lambda command: command()),  # Ctrl-C stays pytest's
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

@@ -140,7 +140,7 @@ def test_a_module_of_ones_own_is_told_with_its_line_too(own_file, monkeypatch):
 def test_a_file_that_closes_what_is_printed_to_ends_the_command_in_words(closing, told):
     program = (
         "import os, sys, typer\n"
-        "from dataflex_pipeline.stages.exits import exit_code\n"
+        "from dataflex_pipeline.process.exits import exit_code\n"
         f"def command():\n    {closing}\n    for number in range(9999):\n"
         "        typer.echo('done' * 99)\n        typer.echo('note', err=True)\n"
         "sys.exit(exit_code(command))\n"

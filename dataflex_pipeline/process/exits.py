@@ -12,9 +12,8 @@ import typer
 from typer.core import TyperGroup
 
 from dataflex_pipeline.errors import DataflexError, UserError
+from dataflex_pipeline.process import interrupts
 from dataflex_pipeline.start import fill_streams, is_open
-
-from . import interrupts
 
 INTERRUPTED = 130
 READER_LEFT = 141

@@ -11,10 +11,9 @@ from dataflex_pipeline import launch
 from dataflex_pipeline.errors import DataflexError
 from dataflex_pipeline.launch.team import Team, end_now
 from dataflex_pipeline.models.one_base import one_base
+from dataflex_pipeline.process.exits import INTERRUPTED, explained
+from dataflex_pipeline.process.libraries import quieten
 from dataflex_pipeline.terminal import console
-
-from .exits import INTERRUPTED, explained
-from .libraries import quieten
 
 
 def run(command: Callable[[], int]) -> int:
