@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 
-from dataflex_pipeline.stages import cli, several
+from dataflex_pipeline.stages import cli
 
 from dataflex_pipeline import launch
 from dataflex_pipeline.launch.team import end_now
+from dataflex_pipeline.process import several
 from dataflex_pipeline.process.exits import exit_code
 
 
