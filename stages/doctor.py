@@ -34,11 +34,13 @@ def doctor(
     from dataflex_pipeline.checkup.environment import environment
     from dataflex_pipeline.checkup.run import check_configuration
     from dataflex_pipeline.config.fields import Config
+    from dataflex_pipeline.host_memory import check_libraries_fit
     from dataflex_pipeline.terminal.answers import print_json
     from dataflex_pipeline.terminal.checkup import draw_checkup
 
     from .opening import open_run
 
+    check_libraries_fit()
     given = config is not None or bool(arguments) or run is not None or method is not None
     shown: list[dict[str, Any]] = []
     with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():

@@ -14,7 +14,7 @@ from dataflex_pipeline.errors import UserError
 from dataflex_pipeline.estimate.machine import import_seconds
 from dataflex_pipeline.estimate.records import Measured, StageCost, total
 from dataflex_pipeline.estimate.sample import Sample, sample_prepared, sample_sources
-from dataflex_pipeline.host_memory import available_bytes
+from dataflex_pipeline.host_memory import available_bytes, check_libraries_fit
 from dataflex_pipeline.models.weights import check_model_here
 from dataflex_pipeline.pipeline.prepare import read_sources, splits_of
 from dataflex_pipeline.pipeline.run import Run
@@ -79,6 +79,7 @@ def predict(context: Run, budget: float = BUDGET) -> Estimate:
 
     Raises:
         UserError: several processes were started, or the configuration cannot work.
+        DataflexError: a limit of this process is too low to load what computes.
     """
     from dataflex_pipeline.estimate.calibrate import calibrate
     from dataflex_pipeline.estimate.needs import candidate_keys, needs_by_round, tables_there
@@ -92,6 +93,7 @@ def predict(context: Run, budget: float = BUDGET) -> Estimate:
             "It measures what one process takes; features take about so much divided by their number.",
             "Run it without torchrun.",
         )
+    check_libraries_fit()
     imports = import_seconds(LIBRARIES)
     if context.given.model_name_or_path != DEMO:  # the demo's is made when it is asked for
         check_model_here(context.config)

@@ -486,7 +486,9 @@ def test_strategies_that_end_with_the_pool_may_be_asked_for_more(here, tiny_demo
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS")
-@pytest.mark.parametrize("command", [("pick", "perplexity", "fraction=0.1"), ("warmup",)])
+@pytest.mark.parametrize(
+    "command", [("pick", "perplexity", "fraction=0.1"), ("warmup",), ("estimate",), ("doctor",)]
+)
 def test_too_little_address_space_for_the_libraries_is_one_error(here, tiny_demo, monkeypatch, command):
     """scipy's BLAS would try for ever to get its buffers."""
     import resource

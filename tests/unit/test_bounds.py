@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from dataflex_pipeline.config import keys, yaml_files
+from dataflex_pipeline import host_memory, start
+from dataflex_pipeline.config import checks, keys, yaml_files
 from dataflex_pipeline.config.fields import Config
 from dataflex_pipeline.data.chat import trial
 from dataflex_pipeline.data.sources import json_bounds
 from dataflex_pipeline.models import adapter_values, source
+from dataflex_pipeline.pipeline import drawing
 from dataflex_pipeline.store import chosen_files
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
@@ -39,6 +41,15 @@ BOUNDS = {
     ),
     "a file that you name (`--to`, `--output`)": (f"{chosen_files.LONGEST_NAME} bytes",),
     "a file of settings": (f"{yaml_files.LARGEST_FILE // MIB} MiB",),
+    "rows of a random draw, and training positions": (
+        f"{drawing.DRAWN_BYTES} bytes a row",
+        f"{drawing.POSITION_BYTES} a position",
+    ),
+    "`lora_alpha`": (f"{checks.MOST_SCALING:,} times",),
+    "addresses (`ulimit -v`)": (
+        f"{start.LEAST // MIB} MiB and {start.PER_THREAD // MIB} for each thread",
+        f"{host_memory.LIBRARIES / GIB} GiB",
+    ),
     "whole numbers in settings": (f"{keys.LARGEST:,}", f"worker processes: {keys.MOST_WORKERS:,}"),
 }
 """Row of the page -> what it has to say."""
