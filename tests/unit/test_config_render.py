@@ -72,6 +72,7 @@ fixed = {
     "data_columns": st.dictionaries(names, names, max_size=2),
     "data_tags": st.dictionaries(names, names, max_size=2),
     "lora_rank": st.integers(1, 65_536),
+    "lora_alpha": st.none() | st.integers(1, 1024),  # at most 1,024 times lora_rank
     "warmup_step": st.integers(0, 1000),
     "update_step": st.integers(0, 1000),
     "per_device_train_batch_size": st.integers(1, 1000),
