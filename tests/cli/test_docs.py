@@ -202,9 +202,8 @@ def launched(words: list[str]) -> tuple[str, ...]:
     return tuple(parsed.training_script_args)
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=() if page == "README.md" else pytest.mark.slow) for page in FOUND]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", list(FOUND))
 def test_the_commands_of_a_page_work_in_their_order(page, tiny_demo, begun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     known = FOUND["README.md"] if page == TRANSLATED else []

@@ -246,7 +246,9 @@ def test_a_local_benchmark_task(run, tiny_demo, tmp_path):
         (["--round", 9], "Round 9 was asked for"),
         (["--round", "basis"], "--round is 'basis'"),
         (["--metric", "exactmatch"], "exact_match"),
-        (["--task", "no_such_task_at_all"], "no task or group of that name"),
+        pytest.param(
+            ["--task", "no_such_task_at_all"], "no task or group of that name", marks=pytest.mark.slow
+        ),
         (["--task", "arc_easy", "--include-path", "no/such/folder"], "there is no such folder"),
     ],
 )

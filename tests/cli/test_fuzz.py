@@ -86,6 +86,7 @@ def check(trial: Trial, code: int, out: str, err: str, before: dict, here: Path)
         assert not [name for name in made if SECRET.encode() in (here / name).read_bytes()]
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(trials)
 @example(

@@ -89,6 +89,7 @@ def every_row() -> range:
     return range(N_FIRST + N_BAD + N_SECOND)
 
 
+@pytest.mark.slow
 def test_every_row_comes_from_where_it_stands_in_its_file(folder, run):
     lines = (folder / "first.jsonl").read_text().split("\n")
     elements = json.loads((folder / "second.json").read_text())

@@ -184,6 +184,7 @@ def test_the_page_stands_alone(run):
     assert anchors <= {a.get("id") for _, a in tags}
 
 
+@pytest.mark.slow
 def test_texts_of_the_data_are_shown_as_text(hostile):
     whole = (hostile / "report.html").read_text()
     assert whole.count("<script>") == 3

@@ -56,6 +56,7 @@ def reopened(run, number):
 
 
 class TestTwoProcesses:
+    @pytest.mark.slow
     def test_the_second_is_refused_and_the_first_finishes(self, lanes, recipe, finished, tmp_path):
         first = Bench(lanes, tmp_path / "first")
         go_on = tmp_path / "go on"
@@ -220,7 +221,9 @@ def test_a_file_size_limit_is_told_and_the_run_goes_on_after_it(lanes, recipe, f
     assert differences(finished.run, bench.run) == []
 
 
-@pytest.mark.parametrize("kilobytes", [36, 300, 700])
+@pytest.mark.parametrize(
+    "kilobytes", [36, *(pytest.param(each, marks=pytest.mark.slow) for each in (300, 700))]
+)
 def test_a_full_disk_is_told_and_the_run_goes_on_after_it(lanes, recipe, finished, tmp_path, kilobytes):
     with small_disk(tmp_path / "disk", kilobytes) as disk:
         bench = Bench(lanes, tmp_path / "bench")
@@ -237,6 +240,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_after_it(lanes, recipe, finishe
         assert differences(finished.run, bench.folder / "runs" / NAME) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [7, 17])
 def test_a_disk_that_becomes_read_only_is_told_and_the_run_goes_on(lanes, recipe, finished, tmp_path, write):
     """The kernel's own way when a disk fails, open files or not: `remount,abort` stands for the failure."""

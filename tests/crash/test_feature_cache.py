@@ -68,6 +68,7 @@ def assert_scored_as_alone(bench, alone):
     assert (bench.run / SCORES).read_bytes() == (alone.run / SCORES).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_tables_are_those_of_a_run_that_keeps_its_features(alone, warm, cache, tmp_path):
     one = begun(warm, tmp_path, "one").finish(SCORE)
     assert not (one.run / "features").exists()

@@ -103,6 +103,7 @@ def test_a_run_on_two_processes_is_that_of_one_with_the_same_global_batch(alone,
     assert "torchrun --standalone --nproc_per_node 2 -m -- dataflex_pipeline select --round 1" in text
 
 
+@pytest.mark.slow
 def test_a_rank_that_runs_out_of_memory_makes_the_same_tables(alone, tmp_path):
     """Its batches are halved; the other's are not."""
     folder = warmed_up(alone, tmp_path)
@@ -117,6 +118,7 @@ def test_a_rank_that_runs_out_of_memory_makes_the_same_tables(alone, tmp_path):
     assert np.abs(ours - theirs).max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_size_of_batches_is_agreed_on_by_ranks_with_unequal_memory(alone, tmp_path):
     """Bit for bit the table of one process with that number, which the manifest names."""
     folder = warmed_up(alone, tmp_path / "two")
@@ -133,6 +135,7 @@ def test_the_size_of_batches_is_agreed_on_by_ranks_with_unequal_memory(alone, tm
     assert found["loss.score"] == wanted["loss.score"]
 
 
+@pytest.mark.slow
 def test_all_ranks_train_as_many_rows_at_a_time_as_the_one_with_the_least_memory(
     one_thread, tiny_demo, tmp_path, monkeypatch
 ):

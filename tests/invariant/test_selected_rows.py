@@ -151,6 +151,7 @@ def check(worlds, number, asked, shares, draw):
     return "selected"
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(number=st.integers(0, WORLDS - 1), asked=AMOUNTS, shares=SHARES, draw=DRAWS)
 def test_selected_exported_and_inspected_rows_are_the_same(worlds, number, asked, shares, draw):

@@ -47,6 +47,7 @@ def test_rounds_and_tables_record_their_versions(run):
             assert "torch" not in found[b"dataflex.ingredients"].decode()
 
 
+@pytest.mark.slow
 def test_other_versions_are_said_by_every_stage_and_make_nothing_stale(run):
     for number in (0, 1, 2):
         rewrite(run, number, older)

@@ -132,6 +132,7 @@ def by_turns(values, count):
     return taken[:count]
 
 
+@pytest.mark.slow
 def test_target_rows_take_turns_by_directions_of_their_own(world, tiny_demo):
     folder, settings, _ = world
     rows = ("strategy=round_robin", "round_robin_over=target_rows", "disable_shuffling=true")

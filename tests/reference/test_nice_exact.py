@@ -78,7 +78,10 @@ def policy_gradient(model, kind, rewards, answers):
     return dict(zip(named, torch.autograd.grad(total, list(named.values())), strict=True))
 
 
-@pytest.mark.parametrize("kind", list(POLICIES))
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(each, marks=() if each == "leave_one_out" else pytest.mark.slow) for each in POLICIES],
+)
 def test_scores_equal_a_loop_over_written_out_policy_gradients(world, tiny_demo, kind):
     folder, settings, _ = world
     done("round", 1, *settings, *POLICIES[kind], "--run", kind)

@@ -103,6 +103,7 @@ def test_importance_weights_without_replacement_are_unbiased():
     assert error < 0.3
 
 
+@pytest.mark.slow
 def test_importance_weights_with_replacement_are_unbiased():
     x = np.array([1.0, 4.0, -2.0, 3.0, 7.0])
     estimates = [
