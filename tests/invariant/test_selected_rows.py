@@ -159,6 +159,7 @@ def test_selected_exported_and_inspected_rows_are_the_same(worlds, number, asked
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # three minutes on an idle machine
 def test_the_same_in_a_thousand_worlds(worlds):
     told = Counter()
 
