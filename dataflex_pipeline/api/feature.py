@@ -1,4 +1,4 @@
-"""What computes a feature: Feature, the Need of one, parameters, and the backends behind it."""
+"""Feature and the Need of one, their parameters, and the backends behind them."""
 
 from __future__ import annotations
 

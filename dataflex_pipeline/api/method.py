@@ -1,4 +1,4 @@
-"""What scores and weighs rows: Method, and what it is told about the selection and the rows."""
+"""Method, which scores and weighs rows, and what it is told about the selection and the rows."""
 
 from __future__ import annotations
 
